@@ -1,0 +1,44 @@
+"""Anchored CLIPErase (this project): tells every token state what it should be instead.
+
+After Yang et al. (ACL 2025, arXiv 2410.23330). Differs: Stable Diffusion reads all token states and
+the paper's terms see only the pooled one. Driven below zero, the paper's dot product pushes a
+caption toward whatever lies opposite, and an apple turns into a chair. Here a caption with the
+concept is pulled to the original's states of the same caption without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import Batch, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchoredCLIPErase:
+    """Caption-minus-concept and token-level retention; the paper's forgetting term, bounded."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"states"})
+    anchor_weight: float = 50.0
+    """Of the squared distance to the states of the caption without the concept."""
+    token_weight: float = 50.0
+    """Of the squared distance of the retain captions' states to the original's."""
+    forget_weight: float = 0.0
+    """Of the paper's forgetting module, stopped at 0: strangers' similarity is forgotten enough."""
+
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+        """Two scalars, three with a `forget_weight`."""
+        forget, retain = student(batch.forget), student(batch.retain)
+        away = (forget.states - batch.reduced.states).square().mean(-1)  # (n, tokens)
+        mask = batch.reduced.mask
+        terms = {
+            "anchor": self.anchor_weight * (away * mask).sum() / mask.sum().clamp(min=1),
+            "token": self.token_weight
+            * (retain.states - batch.retain.original.states).square().mean(),
+        }
+        if self.forget_weight:
+            likeness = (forget.image * forget.text).sum(-1).clamp(min=0)
+            terms["forget"] = self.forget_weight * likeness.mean()
+        return terms

@@ -1,0 +1,57 @@
+"""CLIPErase (Yang et al., ACL 2025, arXiv 2410.23330): forgetting, retention and consistency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Batch, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPErase:
+    """The paper's three terms on the pooled features (Eq. 1-5), to the letter.
+
+    Differs: nothing in the terms. The paper's words leave two readings of the consistency term's
+    softmax; `consistency` chooses.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    forget_weight: float = 3.0
+    """Of the forgetting module (lambda 2; 3 in a secondary source); it has no lower bound but -1."""
+    retain_weight: float = 1.0
+    """Of the retention module (lambda 1)."""
+    consistency_weight: float = 3.0
+    """Of the consistency module (lambda 3)."""
+    consistency: Literal["similarity", "embedding"] = "similarity"
+    """Softmax over the batch's similarities, or over the embedding's dimensions as the prose says:
+    that one is at most 2 / dimensions even for opposite vectors, so it weighs almost nothing."""
+
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+        """Three scalars."""
+        forget, retain = student(batch.forget), student(batch.retain)
+        original = batch.retain.original
+        similarity = student.scale * retain.image @ retain.text.T  # (n, n)
+        target = torch.arange(len(similarity), device=similarity.device)
+        if self.consistency == "similarity":
+            before = student.scale * original.image @ original.text.T
+            drift = _kl(before, similarity) + _kl(before.T, similarity.T)
+        else:
+            drift = _kl(original.image, retain.image) + _kl(original.text, retain.text)
+        contrast = F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)
+        return {
+            "forget": self.forget_weight * (forget.image * forget.text).sum(-1).mean(),
+            "retain": self.retain_weight * contrast / 2,
+            "consistency": self.consistency_weight * drift,
+        }
+
+
+def _kl(before: Tensor, now: Tensor) -> Tensor:
+    """KL(softmax(before) || softmax(now)) over the last dimension, mean over rows."""
+    return F.kl_div(
+        now.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
+    )

@@ -1,0 +1,146 @@
+"""Scenes of the miniature world: sampled by a seed, rendered at 64 px, with exact boxes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .draw import COLOURS, PLACES, THINGS, Pen
+
+SIZE = 64  # pixels, width and height of an image
+SUPERSAMPLE = 4  # drawn this many times larger, then averaged down
+
+CLASS_OF = {kind: kind for kind in THINGS} | {
+    "man": "person",
+    "woman": "person",
+    "boy": "person",
+    "girl": "person",
+    "apple laptop": "laptop",
+}
+CLASSES = tuple(dict.fromkeys(CLASS_OF.values()))  # the detector's class order
+
+# How often a scene holds none, one, two or three things: two and three are what a small U-Net
+# finds hard, so they make up most of what it sees.
+COUNTS = (0.08, 0.26, 0.36, 0.30)
+# Side of a thing, as the square root of its area, in pixels, by how many share the scene.
+SIDES = {1: (25, 38), 2: (21, 27), 3: (18.5, 22)}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object; `box` is xyxy in pixels of the final image, None before rendering."""
+
+    kind: str
+    colour: str
+    centre: tuple[float, float]
+    side: float
+    mirrored: bool
+    tilt: float  # degrees
+
+    @property
+    def name(self) -> str:
+        """COCO class."""
+        return CLASS_OF[self.kind]
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the layer in pixels."""
+        aspect = THINGS[self.kind][1] ** 0.5
+        return self.side * aspect, self.side / aspect
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A place and its things, from left to right; `seed` repeats every stroke."""
+
+    seed: int
+    place: str
+    things: tuple[Thing, ...]
+
+
+def sample(seed: int, kinds: tuple[str, ...] | None = None, place: str | None = None) -> Scene:
+    """The scene of `seed`; `kinds` and `place` fix what it shows and leave the rest to chance.
+
+    No two things share a COCO class, so that "an apple" is the apple.
+    """
+    rng = random.Random(seed)
+    place = place or rng.choice(list(PLACES))
+    if kinds is None:
+        count = rng.choices(range(4), COUNTS)[0]
+        # People twice as often as any other class, as in Flickr30K they are everywhere.
+        names = dict.fromkeys(rng.sample((*CLASSES, "person"), count))
+        kinds = tuple(_kind_of(name, rng) for name in names)
+    things = _arrange([(kind, rng.choice(THINGS[kind][2])) for kind in kinds], rng)
+    return Scene(seed, place, tuple(sorted(things, key=lambda thing: thing.centre[0])))
+
+
+def _kind_of(name: str, rng: random.Random) -> str:
+    if name == "laptop":
+        return rng.choice(("laptop", "apple laptop"))
+    return rng.choice([kind for kind, of in CLASS_OF.items() if of == name])
+
+
+def _arrange(kinds: list[tuple[str, str]], rng: random.Random) -> list[Thing]:
+    """Places for all things, by rejection: hardly any overlap, kites high, the rest grounded."""
+    shrink = 1.0
+    while True:
+        for _ in range(60):
+            things = [_put(kind, colour, len(kinds), shrink, rng) for kind, colour in kinds]
+            if all(_overlap(a, b) < 0.06 for i, a in enumerate(things) for b in things[:i]):
+                return things
+        shrink *= 0.95
+
+
+def _put(kind: str, colour: str, count: int, shrink: float, rng: random.Random) -> Thing:
+    side = rng.uniform(*SIDES[count]) * shrink
+    mirrored, tilt = rng.random() < 0.5, rng.uniform(-5, 5)
+    thing = Thing(kind, colour, (0.0, 0.0), side, mirrored, tilt)
+    width, height = thing.extent
+    x = rng.uniform(width / 2 + 1, SIZE - 1 - width / 2)
+    if kind == "kite":
+        y = rng.uniform(height / 2 + 1, SIZE * 0.42)
+    else:
+        bottom = rng.uniform(SIZE * 0.68, SIZE - 2)
+        y = max(bottom - height / 2, height / 2 + 1)
+    return Thing(kind, colour, (x, y), side, mirrored, tilt)
+
+
+def _overlap(a: Thing, b: Thing) -> float:
+    """Shared area as a share of the smaller extent."""
+    shared = 1.0
+    for axis in (0, 1):
+        reach = (a.extent[axis] + b.extent[axis]) / 2 - abs(a.centre[axis] - b.centre[axis])
+        shared *= max(0.0, reach)
+    return shared / min(a.extent[0] * a.extent[1], b.extent[0] * b.extent[1])
+
+
+Box = tuple[str, float, float, float, float]
+
+
+def render(scene: Scene) -> tuple[Image.Image, list[Box]]:
+    """The scene as RGB, 64 x 64, and its boxes: (class, x0, y0, x1, y1), xyxy in pixels."""
+    rng = random.Random(scene.seed ^ 0x5EED)
+    size = SIZE * SUPERSAMPLE
+    canvas = Image.new("RGB", (size, size))
+    PLACES[scene.place](canvas, Pen(canvas), rng)
+    boxes: list[Box] = []
+    # Things further down stand in front.
+    for thing in sorted(scene.things, key=lambda t: t.centre[1] + t.extent[1] / 2):
+        width, height = (round(e * SUPERSAMPLE) for e in thing.extent)
+        layer = Image.new("RGBA", (width, height))
+        draw = THINGS[thing.kind][0]
+        base = COLOURS[thing.colour]
+        tone = rng.uniform(0.92, 1.06)
+        r, g, b = (min(255, round(channel * tone)) for channel in base)
+        draw(Pen(layer, thing.mirrored), (r, g, b), rng)
+        layer = layer.rotate(thing.tilt, Image.Resampling.BILINEAR, expand=True)
+        left = round(thing.centre[0] * SUPERSAMPLE - layer.width / 2)
+        top = round(thing.centre[1] * SUPERSAMPLE - layer.height / 2)
+        canvas.paste(layer, (left, top), layer)
+        x0, y0, x1, y1 = layer.getchannel("A").point(lambda a: 255 * (a > 64)).getbbox()  # type: ignore[misc]
+        corners = (left + x0, top + y0, left + x1, top + y1)
+        clipped = [min(max(c / SUPERSAMPLE, 0.0), float(SIZE)) for c in corners]
+        boxes.append((thing.name, clipped[0], clipped[1], clipped[2], clipped[3]))
+    return canvas.reduce(SUPERSAMPLE), boxes

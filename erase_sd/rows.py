@@ -1,0 +1,118 @@
+"""Caption rows: token ids, the original's features, and each caption without the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .encoders import Clip
+from .files import cache_folder, key_of, write_bytes
+from .pairs.concepts import Concept, without
+from .pairs.flickr30k import Captioned, Dataset
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Captions of one side and part: token ids, the original's pooled features, and where each came from."""
+
+    texts: list[str]
+    ids: Tensor  # (n, tokens)
+    text: Tensor  # (n, projection), unit norm, the original's
+    image: Tensor  # (n, projection), unit norm, the original's
+    paths: list[Path]
+    reduced_ids: Tensor  # (n, tokens), of the caption without the concept
+    source: Tensor  # (n, tokens), the position in the reduced caption that each position becomes
+    mask: Tensor  # (n, tokens), 0 where there is none
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def rows_of(
+    clip: Clip,
+    data: Dataset,
+    items: Sequence[Captioned],
+    concepts: tuple[Concept, ...],
+    features: bool,
+) -> Rows:
+    """The captions of `items`, and each less the `concepts`.
+
+    Without `features` the pooled ones are left empty, (n, 0).
+    """
+    texts = [caption for item in items for caption in item.captions]
+    images = [item for item in items for _ in item.captions]
+    ids = clip.tokens(texts)
+    text = image = torch.empty(len(texts), 0)
+    if features:
+        with torch.no_grad():
+            text = torch.cat([clip.encode_text(part)[0] for part in torch.split(ids, 512)])
+        table = image_features(clip, data, items)
+        image = torch.stack([table[item.image] for item in images])
+    reduced, source, mask = reduce(clip, texts, ids, concepts)
+    paths = [data.path_of(item) for item in images]
+    return Rows(texts, ids, text, image, paths, reduced, source, mask)
+
+
+def image_features(clip: Clip, data: Dataset, items: Sequence[Captioned]) -> dict[str, Tensor]:
+    """The original's unit-norm image features by file name; each computed once, then read back.
+
+    The cache is keyed by the weights and the folder's captions; a damaged one is made anew.
+    """
+    path = cache_folder() / "features" / f"{key_of([clip.digest, data.digest])}.safetensors"
+    try:
+        table = load(path.read_bytes())
+        if not all(torch.isfinite(row).all() for row in table.values()):
+            table = {}
+    except (OSError, SafetensorError):
+        table = {}
+    missing = [item for item in items if item.image not in table]
+    with torch.no_grad():
+        for start in range(0, len(missing), 128):
+            part = missing[start : start + 128]
+            rows = clip.encode_image(clip.pixels([data.path_of(item) for item in part]))
+            table |= {item.image: row.clone() for item, row in zip(part, rows, strict=True)}
+    if missing:
+        write_bytes(path, save(table))
+    return table
+
+
+def reduce(
+    clip: Clip, texts: list[str], ids: Tensor, concepts: tuple[Concept, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The captions without the concepts, and which of their positions stands for which.
+
+    Kept words, `<|endoftext|>` and the padding go to their own counterparts. A position of the
+    phrase that went becomes the word before it: there, the reader has learned nothing new. Captions
+    without a mention, or that the tokenizer cuts differently without it, have a mask of 0.
+    """
+    count, length = ids.shape
+    source = torch.arange(length).repeat(count, 1)
+    mask = torch.zeros(count, length)
+    reduced = ids.clone()
+    for row, text in enumerate(texts):
+        rest, gone = without(text, concepts)
+        if not gone or any(concept.in_text(rest) for concept in concepts):
+            continue
+        encoded = clip.tokenizer(text, return_offsets_mapping=True)
+        kept = [
+            i
+            for i, (start, end) in enumerate(encoded["offset_mapping"])
+            if start == end or not any(start < g[1] and g[0] < end for g in gone)
+        ]
+        short = clip.tokenizer(rest)["input_ids"]
+        if [encoded["input_ids"][i] for i in kept] != short:
+            continue
+        reduced[row] = clip.tokenizer.pad_token_id
+        reduced[row, : len(short)] = torch.tensor(short)
+        at = 0
+        for position in range(len(encoded["input_ids"])):
+            at += position in kept
+            source[row, position] = max(at - 1, 0)
+        mask[row] = 1
+    return reduced, source, mask

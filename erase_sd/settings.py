@@ -1,0 +1,104 @@
+"""What shapes an erasure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import SettingError
+from .methods import METHODS, Method
+from .pairs.concepts import Concept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What shapes an erasure. Every field is an option of `erase-sd unlearn`."""
+
+    concepts: tuple[Concept, ...]
+    """What goes: names, synonyms, and the senses that stay."""
+    method: str = "cliperase-anchored"
+    """One of METHODS."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """The method's own fields, where they differ from its defaults."""
+    towers: Literal["text", "both"] = "text"
+    """Which towers train; Stable Diffusion reads the text tower alone."""
+    rate: float = 1e-3
+    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine."""
+    steps: int = 120
+    """Most steps; the thresholds below can end it earlier."""
+    forget_batch: int = 48
+    """Forget captions a step."""
+    retain_batch: int = 96
+    """Retain captions a step."""
+    forget_threshold: float = 0.02
+    """Ends once the concept's remaining share, on validation images, is at most this (0-1)."""
+    retain_floor: float = 0.9
+    """Kept share of the retain captions' states (0-1), on validation images; a step below it is
+    rolled back and the rate halved."""
+    validate_every: int = 20
+    """Steps between two looks at the validation images."""
+    patience: int = 100
+    """Least steps before the threshold may end the run: what is drawn settles after what is said."""
+    seed: int = 0
+    """Of the split and of every batch."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingError(
+                f"--method {self.method}: unknown; needs one of {', '.join(METHODS)}"
+            )
+        if self.towers not in ("text", "both"):
+            raise SettingError(f"--towers {self.towers}: needs text or both")
+        if not self.concepts:
+            raise SettingError("--concept: needs at least one word")
+        for name in ("steps", "forget_batch", "validate_every"):
+            if getattr(self, name) < 1:
+                raise SettingError(
+                    f"--{name.replace('_', '-')}: needs at least 1, got {getattr(self, name)}"
+                )
+        if self.retain_batch < 2:
+            raise SettingError(f"--retain-batch: needs at least 2, got {self.retain_batch}")
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise SettingError(f"--rate: needs a number above 0, got {self.rate}")
+        for name in ("forget_threshold", "retain_floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(
+                    f"--{name.replace('_', '-')}: needs 0 to 1, got {getattr(self, name)}"
+                )
+        self.build()
+
+    def build(self) -> Method:
+        """The method with its weights. Raises SettingError for a weight it does not have."""
+        kind = METHODS[self.method]
+        known = {f.name for f in dataclasses.fields(kind)}  # class variables are no fields
+        for name, value in self.weights.items():
+            if name not in known:
+                raise SettingError(
+                    f"--weight {name}: {self.method} has none; it has {', '.join(sorted(known))}"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"--weight {name}: needs a finite number, got {value}")
+        return kind(**self.weights)
+
+
+def concepts_from(
+    names: Sequence[str], synonyms: Sequence[str] = (), keep_senses: Sequence[str] = ()
+) -> tuple[Concept, ...]:
+    """Concepts by name. Synonyms belong to the one concept there is; with several, a synonym is
+    given as `concept=synonym`. Senses are kept for all.
+
+    Raises SettingError for an empty word, a concept named twice, and a synonym of none.
+    """
+    if len(set(names)) < len(names):
+        raise SettingError(f"--concept: named twice ({', '.join(names)})")
+    given: dict[str, list[str]] = {name: [] for name in names}
+    for text in synonyms:
+        name, equals, word = text.partition("=")
+        owner, word = (name, word) if equals else (names[0], text)
+        if owner not in given or (len(names) > 1 and not equals):
+            raise SettingError(f"--synonym {text}: needs concept=synonym, of {', '.join(names)}")
+        given[owner].append(word)
+    return tuple(Concept(name, tuple(words), tuple(keep_senses)) for name, words in given.items())

@@ -1,0 +1,82 @@
+"""A tiny world of real classes with random weights, and folders of their own for every test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erase_sd.presets import Models
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and caches never leave the test's folder, and nothing reaches for the network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERASE_SD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Real CLIP, Stable Diffusion, Flickr30K folder and YOLOv5 of a few thousand random weights."""
+    import torch
+    from diffusers import (
+        AutoencoderTiny,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from safetensors.torch import save_file
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+    from ultralytics.nn.tasks import DetectionModel
+
+    from erase_sd.mini import WEIGHTS
+    from erase_sd.mini.dataset import write
+    from erase_sd.mini.scenes import CLASSES
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "clip")
+    tower = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "projection_dim": 16,
+    }  # fmt: skip
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = tower | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=tower | {"image_size": 64, "patch_size": 16},
+            projection_dim=16,
+        )
+    )
+    for saved in (clip, tokenizer):
+        saved.save_pretrained(folder / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64).save_pretrained(folder / "clip")
+    StableDiffusionPipeline(
+        vae=AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+        ),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "clip"),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32,
+            attention_head_dim=2,
+        ),
+        scheduler=DDIMScheduler(timestep_spacing="trailing", steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder / "sd")  # fmt: skip
+    (folder / "data").mkdir()
+    write(folder / "data", 150)
+    detector = DetectionModel("yolov5n.yaml", nc=len(CLASSES), verbose=False)
+    save_file(
+        {n: t.contiguous() for n, t in detector.state_dict().items() if t.is_floating_point()},
+        folder / "detector.safetensors",
+        metadata={"architecture": "yolov5n.yaml", "names": json.dumps(CLASSES), "size": "64"},
+    )
+    return Models(folder / "sd", folder / "clip", folder / "data", folder / "detector.safetensors")
