@@ -104,7 +104,7 @@ def score(
 
     runs = [rundir.Run(rundir.folder_of(run))] if run is not None else scoring.all_runs()
     if not runs:
-        raise RunError(f"no run in {rundir.RUNS}/; unlearn and generate first")
+        raise RunError(f"no run with images in {rundir.RUNS}/; unlearn and generate first")
     models = presets.resolve(preset, detector=detector)
     scored = (scoring.score(found, models, detector_class) for found in runs)
     return sum(scored, scoring.Tables())

@@ -68,13 +68,11 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on", 130)
 
 
-def _fail(line: str, status: int = 1) -> None:
+def _fail(line: str) -> None:
     print(f"erase-sd: {line}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(1)
 
 
 @app.command()
@@ -173,10 +171,13 @@ def run(
 ) -> None:
     """Unlearn, generate and score, in this order."""
     from . import runtime
+    from .prompts import read_prompts
     from .rundir import Run
 
     began = time.monotonic()
     files = prompts or [Path("prompts") / f"{word}.txt" for word in concept]
+    for file in files:
+        read_prompts(file)  # what is wrong with it is better known before the unlearning
     places: dict[str, Any] = {"preset": preset, "model": model}
     folder = _unlearn(
         concept, synonym, keep_sense, name, weight, {"method": method},
@@ -248,11 +249,11 @@ def _table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .scoring import HEADINGS, cells
+    from .scoring import HEADINGS, NOTE, cells
 
-    table = Table(title="Detection rates")
+    table = Table(title="Detection rates", caption=NOTE)
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i < 3 else "right")
+        table.add_column(heading, justify="left" if i < 2 else "right")
     for line in cells(rows):
         table.add_row(*line)
     Console().print(table)

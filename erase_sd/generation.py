@@ -33,9 +33,9 @@ class Settings:
 
     images_per_prompt: int = 1
     """Images of each prompt, each from a seed of its own."""
-    steps: int = 20
+    steps: int = 25
     """Denoising steps."""
-    guidance: float = 5.0
+    guidance: float = 3.5
     """Classifier-free guidance scale."""
     seed: int = 1000
     """Of the first image; image k of prompt p uses seed + p * images_per_prompt + k."""
@@ -103,7 +103,10 @@ def generate(
     with run.stage("generate", stage):
         kept = _kept(run)
         rows: list[dict[str, Any]] = []
-        batches = [shots[i : i + settings.batch] for i in range(0, len(shots), settings.batch)]
+        # A batch never mixes prompt files: retain.txt has the same batches in every run.
+        files = [[s for s in shots if s.prompts == path.stem] for path in prompts]
+        size = settings.batch
+        batches = [file[i : i + size] for file in files for i in range(0, len(file), size)]
         done = 0
         for arm in ARMS:
             pipe.text_encoder = arms[arm].to(pipe.device)

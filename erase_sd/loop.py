@@ -42,13 +42,12 @@ class Loop:
         self.settings, self.clip = settings, clip
         self.forget, self.retain = forget, retain
         self.method = settings.build()
+        self.rate = settings.rate or self.method.rate
         self.original = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
         self.parameters = trainable(clip, settings.towers)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=settings.rate, betas=(0.9, 0.98)
-        )
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.rate, betas=(0.9, 0.98))
         self.checkpoint = run.folder / "checkpoint.safetensors"
         self.log_path = run.folder / "train.jsonl"
         self.log: list[dict[str, Any]] = []
@@ -90,9 +89,7 @@ class Loop:
         done = self.step / self.settings.steps
         for group in self.optimizer.param_groups:
             fall = 0.5 * (1 + math.cos(math.pi * done))
-            group["lr"] = (
-                self.settings.rate * self.rate_scale * min(1.0, (self.step + 1) / 10) * fall
-            )
+            group["lr"] = self.rate * self.rate_scale * min(1.0, (self.step + 1) / 10) * fall
         terms = self.method.loss(self, self._batch())
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):

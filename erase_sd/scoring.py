@@ -17,12 +17,6 @@ from .presets import Models
 from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, pairs_of, rows_of
 from .rundir import RUNS, Run
 
-TITLES = {
-    "target": "the concept",
-    "retained_same": "other objects, same captions",
-    "retained_other": "objects, other captions",
-}
-
 
 @dataclass
 class Tables:
@@ -129,8 +123,16 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 
 def all_runs() -> list[Run]:
-    """Every run folder under `runs/`, by name."""
-    return [Run(path.parent) for path in sorted(RUNS.glob("*/run.json"))]
+    """Every run under `runs/` that has images, by name."""
+    runs = [Run(path.parent) for path in sorted(RUNS.glob("*/run.json"))]
+    return [run for run in runs if run.status("generate") == "done"]
+
+
+NOTE = (
+    f"Detected with probability of at least {THRESHOLD}; in brackets the 95 % Wilson interval; p: "
+    "McNemar's exact test on the same prompts and seeds."
+)
+HEADINGS = ("run", "looked for", "n", "original %", "erased %", "change", "p")
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -138,35 +140,31 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     lines = []
     for before, after in zip(rows[::2], rows[1::2], strict=True):
         assert after.difference is not None and after.p_value is not None
+        what = {
+            "target": after.concept,
+            "retained_same": f"{after.name or 'others'}, same captions",
+            "retained_other": f"{after.name or 'others'}, elsewhere",
+        }[after.group]
+        change = f"{100 * after.difference:+.1f}"
         lines.append(
-            [after.run, after.concept, TITLES[after.group], after.name or "", f"{after.n}", _rate(before), _rate(after),
-             f"{100 * after.difference:+.1f}", f"{after.p_value:.2g}"]
-        )  # fmt: skip
+            [
+                after.run,
+                what,
+                str(after.n),
+                _rate(before),
+                _rate(after),
+                change,
+                f"{after.p_value:.1g}",
+            ]
+        )
     return lines
-
-
-HEADINGS = (
-    "run",
-    "concept",
-    "looked for",
-    "class",
-    "n",
-    "original %",
-    "erased %",
-    "difference",
-    "p",
-)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table of `cells` in Markdown, with a line that says how to read it."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|" + "--:|" * 5]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "--:|" * 5]
     lines += ["| " + " | ".join(line) + " |" for line in cells(rows)]
-    note = (
-        f"\nDetected with probability of at least {THRESHOLD}; in brackets the 95 % Wilson interval; "
-        "p: McNemar's exact test on the same prompts and seeds.\n"
-    )
-    return "\n".join(lines) + "\n" + note
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
 
 
 def _rate(row: Row) -> str:

@@ -25,15 +25,16 @@ class Settings:
     """The method's own fields, where they differ from its defaults."""
     towers: Literal["text", "both"] = "text"
     """Which towers train; Stable Diffusion reads the text tower alone."""
-    rate: float = 1e-3
-    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine."""
+    rate: float | None = None
+    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine; None:
+    the method's own."""
     steps: int = 120
     """Most steps; the thresholds below can end it earlier."""
     forget_batch: int = 48
     """Forget captions a step."""
     retain_batch: int = 96
     """Retain captions a step."""
-    forget_threshold: float = 0.02
+    forget_threshold: float = 0.1
     """Ends once the concept's remaining share, on validation images, is at most this (0-1)."""
     retain_floor: float = 0.9
     """Kept share of the retain captions' states (0-1), on validation images; a step below it is
@@ -61,7 +62,7 @@ class Settings:
                 )
         if self.retain_batch < 2:
             raise SettingError(f"--retain-batch: needs at least 2, got {self.retain_batch}")
-        if not (math.isfinite(self.rate) and self.rate > 0):
+        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
             raise SettingError(f"--rate: needs a number above 0, got {self.rate}")
         for name in ("forget_threshold", "retain_floor"):
             if not 0 <= getattr(self, name) <= 1:

@@ -21,6 +21,7 @@ class AnchoredCLIPErase:
     """Caption-minus-concept and token-level retention; the paper's forgetting term, bounded."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"states"})
+    rate: ClassVar[float] = 1e-3
     anchor_weight: float = 50.0
     """Of the squared distance to the states of the caption without the concept."""
     token_weight: float = 50.0

@@ -60,10 +60,12 @@ class Method(Protocol):
     """A frozen dataclass of hyperparameters with one idea.
 
     `reads` says what of the original its loss looks at, so that the rest is not computed:
-    "features" (pooled, of the retain pairs), "states" (of tokens, retain and reduced).
+    "features" (pooled, of the retain pairs), "states" (of tokens, retain and reduced). `rate` is
+    the learning rate it works with unless another is asked for.
     """
 
     reads: ClassVar[frozenset[str]]
+    rate: ClassVar[float]
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; the loop adds them up."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TRAIN_SEED = 10_000_000  # scenes TRAIN_SEED + i train the models; no other part draws them
 TRAIN_SCENES = 30_000
 DETECTOR_SCENES = 8_000  # of those, the detector sees this many
-UNET_STEPS = 6_000
+UNET_STEPS = 6_500
 UNET = {
     "sample_size": 16,
     "block_out_channels": (96, 160, 224),

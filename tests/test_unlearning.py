@@ -1,0 +1,254 @@
+"""The loop on tiny real models: same seed same weights, resuming, rolling back, never NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import erase_sd
+from erase_sd.errors import DataError, DivergedError, ModelError, RunError, SettingError
+from erase_sd.files import hash_folder
+from erase_sd.loop import Loop
+from erase_sd.methods.anchored import AnchoredCLIPErase
+from erase_sd.pairs.concepts import Concept
+from erase_sd.presets import Models
+from erase_sd.rundir import Run
+from erase_sd.settings import Settings, concepts_from
+from erase_sd.unlearning import unlearn
+
+APPLE = (Concept("apple"),)
+
+
+def short(**changes: object) -> Settings:
+    fields: dict[str, object] = {
+        "concepts": APPLE, "steps": 6, "validate_every": 2, "forget_batch": 8, "retain_batch": 8,
+        "rate": 1e-2, "retain_floor": 0.0,
+    }  # fmt: skip
+    return Settings(**(fields | changes))  # type: ignore[arg-type]
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return load_file(run.folder / "erased" / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("method", ["cliperase", "cliperase-anchored"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    tiny: Models, method: str
+) -> None:
+    runs = [Run(Path("runs") / name) for name in ("a", "b", "c")]
+    for run, seed in zip(runs, (0, 0, 1), strict=True):
+        unlearn(short(method=method, seed=seed), tiny, run)
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_the_original_is_left_as_it_was(tiny: Models) -> None:
+    before = hash_folder(tiny.model, "*"), hash_folder(tiny.clip, "*")
+    unlearn(short(), tiny, Run(Path("runs/a")))
+    assert (hash_folder(tiny.model, "*"), hash_folder(tiny.clip, "*")) == before
+    base = load_file(tiny.model / "text_encoder" / "model.safetensors")
+    erased = weights(Run(Path("runs/a")))
+    assert base.keys() == erased.keys() and not same(base, erased)
+
+
+@pytest.mark.parametrize("towers", ["text", "both"])
+def test_projection_and_temperature_never_move(
+    tiny: Models, towers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: dict[str, Tensor] = {}
+    save = Loop.weights
+
+    def keep(loop: Loop) -> dict[str, Tensor]:
+        moved.update({n: p.detach().clone() for n, p in loop.clip.model.named_parameters()})
+        return save(loop)
+
+    monkeypatch.setattr(Loop, "weights", keep)
+    unlearn(short(method="cliperase", towers=towers), tiny, Run(Path("runs/a")))
+    base = load_file(tiny.clip / "model.safetensors")
+    for name in ("text_projection.weight", "visual_projection.weight", "logit_scale"):
+        assert torch.equal(moved[name], base[name])
+    vision = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(moved[vision], base[vision]) == (towers == "text")
+
+
+class StopError(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tiny: Models, at: int
+) -> None:
+    whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
+    unlearn(short(), tiny, whole)
+
+    def stop(done: int, of: int, terms: dict[str, float]) -> None:
+        if done == at:
+            raise StopError
+
+    with pytest.raises(StopError):
+        unlearn(short(), tiny, broken, stop)
+    assert broken.status("unlearn") == "running"
+    assert not (broken.folder / "erased").exists()
+    unlearn(short(), tiny, broken)
+    assert same(weights(whole), weights(broken))
+    assert not (broken.folder / "checkpoint.safetensors").exists()
+
+
+def test_going_on_with_other_settings_is_refused_and_names_them(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(), tiny, run)
+    before = weights(run)
+    with pytest.raises(RunError, match=r"began with rate 0\.01, now it is 0\.02"):
+        unlearn(short(rate=0.02), tiny, run)
+    assert same(before, weights(run))
+
+
+def test_a_finished_run_is_left_alone(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    first = unlearn(short(), tiny, run)
+    changed = (run.folder / "run.json").stat().st_mtime_ns
+    assert unlearn(short(), tiny, run) == first
+    assert (run.folder / "run.json").stat().st_mtime_ns == changed
+
+
+def test_a_broken_floor_is_rolled_back_with_half_the_rate(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(retain_floor=1.0), tiny, run)  # no step can keep everything
+    log = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
+    assert [row["rolled_back"] for row in log] == [True, True, True]
+    base = load_file(tiny.model / "text_encoder" / "model.safetensors")
+    assert same(base, weights(run))
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(self: object, student: object, batch: object) -> dict[str, Tensor]:
+        return {"anchor": torch.tensor(float("nan"), requires_grad=True)}
+
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", poisoned)
+    run = Run(Path("runs/a"))
+    with pytest.raises(DivergedError, match="step 1 "):
+        unlearn(short(), tiny, run)
+    assert not (run.folder / "erased").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+
+    def stop(done: int, of: int, terms: dict[str, float]) -> None:
+        if done == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        unlearn(short(), tiny, run, stop)
+    path = run.folder / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors: damaged"):
+        unlearn(short(), tiny, run)
+
+
+def spoil(models: Models, tmp_path: Path, change: str) -> Models:
+    """`models` with a damaged CLIP of its own."""
+    import shutil
+
+    folder = tmp_path / "spoilt"
+    shutil.copytree(models.clip, folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    if change == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif change == "garbage":
+        file.write_bytes(b"no tensors at all")
+    elif change == "code":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
+    else:
+        if change == "missing":
+            del tensors[name]
+        elif change == "shape":
+            tensors[name] = tensors[name][:, :-1].contiguous()
+        elif change == "nan":
+            tensors[name][0, 0] = float("nan")
+        save_file(tensors, file, metadata={"format": "pt"})
+    return dataclasses.replace(models, clip=folder)
+
+
+@pytest.mark.parametrize("change", ["truncated", "garbage", "code", "missing", "shape", "nan"])
+def test_damaged_weights_are_one_line_and_leave_nothing(
+    tiny: Models, tmp_path: Path, change: str
+) -> None:
+    with pytest.raises(ModelError, match="spoilt") as caught:
+        unlearn(short(), spoil(tiny, tmp_path, change), Run(Path("runs/a")))
+    assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_a_text_encoder_of_another_width_is_refused_before_any_step(
+    tiny: Models, tmp_path: Path
+) -> None:
+    import shutil
+
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path / "wide"
+    shutil.copytree(tiny.model, folder)
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    config.hidden_size = 64
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    with pytest.raises(ModelError, match="not the text encoder of this CLIP"):
+        unlearn(short(), dataclasses.replace(tiny, model=folder), Run(Path("runs/a")))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magic"}, "--method magic: unknown; needs one of cliperase"),
+        ({"steps": 0}, "--steps: needs at least 1, got 0"),
+        ({"rate": float("nan")}, "--rate: needs a number above 0, got nan"),
+        ({"rate": -1.0}, "--rate: needs a number above 0, got -1.0"),
+        ({"retain_floor": 1.5}, "--retain-floor: needs 0 to 1, got 1.5"),
+        ({"towers": "image"}, "--towers image: needs text or both"),
+        ({"weights": {"forgetting": 1.0}}, "--weight forgetting: cliperase-anchored has none"),
+        ({"concepts": ()}, "--concept: needs at least one word"),
+    ],
+)
+def test_a_setting_outside_what_is_allowed_is_named(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        short(**change)
+
+
+def test_synonyms_belong_to_their_concept() -> None:
+    assert concepts_from(["bicycle"], ["bike"])[0].synonyms == ("bike",)
+    two = concepts_from(["bicycle", "couch"], ["couch=sofa"])
+    assert [concept.synonyms for concept in two] == [(), ("sofa",)]
+    with pytest.raises(SettingError, match="--synonym sofa: needs concept=synonym"):
+        concepts_from(["bicycle", "couch"], ["sofa"])
+
+
+def test_a_concept_in_no_caption_lists_the_near_words(tiny: Models) -> None:
+    with pytest.raises(
+        DataError, match=r"--concept aple: in no caption of the data; near words.*apple"
+    ):
+        unlearn(short(concepts=(Concept("aple"),)), tiny, Run(Path("runs/a")))
+    assert not Path("runs").exists()
+
+
+def test_the_python_words_are_the_commands_own() -> None:
+    for word in ("unlearn", "generate", "score", "load"):
+        assert callable(getattr(erase_sd, word))
