@@ -187,14 +187,14 @@ def check_images(report: Report, paint: Painter, scale: float = 1.0) -> None:
     for i, name in enumerate(CLASSES):
         kinds = [kind for kind, of in CLASS_OF.items() if of == name]
         singles[name] = paint(
-            _take(_held_out(1, first + 5_000 * i, "direct", kinds), round(25 * scale))
+            _take(_held_out(1, first + 5_000 * i, "direct", kinds), round(15 * scale))
         )
     hits = {name: [name in s.found for s in shown] for name, shown in singles.items()}
     macro = float(np.mean([np.mean(h) for h in hits.values()]))
     report.line("one object, macro over classes", macro, 0.99, f"n={sum(map(len, hits.values()))}")
     for name, found in hits.items():
         per_class[name] += found
-    for count, least, n in ((2, 0.95, 300), (3, 0.85, 200)):
+    for count, least, n in ((2, 0.95, 200), (3, 0.85, 150)):
         shown = paint(_take(_held_out(count, first + 100_000 * count, "direct"), round(n * scale)))
         all_found = [(name, name in s.found) for s in shown for name in s.named]
         report.rate(
@@ -219,11 +219,11 @@ def check_images(report: Report, paint: Painter, scale: float = 1.0) -> None:
     )
     for k, (wording, table) in enumerate(wordings):
         source = _held_out(1, first + 500_000 + 50_000 * k, wording, list(table))
-        shown = paint(_take(source, round(200 * scale)))
+        shown = paint(_take(source, round(150 * scale)))
         report.rate(
             f"{wording} captions", sum(s.named[0] in s.found for s in shown), len(shown), 0.9
         )
-    empty = paint([(s, c) for s, c in _empty(first + 700_000, round(60 * scale))])
+    empty = paint([(s, c) for s, c in _empty(first + 700_000, round(40 * scale))])
     report.rate("empty places with nothing detected", sum(not s.found for s in empty), len(empty))
 
 
