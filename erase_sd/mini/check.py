@@ -179,23 +179,21 @@ def _take(source: Iterator[tuple[Scene, str]], n: int) -> list[tuple[Scene, str]
     return [next(source) for _ in range(n)]
 
 
-def check_images(report: Report, paint: Painter, scale: float = 1.0) -> None:
+def check_images(report: Report, paint: Painter) -> None:
     """Whether what a held-out caption names is in the image that the original model draws."""
     first = CHECK_SEED + 30_000
     per_class: dict[str, list[bool]] = defaultdict(list)
     singles: dict[str, list[Shown]] = {}
     for i, name in enumerate(CLASSES):
         kinds = [kind for kind, of in CLASS_OF.items() if of == name]
-        singles[name] = paint(
-            _take(_held_out(1, first + 5_000 * i, "direct", kinds), round(15 * scale))
-        )
+        singles[name] = paint(_take(_held_out(1, first + 5_000 * i, "direct", kinds), 15))
     hits = {name: [name in s.found for s in shown] for name, shown in singles.items()}
     macro = float(np.mean([np.mean(h) for h in hits.values()]))
     report.line("one object, macro over classes", macro, 0.99, f"n={sum(map(len, hits.values()))}")
     for name, found in hits.items():
         per_class[name] += found
     for count, least, n in ((2, 0.95, 200), (3, 0.85, 150)):
-        shown = paint(_take(_held_out(count, first + 100_000 * count, "direct"), round(n * scale)))
+        shown = paint(_take(_held_out(count, first + 100_000 * count, "direct"), n))
         all_found = [(name, name in s.found) for s in shown for name in s.named]
         report.rate(
             f"{('', '', 'two', 'three')[count]} objects",
@@ -219,11 +217,11 @@ def check_images(report: Report, paint: Painter, scale: float = 1.0) -> None:
     )
     for k, (wording, table) in enumerate(wordings):
         source = _held_out(1, first + 500_000 + 50_000 * k, wording, list(table))
-        shown = paint(_take(source, round(150 * scale)))
+        shown = paint(_take(source, 150))
         report.rate(
             f"{wording} captions", sum(s.named[0] in s.found for s in shown), len(shown), 0.9
         )
-    empty = paint([(s, c) for s, c in _empty(first + 700_000, round(40 * scale))])
+    empty = paint([(s, c) for s, c in _empty(first + 700_000, 40)])
     report.rate("empty places with nothing detected", sum(not s.found for s in empty), len(empty))
 
 
