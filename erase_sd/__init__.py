@@ -39,15 +39,17 @@ def unlearn(
     keep_senses: Sequence[str] = (),
     run: str | Path | None = None,
     preset: str = "mini",
-    model: Path | None = None,
-    clip: Path | None = None,
+    model: str | Path | None = None,
+    revision: str | None = None,
+    clip: str | Path | Sequence[str | Path] | None = None,
     data: Path | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     **settings: Any,
 ) -> Path:
     """Erases one or more concepts from a text encoder; returns the run folder.
 
-    `settings` are fields of `erase_sd.settings.Settings`. Raises EraseError.
+    `model` and `clip` are folders or model hub ids; `settings` are fields of
+    `erase_sd.settings.Settings`. Raises EraseError.
     """
     from . import presets, rundir, unlearning
     from .settings import Settings, concepts_from
@@ -55,7 +57,7 @@ def unlearn(
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     made = Settings(concepts=concepts_from(names, synonyms, keep_senses), **settings)
     folder = rundir.folder_of(run, tuple(names))
-    models = presets.resolve(preset, model, clip, data)
+    models = presets.resolve(preset, model, clip, data, revision=revision)
     unlearning.unlearn(made, models, rundir.Run(folder), progress)
     return folder
 
@@ -64,15 +66,17 @@ def generate(
     prompts: Path | str | Sequence[Path | str],
     *,
     run: str | Path | None = None,
-    preset: str = "mini",
-    model: Path | None = None,
+    preset: str | None = None,
+    model: str | Path | None = None,
+    revision: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     **settings: Any,
 ) -> Path:
     """Draws the prompts of one or more files with both encoders; returns the run folder.
 
     The run is found by the first file's name where none is given, and a `retain.txt` beside that
-    file is drawn too. `settings` are fields of `erase_sd.generation.Settings`. Raises EraseError.
+    file is drawn too. The model is the run's own where none is named. `settings` are fields of
+    `erase_sd.generation.Settings`. Raises EraseError.
     """
     from . import generation, presets, rundir
 
@@ -84,15 +88,16 @@ def generate(
         files.append(beside)
     folder = rundir.folder_of(run, (files[0].stem,))
     made = generation.Settings(**settings)
-    models = presets.resolve(preset, model)
-    generation.generate(files, made, models, rundir.Run(folder), progress)
+    found = rundir.Run(folder)
+    models = presets.of_run(found, preset=preset, model=model, revision=revision)
+    generation.generate(files, made, models, found, progress)
     return folder
 
 
 def score(
     run: str | Path | None = None,
     *,
-    preset: str = "mini",
+    preset: str | None = None,
     detector: Path | None = None,
     detector_class: str | None = None,
 ) -> Tables:
@@ -105,16 +110,18 @@ def score(
     runs = [rundir.Run(rundir.folder_of(run))] if run is not None else scoring.all_runs()
     if not runs:
         raise RunError(f"no run with images in {rundir.RUNS}/; unlearn and generate first")
-    models = presets.resolve(preset, detector=detector)
-    scored = (scoring.score(found, models, detector_class) for found in runs)
+    scored = (
+        scoring.score(found, presets.of_run(found, preset=preset, detector=detector), detector_class)
+        for found in runs
+    )
     return sum(scored, scoring.Tables())
 
 
-def load(run: str | Path) -> CLIPTextModel:
+def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:
     """The erased text encoder of a run folder: `pipe.text_encoder = erase_sd.load("runs/apple")`.
 
-    Raises EraseError.
+    SDXL has a second one, `text_encoder_2`. Raises EraseError.
     """
     from . import artifact
 
-    return artifact.load(run)
+    return artifact.load(run, encoder)

@@ -20,56 +20,68 @@ WEIGHTS = "model.safetensors"
 
 def save(
     folder: Path,
-    weights: dict[str, Tensor],
+    weights: dict[str, dict[str, Tensor]],
     models: Models,
     settings: dict[str, Any],
     measures: dict[str, float],
 ) -> None:
-    """Writes the pipeline's text encoder with `weights` in it, whole or not at all.
+    """Writes the pipeline's text encoders with `weights` in them, whole or not at all.
 
-    Raises DivergedError for weights that are not finite: they are never saved.
+    `weights` maps an encoder's name to its tensors. One encoder lies in `folder` itself, several in
+    folders of their names. Raises DivergedError for weights that are not finite: they are never saved.
     """
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise DivergedError(f"{name} is not finite after unlearning; nothing is saved")
-    encoder = encoders.text_encoder_with(weights, models.model / "text_encoder")
+    for tensors in weights.values():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise DivergedError(f"{name} is not finite after unlearning; nothing is saved")
     with whole_folder(folder) as partial:
-        encoder.save_pretrained(partial)
+        hashes = {}
+        for name, tensors in weights.items():
+            encoder = encoders.text_encoder_with(tensors, models.folder / name)
+            own = partial / name if len(weights) > 1 else partial
+            encoder.save_pretrained(own)
+            hashes[name] = hash_file(own / WEIGHTS)
         write_json(
             partial / "erase.json",
             {
                 "concepts": [concept["name"] for concept in settings["concepts"]],
                 "settings": settings,
                 "held_out": measures,
-                "base": {"model": str(models.model), "fingerprint": settings["model"]},
-                "weights_sha256": hash_file(partial / WEIGHTS),
+                "base": {
+                    "model": str(models.model),
+                    "revision": models.revision,
+                    "fingerprint": settings["model"],
+                },
+                "weights_sha256": hashes,
                 "versions": runtime.versions(),
             },
         )
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """`erase.json` of an erased encoder whose weights are still what was saved."""
+    """`erase.json` of erased encoders whose weights are still what was saved."""
     described = read_json(folder / "erase.json")
-    try:
-        fresh = hash_file(folder / WEIGHTS) == described["weights_sha256"]
-    except FileNotFoundError:
-        raise RunError(f"{folder / WEIGHTS}: missing; unlearn again") from None
-    if not fresh:
-        raise RunError(
-            f"{folder / WEIGHTS}: damaged, not the weights that were saved; unlearn again"
-        )
+    for name, saved in described["weights_sha256"].items():
+        path = _folder(folder, name) / WEIGHTS
+        if not path.is_file():
+            raise RunError(f"{path}: missing; unlearn again")
+        if hash_file(path) != saved:
+            raise RunError(f"{path}: damaged, not the weights that were saved; unlearn again")
     return dict(described)
 
 
-def load(run: str | Path) -> CLIPTextModel:
-    """The erased text encoder of a run folder: `pipe.text_encoder = erase_sd.load("runs/apple")`.
+def _folder(folder: Path, name: str) -> Path:
+    return folder / name if (folder / name).is_dir() else folder
 
-    Raises RunError where there is none or its weights are damaged.
+
+def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:
+    """An erased text encoder of a run folder: `pipe.text_encoder = erase_sd.load("runs/apple")`.
+
+    SDXL has a second one, `text_encoder_2`. Raises RunError where there is none or its weights are
+    damaged.
     """
-    from transformers import CLIPTextModel
-
     folder = Path(run) / "erased" if (Path(run) / "erased").is_dir() else Path(run)
-    check(folder)
-    encoder: CLIPTextModel = encoders.load(CLIPTextModel, folder)
-    return encoder
+    names = check(folder)["weights_sha256"]
+    if encoder not in names:
+        raise RunError(f"{folder}: has no {encoder}; it has {', '.join(names)}")
+    return encoders.load_text_encoder(_folder(folder, encoder))

@@ -1,4 +1,4 @@
-"""CLIP at the edge: loading, tokens, features, what trains, and the copy into the pipeline."""
+"""CLIP at the edge: what a pipeline reads of it, loading, tokens, features, and the way back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,68 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
+class Tap:
+    """Token states that a U-Net reads: what layer number `layer` (from 1) gives, normed or raw."""
+
+    layer: int
+    norm: bool
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder of a diffusers pipeline: where it lies, and which states the U-Net reads."""
+
+    folder: Path
+    taps: tuple[Tap, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder, as the pipeline calls it."""
+        return self.folder.name
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder. Padding differs between models, and the U-Net reads the padding."""
+        return self.folder.with_name(self.name.replace("text_encoder", "tokenizer"))
+
+
+def text_encoders(model: Path) -> list[TextEncoder]:
+    """The text encoders of a Stable Diffusion folder, with what its U-Net reads of each.
+
+    Stable Diffusion 1 and 2: the last layer after the norm (SD 2's encoder is ViT-H/14 without its
+    24th layer). SDXL: the last layer but one, raw, of both, and of the second also the pooled output,
+    which is its last layer's. Raises ModelError for another pipeline, and for a missing encoder.
+    """
+    kind = read_json(model / "model_index.json").get("_class_name")
+    if kind not in PIPELINES:
+        raise ModelError(f"--model {model}: is a {kind}; needs one of {', '.join(PIPELINES)}")
+    found = []
+    for number, name in enumerate(PIPELINES[kind]):
+        check_config(model / name)
+        layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
+        last, penultimate = Tap(layers, norm=True), Tap(layers - 1, norm=False)
+        if len(PIPELINES[kind]) == 1:
+            taps: tuple[Tap, ...] = (last,)
+        else:
+            taps = (penultimate, last) if number else (penultimate,)
+        if min(tap.layer for tap in taps) < 1:
+            raise ModelError(f"{model / name}: has {layers} layers, too few to be read")
+        found.append(TextEncoder(model / name, taps))
+    return found
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": ("text_encoder",),
+    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
+}
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What a model makes of n caption pairs.
 
     `text` and `image` are unit-norm joint features, (n, projection); `states` are the token states
-    that Stable Diffusion 1.x reads, last layer after the norm, (n, tokens, width).
+    that the U-Net reads, (n, tokens, width), of several taps side by side.
     """
 
     text: Tensor
@@ -37,12 +94,22 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP with its tokenizer and image processor; `digest` is the hash of its weights."""
+    """A CLIP with its tokenizer and image processor; `digest` is the hash of its weights.
+
+    `taps` say which token states are read; none: the last layer after the norm.
+    """
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
     processor: Any
     digest: str
+    taps: tuple[Tap, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the text tower lies."""
+        where: torch.device = self.model.text_projection.weight.device
+        return where
 
     @property
     def length(self) -> int:
@@ -62,16 +129,30 @@ class Clip:
         return torch.tensor([row + [pad] * (self.length - len(row)) for row in ids])
 
     def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-norm features (n, projection) and token states (n, tokens, width)."""
-        out = self.model.text_model(input_ids=ids)
-        return F.normalize(
-            self.model.text_projection(out.pooler_output), dim=-1
-        ), out.last_hidden_state
+        """Unit-norm features (n, projection) and token states (n, tokens, width), on the device."""
+        tower = self.model.text_model
+        out = tower(input_ids=ids.to(self.device), output_hidden_states=bool(self.taps))
+        text = F.normalize(self.model.text_projection(out.pooler_output).float(), dim=-1)
+        last = Tap(self.model.config.text_config.num_hidden_layers, norm=True)
+        if self.taps in ((), (last,)):
+            return text, out.last_hidden_state.float()
+        read = []
+        for tap in self.taps:
+            states = out.hidden_states[tap.layer]
+            read.append(tower.final_layer_norm(states) if tap.norm else states)
+        return text, torch.cat(read, dim=-1).float()
+
+    def encode_texts(self, ids: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
+        """`encode_text` of any number of rows, in batches and without gradient."""
+        with torch.no_grad():
+            parts = [self.encode_text(part) for part in torch.split(ids, batch)]
+        return torch.cat([text for text, _ in parts]), torch.cat([states for _, states in parts])
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Unit-norm features, (n, projection), of processed pixels (n, 3, size, size)."""
-        out = self.model.vision_model(pixel_values=pixels)
-        return F.normalize(self.model.visual_projection(out.pooler_output), dim=-1)
+        weight = self.model.visual_projection.weight
+        out = self.model.vision_model(pixel_values=pixels.to(weight.device))
+        return F.normalize(self.model.visual_projection(out.pooler_output).float(), dim=-1)
 
     def pixels(self, paths: Sequence[Path]) -> Tensor:
         """Processed images, (n, 3, size, size). Raises DataError for one that cannot be read."""
@@ -119,18 +200,73 @@ def load(kind: Any, folder: Path) -> Any:
     return model
 
 
-def load_clip(folder: Path) -> Clip:
-    """A CLIP folder: `CLIPModel`, tokenizer, image processor; frozen and in evaluation mode."""
+def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
+    """A CLIP folder: `CLIPModel`, tokenizer, image processor; frozen and in evaluation mode.
+
+    With a pipeline's `encoder`, the text tower gets its weights, tokenizer and taps: what is unlearned
+    is what the pipeline holds. Raises ModelError where the two are not of one architecture.
+    """
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+    if encoder:
+        check_fit(folder, encoder.folder)
     model = load(CLIPModel, folder)
     model.requires_grad_(False)
+    if encoder:
+        model.load_state_dict(_text_weights(encoder.folder), strict=False)
     return Clip(
         model=model,
-        tokenizer=CLIPTokenizer.from_pretrained(folder, local_files_only=True),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            encoder.tokenizer if encoder else folder, local_files_only=True
+        ),
         processor=CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
         digest=hash_folder(folder, "*.safetensors", "*.json"),
+        taps=encoder.taps if encoder else (),
     )
+
+
+def check_fit(clip: Path, encoder: Path) -> None:
+    """ModelError, naming the first field, where `encoder` is not CLIP's text tower or its lower part."""
+    check_config(clip)
+    whole = read_json(clip / "config.json").get("text_config") or {}
+    part = read_json(encoder / "config.json")
+    if part.get("model_type") != "clip_text_model":
+        raise ModelError(f"{encoder}: is a {part.get('model_type')}; needs a clip_text_model")
+    from transformers import CLIPTextConfig
+
+    there, here = CLIPTextConfig(**whole), CLIPTextConfig(**part)
+    for field in ("hidden_size", "intermediate_size", "num_attention_heads",
+                  "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
+        if getattr(there, field) != getattr(here, field):
+            raise ModelError(
+                f"{encoder}: not the text encoder of --clip {clip}: {field} is "
+                f"{getattr(here, field)}, CLIP has {getattr(there, field)}"
+            )
+    if here.num_hidden_layers > there.num_hidden_layers:
+        raise ModelError(
+            f"{encoder}: not the text encoder of --clip {clip}: {here.num_hidden_layers} layers, "
+            f"CLIP has {there.num_hidden_layers}"
+        )
+
+
+def load_text_encoder(folder: Path) -> CLIPTextModel:
+    """A pipeline's text encoder; SDXL's second one is a `CLIPTextModelWithProjection`."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    check_config(folder)
+    kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
+    named = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
+    if named[0] not in kinds:
+        raise ModelError(f"{folder}: is a {named[0]}; needs one of {', '.join(kinds)}")
+    encoder: CLIPTextModel = load(kinds[named[0]], folder)
+    return encoder
+
+
+def _text_weights(folder: Path) -> dict[str, Tensor]:
+    """A text encoder's tower, its weights named as in `CLIPModel`; not its projection."""
+    parameters = load_text_encoder(folder).named_parameters()
+    tower = {f"text_model.{n.removeprefix('text_model.')}": p.detach() for n, p in parameters}
+    return {n: p for n, p in tower.items() if not n.startswith("text_model.text_projection")}
 
 
 def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:
@@ -146,17 +282,23 @@ def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:
 def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextModel:
     """The pipeline's text encoder, loaded from `base`, with the text tower's `weights` in it.
 
-    `weights` are named as in `CLIPModel`. Raises ModelError where they are not of its shape.
+    `weights` are named as in `CLIPModel`; layers above the encoder's last are left out. Raises
+    ModelError where they are not of its shape.
     """
-    from transformers import CLIPTextModel
-
-    encoder: CLIPTextModel = load(CLIPTextModel, base)
-    inside = {
-        n.removeprefix("text_model."): t for n, t in weights.items() if n.startswith("text_model.")
-    }
+    encoder = load_text_encoder(base)
     own = encoder.state_dict()
     prefix = "text_model." if any(n.startswith("text_model.") for n in own) else ""
-    inside = {prefix + n: t for n, t in inside.items()}
+    inside = {
+        prefix + n.removeprefix("text_model."): t.cpu()
+        for n, t in weights.items()
+        if n.startswith("text_model.")
+    }
+    for layer in range(encoder.config.num_hidden_layers, 1000):
+        above = f"{prefix}encoder.layers.{layer}."
+        kept = {n: t for n, t in inside.items() if not n.startswith(above)}
+        if len(kept) == len(inside):
+            break
+        inside = kept
     for name, tensor in inside.items():
         if name not in own or own[name].shape != tensor.shape:
             there = tuple(own[name].shape) if name in own else "no such layer"

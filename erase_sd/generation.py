@@ -1,8 +1,9 @@
-"""Images of the original and of the erased model, from the same noise; the only diffusers user."""
+"""Images of the original and of the erased model, from the same noise."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,20 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from . import artifact, runtime
 from .errors import DataError, ModelError, RunError, SettingError
 from .files import cache_folder, digest, hash_file, key_of, read_rows, write_bytes, write_rows
+from .pipeline import check_lengths, draw, encoders_of, image_size, open_pipeline, swap
 from .presets import Models
 from .prompts import read_prompts
 from .rundir import Run
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
-ARMS = ("original", "erased")
 Progress = Callable[[int, int, str], None]
 
 
@@ -39,12 +39,16 @@ class Settings:
     """Classifier-free guidance scale."""
     seed: int = 1000
     """Of the first image; image k of prompt p uses seed + p * images_per_prompt + k."""
-    batch: int = 25
-    """Images a batch. Part of the result: a batch's size changes pixels slightly."""
+    batch: int | None = None
+    """Images a batch; None: 25 small ones, 8 of 512 px, 2 of 1024 px. Part of the result: a batch's
+    size changes pixels slightly."""
+    dtype: str = "auto"
+    """Precision of the pipeline: auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16."""
 
     def __post_init__(self) -> None:
+        runtime.dtype(self.dtype)
         for name in ("images_per_prompt", "steps", "batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SettingError(
                     f"--{name.replace('_', '-')}: needs at least 1, got {getattr(self, name)}"
                 )
@@ -52,6 +56,15 @@ class Settings:
             raise SettingError(f"--guidance: needs 1 to 100, got {self.guidance}")
         if not 0 <= self.seed < 2**63 - 10**9:
             raise SettingError(f"--seed: needs 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One side of the comparison: its name, what identifies its weights, its text encoders."""
+
+    name: str
+    weights: str
+    encoders: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,9 @@ def generate(
 ) -> list[dict[str, Any]]:
     """Draws every prompt with both text encoders; returns the rows of `images.jsonl`.
 
-    The original's images are shared between runs through the cache. Raises DataError for a prompt
-    file that cannot be used and RunError before unlearning is done.
+    The original's images are shared between runs through the cache. Where memory runs out, both arms
+    begin again with smaller batches. Raises DataError for a prompt file that cannot be used and
+    RunError before unlearning is done.
     """
     run.require("unlearn", "unlearn first")
     runtime.quiet_libraries()
@@ -85,47 +99,72 @@ def generate(
             f"{run.folder}: unlearned from {described['base']['model']}, not {models.model}"
         )
     shots = _plan(prompts, settings)
-    pipe = open_pipeline(models.model)
-    _check_lengths(pipe, shots)
-    arms = {"original": pipe.text_encoder, "erased": artifact.load(run.folder)}
-    weights = {"original": fingerprint, "erased": described["weights_sha256"]}
+    pipe = open_pipeline(models.folder, settings.dtype)
+    check_lengths(pipe, {shot.prompt: shot.prompts for shot in shots})
+    erased = described["weights_sha256"]
+    arms = [
+        _Arm("original", fingerprint, encoders_of(pipe)),
+        _Arm("erased", key_of(erased), {n: artifact.load(run.folder, n) for n in erased}),
+    ]
     shape = asdict(settings) | {
-        "size": pipe.unet.config.sample_size * pipe.vae_scale_factor,
+        "size": image_size(pipe),
+        "batch": settings.batch or max(1, min(25, 2**21 // image_size(pipe) ** 2)),
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
-        "dtype": "float32",
-        "device": runtime.device().type,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
     }
     stage = shape | {
-        "erased": weights["erased"],
+        "erased": erased,
         "prompts": {path.name: hash_file(path) for path in prompts},
     }
-    with run.stage("generate", stage):
-        kept = _kept(run)
-        rows: list[dict[str, Any]] = []
-        # A batch never mixes prompt files: retain.txt has the same batches in every run.
-        files = [[s for s in shots if s.prompts == path.stem] for path in prompts]
-        size = settings.batch
-        batches = [file[i : i + size] for file in files for i in range(0, len(file), size)]
-        done = 0
-        for arm in ARMS:
-            pipe.text_encoder = arms[arm].to(pipe.device)
-            for number, batch in enumerate(batches):
-                key = key_of([arm, weights[arm], shape, [asdict(shot) for shot in batch]])
-                made = _batch(pipe, batch, settings, key, arm, run, kept)
-                done += len(batch)
-                for shot, sha256 in zip(batch, made, strict=True):
-                    rows.append(
-                        {"file": f"images/{arm}/{shot.file}", "arm": arm, "prompts": shot.prompts,
-                         "prompt": shot.prompt, "seed": shot.seed, "steps": settings.steps,
-                         "guidance": settings.guidance, "size": shape["size"],
-                         "scheduler": shape["scheduler"], "weights": weights[arm], "batch": number,
-                         "batch_key": key, "sha256": sha256}
-                    )  # fmt: skip
-                write_rows(run.folder / "images.jsonl", rows)
-                if progress:
-                    progress(done, 2 * len(shots), arm)
+    with run.stage("generate", stage) as entry:
+        while True:
+            try:
+                rows = _draw_all(pipe, arms, shots, shape, run, progress)
+                break
+            except torch.OutOfMemoryError:
+                if shape["batch"] == 1:
+                    raise ModelError(f"{models.model}: out of memory with one image") from None
+                shape["batch"] //= 2
+            runtime.free_memory()
+            runtime.say(f"out of memory; begins again with {shape['batch']} images a batch")
+        entry["batch"] = shape["batch"]
         _forget_strays(run, rows)
+    return rows
+
+
+def _draw_all(
+    pipe: DiffusionPipeline,
+    arms: list[_Arm],
+    shots: list[_Shot],
+    shape: dict[str, Any],
+    run: Run,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Both arms' images in batches of one size; `images.jsonl` grows with every batch."""
+    kept = _kept(run)
+    rows: list[dict[str, Any]] = []
+    # A batch never mixes prompt files: retain.txt has the same batches in every run.
+    files = [list(group) for _, group in itertools.groupby(shots, key=lambda shot: shot.prompts)]
+    size = shape["batch"]
+    batches = [file[i : i + size] for file in files for i in range(0, len(file), size)]
+    for arm in arms:
+        swap(pipe, arm.encoders)
+        for number, batch in enumerate(batches):
+            key = key_of([arm.name, arm.weights, shape, [asdict(shot) for shot in batch]])
+            made = _batch(pipe, batch, shape, key, arm.name, run, kept)
+            for shot, sha256 in zip(batch, made, strict=True):
+                rows.append(
+                    {"file": f"images/{arm.name}/{shot.file}", "arm": arm.name,
+                     "prompts": shot.prompts, "prompt": shot.prompt, "seed": shot.seed,
+                     "steps": shape["steps"], "guidance": shape["guidance"], "size": shape["size"],
+                     "scheduler": shape["scheduler"], "weights": arm.weights, "batch": number,
+                     "batch_key": key, "sha256": sha256}
+                )  # fmt: skip
+            write_rows(run.folder / "images.jsonl", rows)
+            if progress:
+                progress(len(rows), len(arms) * len(shots), arm.name)
     return rows
 
 
@@ -143,31 +182,6 @@ def _plan(prompts: list[Path], settings: Settings) -> list[_Shot]:
     return shots
 
 
-def open_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """A diffusers Stable Diffusion folder on the device. Raises ModelError where it cannot be."""
-    from diffusers import StableDiffusionPipeline
-
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # what a damaged folder raises differs from release to release
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {folder}: cannot be loaded ({first})") from None
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(runtime.device())
-
-
-def _check_lengths(pipe: StableDiffusionPipeline, shots: list[_Shot]) -> None:
-    most = pipe.tokenizer.model_max_length
-    for shot in shots:
-        count = len(pipe.tokenizer(shot.prompt)["input_ids"])
-        if count > most:
-            raise DataError(
-                f"prompt of {count} tokens in {shot.prompts}, at most {most}: {shot.prompt!r}"
-            )
-
-
 def _kept(run: Run) -> dict[str, tuple[str, str]]:
     """Images of an earlier, interrupted pass: file -> (batch key, sha256)."""
     rows = read_rows(run.folder / "images.jsonl")
@@ -175,9 +189,9 @@ def _kept(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def _batch(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     batch: list[_Shot],
-    settings: Settings,
+    shape: dict[str, Any],
     key: str,
     arm: str,
     run: Run,
@@ -196,8 +210,11 @@ def _batch(
     if not encoded:
         encoded = [
             _png(image)
-            for image in draw(pipe, [s.prompt for s in batch], [s.seed for s in batch], settings)
-        ]
+            for image in draw(
+                pipe, [s.prompt for s in batch], [s.seed for s in batch], shape["steps"],
+                shape["guidance"],
+            )
+        ]  # fmt: skip
         if arm == "original":
             for i, data in enumerate(encoded):
                 write_bytes(cached / f"{i:04}-{digest(data)[:32]}.png", data)
@@ -216,33 +233,6 @@ def _from_cache(folder: Path, count: int) -> Iterator[bytes]:
         yield from found
     else:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def draw(
-    pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], settings: Settings
-) -> list[Image]:
-    """One batch of images; each starts from the noise of its own seed, made on the CPU."""
-    side = pipe.unet.config.sample_size
-    shape = (1, pipe.unet.config.in_channels, side, side)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    with torch.inference_mode():
-        embeds = _embed(pipe, prompts)
-        empty = _embed(pipe, [""]).expand_as(embeds)
-        out = pipe(
-            prompt_embeds=embeds,
-            negative_prompt_embeds=empty,
-            latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-        )
-    return list(out.images)
-
-
-def _embed(pipe: StableDiffusionPipeline, texts: list[str]) -> Tensor:
-    """What the U-Net reads: all padded last-layer states, (n, tokens, width), no mask."""
-    ids = pipe.tokenizer(texts, padding="max_length", return_tensors="pt")["input_ids"]
-    states: Tensor = pipe.text_encoder(ids.to(pipe.device)).last_hidden_state
-    return states
 
 
 def _png(image: Image) -> bytes:

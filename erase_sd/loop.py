@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import runtime
 from .encoders import Clip, Encoded, trainable
-from .errors import DivergedError, RunError
+from .errors import DivergedError, ModelError, RunError
 from .files import read_rows, write_bytes, write_rows
 from .methods import Batch, Reduced, Side
 from .pairs.split import Part
@@ -25,6 +25,7 @@ from .rows import Rows
 from .rundir import Run
 from .settings import Settings
 
+STATE = ("step", "rate_scale", "stopped", "forget_batch", "retain_batch")  # of a checkpoint
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -38,18 +39,23 @@ class Loop:
         forget: dict[Part, Rows],
         retain: dict[Part, Rows],
         run: Run,
+        suffix: str = "",
     ) -> None:
         self.settings, self.clip = settings, clip
+        self.device, self.dtype = clip.device, runtime.dtype(settings.dtype)
+        self.forget_batch, self.retain_batch = settings.forget_batch, settings.retain_batch
         self.forget, self.retain = forget, retain
         self.method = settings.build()
         self.rate = settings.rate or self.method.rate
-        self.original = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+        # What does not train is shared: the image tower of a real CLIP is the larger part of it.
+        shared = {} if settings.towers == "both" else {id(v): v for v in (clip.model.vision_model,)}
+        self.original = dataclasses.replace(clip, model=copy.deepcopy(clip.model, shared))
         self.parameters = trainable(clip, settings.towers)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.rate, betas=(0.9, 0.98))
-        self.checkpoint = run.folder / "checkpoint.safetensors"
-        self.log_path = run.folder / "train.jsonl"
+        self.checkpoint = run.folder / f"checkpoint{suffix}.safetensors"
+        self.log_path = run.folder / f"train{suffix}.jsonl"
         self.log: list[dict[str, Any]] = []
         self.step, self.rate_scale = 0, 1.0
         self.stopped = "steps"
@@ -90,29 +96,49 @@ class Loop:
         for group in self.optimizer.param_groups:
             fall = 0.5 * (1 + math.cos(math.pi * done))
             group["lr"] = self.rate * self.rate_scale * min(1.0, (self.step + 1) / 10) * fall
-        terms = self.method.loss(self, self._batch())
-        loss = torch.stack(list(terms.values())).sum()
+        while True:
+            try:
+                terms = self._gradients()
+                break
+            except torch.OutOfMemoryError:
+                self._shrink()
+        self.optimizer.step()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Takes the gradients of one batch; returns its terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._precision():
+            terms = self.method.loss(self, self._batch())
+            loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             self._restore(self.good)
             raise DivergedError(
                 f"unlearning diverged at step {self.step + 1} (loss {float(loss.detach())}); "
                 "a lower --rate may help"
             )
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return terms
+
+    def _shrink(self) -> None:
+        """Halves the batches after memory ran out; ModelError where they are the smallest."""
+        forget, retain = self.forget_batch // 2, self.retain_batch // 2
+        if forget < 1 or retain < 2:  # a contrastive term needs two
+            raise ModelError("out of memory with the smallest batches; needs a larger device")
+        self.forget_batch, self.retain_batch = forget, retain
+        runtime.free_memory()
+        runtime.say(f"out of memory; goes on with {forget} forget and {retain} retain captions")
 
     def _batch(self) -> Batch:
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.step)
         forget, retain = self.forget["train"], self.retain["train"]
-        f = torch.randint(len(forget), (self.settings.forget_batch,), generator=generator)
-        r = torch.randperm(len(retain), generator=generator)[: self.settings.retain_batch]
+        f = torch.randint(len(forget), (self.forget_batch,), generator=generator)
+        r = torch.randperm(len(retain), generator=generator)[: self.retain_batch]
         reduced = Reduced(torch.empty(0), torch.empty(0))
         if "states" in self.method.reads:
             states = self._states(forget.reduced_ids[f])
-            index = forget.source[f][:, :, None].expand_as(states)
-            reduced = Reduced(states.gather(1, index), forget.mask[f])
+            index = forget.source[f][:, :, None].expand_as(states).to(self.device)
+            reduced = Reduced(states.gather(1, index), forget.mask[f].to(self.device))
         return Batch(self._side(forget, f, False), self._side(retain, r, True), reduced)
 
     def _side(self, rows: Rows, picked: Tensor, states: bool) -> Side:
@@ -121,7 +147,13 @@ class Loop:
         pixels = None
         if self.settings.towers == "both":
             pixels = self.clip.pixels([rows.paths[i] for i in picked.tolist()])
-        return Side(ids, Encoded(rows.text[picked], rows.image[picked], then), pixels)
+        text, image = rows.text[picked].to(self.device), rows.image[picked].to(self.device)
+        return Side(ids, Encoded(text, image, then), pixels)
+
+    def _precision(self) -> torch.autocast:
+        """Autocast of the settings' precision; none in float32."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
     def _states(self, ids: Tensor) -> Tensor:
         """The original's token states."""
@@ -140,14 +172,14 @@ class Loop:
         if not len(mentions):
             raise RunError(f"no {part} caption mentions the concept by name; needs more pairs")
         others = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
-        with torch.no_grad():
-            now, _ = self.clip.encode_text(forget.ids[mentions])
-            without_it, _ = self.original.encode_text(forget.reduced_ids[mentions])
-            image, before = forget.image[mentions], forget.text[mentions]
+        with torch.no_grad(), self._precision():
+            now, _ = self.clip.encode_texts(forget.ids[mentions])
+            without_it, _ = self.original.encode_texts(forget.reduced_ids[mentions])
+            image, before = (t[mentions].to(self.device) for t in (forget.image, forget.text))
             base = (image * without_it).sum(-1).mean()
             left = ((image * now).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
-            _, then = self.original.encode_text(retain.ids[others])
-            _, after = self.clip.encode_text(retain.ids[others])
+            _, then = self.original.encode_texts(retain.ids[others])
+            _, after = self.clip.encode_texts(retain.ids[others])
             kept = 1 - (after - then).square().mean() / (then - then.mean(0)).square().mean()
         return {"forget": float(left), "retain": float(kept)}
 
@@ -184,7 +216,7 @@ class Loop:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        state = {"step": self.step, "rate_scale": self.rate_scale, "stopped": self.stopped}
+        state = {name: getattr(self, name) for name in STATE}
         write_rows(self.log_path, self.log)
         write_bytes(self.checkpoint, save(tensors, metadata={"state": json.dumps(state)}))
 
@@ -199,11 +231,8 @@ class Loop:
             raise RunError(
                 f"{self.checkpoint}: damaged ({error}); delete it to begin anew"
             ) from None
-        self.step, self.rate_scale, self.stopped = (
-            state["step"],
-            state["rate_scale"],
-            state["stopped"],
-        )
+        for name in STATE:
+            setattr(self, name, state[name])
         self.good = {n: tensors[f"good.{n}"] for n in self.parameters}
         self._restore({n: tensors[f"now.{n}"] for n in self.parameters})
         for name, parameter in self.parameters.items():

@@ -50,8 +50,7 @@ def rows_of(
     ids = clip.tokens(texts)
     text = image = torch.empty(len(texts), 0)
     if features:
-        with torch.no_grad():
-            text = torch.cat([clip.encode_text(part)[0] for part in torch.split(ids, 512)])
+        text = torch.cat([clip.encode_texts(part)[0].cpu() for part in torch.split(ids, 512)])
         table = image_features(clip, data, items)
         image = torch.stack([table[item.image] for item in images])
     reduced, source, mask = reduce(clip, texts, ids, concepts)
@@ -75,7 +74,7 @@ def image_features(clip: Clip, data: Dataset, items: Sequence[Captioned]) -> dic
     with torch.no_grad():
         for start in range(0, len(missing), 128):
             part = missing[start : start + 128]
-            rows = clip.encode_image(clip.pixels([data.path_of(item) for item in part]))
+            rows = clip.encode_image(clip.pixels([data.path_of(item) for item in part])).cpu()
             table |= {item.image: row.clone() for item, row in zip(part, rows, strict=True)}
     if missing:
         write_bytes(path, save(table))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from .errors import SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -13,11 +16,44 @@ if TYPE_CHECKING:
 PACKAGES = ("erase-sd", "torch", "transformers", "diffusers", "ultralytics", "pillow")
 
 
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
 def device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def dtype(name: str = "auto") -> torch.dtype:
+    """The precision of that name; `auto`: bfloat16 on CUDA, float32 elsewhere.
+
+    Raises SettingError for another name.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise SettingError(f"--dtype {name}: unknown; needs one of {', '.join(DTYPES)}")
+    if name == "auto":
+        name = "bf16" if device().type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def say(line: str) -> None:
+    """One line on stderr, for what a user should know and no result holds."""
+    print(f"erase-sd: {line}", file=sys.stderr)
+
+
+def free_memory() -> None:
+    """Hands cached device memory back, after an allocation failed."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def quiet_libraries() -> None:
@@ -31,7 +67,12 @@ def quiet_libraries() -> None:
 
 
 def peak_memory() -> int:
-    """The largest resident set so far, of this process and of its largest child, in bytes."""
+    """The most memory so far, in bytes: on CUDA what PyTorch held of the device's, else the largest
+    resident set of this process or of its largest child."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(
         resource.getrusage(who).ru_maxrss

@@ -51,7 +51,7 @@ def score(run: Run, models: Models, detector_class: str | None = None) -> Tables
     _check(run, images)
     concepts = concepts_of(manifest)
     stage = {
-        "detector": models.detector.name,
+        "detector": models.detector_file().name,
         "detector_sha256": models.detector_hash(),
         "iou": IOU,
         "max_detections": MAX_DETECTIONS,
@@ -98,11 +98,11 @@ def _detections(
     rows = [known.get((image["file"], image["sha256"])) for image in images]
     names = next((row["names"] for row in rows if row), None)
     if names is None or not all(rows):
-        found = detect(models.detector, [run.folder / image["file"] for image in images])
+        found = detect(models.detector_file(), [run.folder / image["file"] for image in images])
         names = found["names"]
         rows = [
             {"file": image["file"], "sha256": image["sha256"], "boxes": boxes,
-             "detector": models.detector.name, "detector_sha256": detector, "names": names,
+             "detector": models.detector_file().name, "detector_sha256": detector, "names": names,
              "size": found["size"], "iou": IOU, "lowest": LOWEST}
             for image, boxes in zip(images, found["rows"], strict=True)
         ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from .errors import SettingError
 from .methods import METHODS, Method
+from .pairs.classes import COMPOUNDS
 from .pairs.concepts import Concept
 
 
@@ -45,6 +46,9 @@ class Settings:
     """Least steps before the threshold may end the run: what is drawn settles after what is said."""
     seed: int = 0
     """Of the split and of every batch."""
+    dtype: str = "auto"
+    """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; the
+    weights and Adam's state are fp32 throughout."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -69,6 +73,8 @@ class Settings:
                 raise SettingError(
                     f"--{name.replace('_', '-')}: needs 0 to 1, got {getattr(self, name)}"
                 )
+        if self.dtype not in ("auto", "fp32", "bf16"):
+            raise SettingError(f"--dtype {self.dtype}: needs auto, fp32 or bf16 in unlearning")
         self.build()
 
     def build(self) -> Method:
@@ -89,7 +95,8 @@ def concepts_from(
     names: Sequence[str], synonyms: Sequence[str] = (), keep_senses: Sequence[str] = ()
 ) -> tuple[Concept, ...]:
     """Concepts by name. Synonyms belong to the one concept there is; with several, a synonym is
-    given as `concept=synonym`. Senses are kept for all.
+    given as `concept=synonym`. Senses are kept for all, and with them the well-known phrases in
+    which a concept's word is another thing ("hot dog"), unless one is its synonym.
 
     Raises SettingError for an empty word, a concept named twice, and a synonym of none.
     """
@@ -102,4 +109,13 @@ def concepts_from(
         if owner not in given or (len(names) > 1 and not equals):
             raise SettingError(f"--synonym {text}: needs concept=synonym, of {', '.join(names)}")
         given[owner].append(word)
-    return tuple(Concept(name, tuple(words), tuple(keep_senses)) for name, words in given.items())
+    return tuple(
+        Concept(name, tuple(words), _kept_with(name, words, keep_senses))
+        for name, words in given.items()
+    )
+
+
+def _kept_with(name: str, synonyms: list[str], keep_senses: Sequence[str]) -> tuple[str, ...]:
+    own = {word.lower() for word in synonyms}
+    compounds = (c for c in COMPOUNDS.get(name.lower(), ()) if c not in own)
+    return tuple(dict.fromkeys((*keep_senses, *compounds)))

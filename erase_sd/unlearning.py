@@ -1,16 +1,21 @@
-"""The unlearn stage: from caption pairs to an erased text encoder in the run folder."""
+"""The unlearn stage: from caption pairs to erased text encoders in the run folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
 
 from . import artifact, runtime
-from .encoders import load_clip, text_encoder_with, trainable
+from .encoders import Clip, TextEncoder, check_fit, load_clip, text_encoders
 from .errors import RunError
+from .files import hash_folder
 from .loop import Loop, Progress
-from .pairs.flickr30k import read
-from .pairs.split import PARTS, split
+from .pairs.flickr30k import Dataset, read
+from .pairs.split import PARTS, Split, split
 from .presets import Models
 from .rows import rows_of
 from .rundir import Run, refuse_other
@@ -20,17 +25,21 @@ from .settings import Settings
 def unlearn(
     settings: Settings, models: Models, run: Run, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Erases the concepts from the text encoder of `models`; leaves `erased/` in the run folder.
+    """Erases the concepts from every text encoder of `models`; leaves `erased/` in the run folder.
 
-    Returns the measures on the held-out images. An interrupted run goes on from its last
-    checkpoint and ends with the same weights; one that is done with the same settings is left.
-    Raises an EraseError for every cause that is the user's.
+    Returns the measures on the held-out images, of the first encoder. An interrupted run goes on
+    from its last checkpoint and ends with the same weights; one that is done with the same settings
+    is left. Raises an EraseError for every cause that is the user's.
     """
     runtime.quiet_libraries()
-    clip, data = load_clip(models.clip), read(models.pairs())
+    encoders = text_encoders(models.folder)
+    clips = [models.clip_folder(number) for number in range(len(encoders))]
+    for clip, encoder in zip(clips, encoders, strict=True):
+        check_fit(clip, encoder.folder)
+    data = read(models.pairs())
     described = {
         **dataclasses.asdict(settings),
-        "clip": clip.digest,
+        "clip": [hash_folder(clip, "*.safetensors", "*.json") for clip in clips],
         "data": data.digest,
         "model": models.fingerprint(),
     }
@@ -41,24 +50,43 @@ def unlearn(
         artifact.check(run.folder / "erased")
         return dict(before["held_out"])
     sides = split(data.items, settings.concepts, settings.seed)
-    text_encoder_with(trainable(clip, "text"), models.model / "text_encoder")  # fits, or ends here
+    # Damaged weights end it here, before a run folder begins; a second one, 10 GB, has to wait.
+    first = load_clip(clips[0], encoders[0])
+    loaded = chain([first], map(load_clip, clips[1:], encoders[1:]))
+    weights: dict[str, dict[str, Tensor]] = {}
     with run.stage("unlearn", described) as entry:
-        pooled = "features" in settings.build().reads
-        forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
-        retain = {p: rows_of(clip, data, sides.retain[p], (), pooled) for p in PARTS}
-        if forget["train"].mask.sum() == 0:
-            raise RunError(f"{run.folder}: no caption is left once the concept is taken out")
-        loop = Loop(settings, clip, forget, retain, run)
-        loop.train(progress)
-        entry["steps"] = loop.step
-        entry["stopped"] = loop.stopped
+        run.update(models=models.given)
         entry["images"] = {
-            f"{side}_{p}": len(getattr(sides, side)[p])
+            f"{side}_{part}": len(getattr(sides, side)[part])
             for side in ("forget", "retain")
-            for p in PARTS
+            for part in PARTS
         }
-        measures = loop.measure("held-out")
-        entry["held_out"] = measures
-        artifact.save(run.folder / "erased", loop.weights(), models, described, measures)
-        loop.checkpoint.unlink(missing_ok=True)
-    return measures
+        for number, (clip, encoder) in enumerate(zip(loaded, encoders, strict=True)):
+            loop = _loop(settings, clip, data, sides, run, encoder)
+            loop.train(progress)
+            weights[encoder.name] = {name: t.cpu() for name, t in loop.weights().items()}
+            about: dict[str, Any] = {
+                "steps": loop.step, "stopped": loop.stopped,
+                "batches": [loop.forget_batch, loop.retain_batch],
+                "held_out": loop.measure("held-out"),
+            }  # fmt: skip
+            entry |= {encoder.name: about} if number else about
+        artifact.save(run.folder / "erased", weights, models, described, entry["held_out"])
+        for checkpoint in run.folder.glob("checkpoint*.safetensors"):
+            checkpoint.unlink()
+    return dict(entry["held_out"])
+
+
+def _loop(
+    settings: Settings, clip: Clip, data: Dataset, sides: Split, run: Run, encoder: TextEncoder
+) -> Loop:
+    """The loop over one text encoder, its rows made and its model on the device."""
+    clip.model.to(runtime.device())
+    pooled = "features" in settings.build().reads
+    forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
+    retain = {p: rows_of(clip, data, sides.retain[p], (), pooled) for p in PARTS}
+    if forget["train"].mask.sum() == 0:
+        raise RunError(f"{run.folder}: no caption is left once the concept is taken out")
+    if settings.towers == "text":
+        clip.model.vision_model.cpu()  # its features are made; the room is the text tower's
+    return Loop(settings, clip, forget, retain, run, encoder.name.removeprefix("text_encoder"))

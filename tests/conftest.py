@@ -79,4 +79,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
         folder / "detector.safetensors",
         metadata={"architecture": "yolov5n.yaml", "names": json.dumps(CLASSES), "size": "64"},
     )
-    return Models(folder / "sd", folder / "clip", folder / "data", folder / "detector.safetensors")
+    return Models(
+        folder / "sd", (folder / "clip",), folder / "data", folder / "detector.safetensors"
+    )

@@ -18,7 +18,7 @@ APPLE = (Concept("apple"),)
 
 @pytest.fixture
 def clip(tiny: Models) -> Clip:
-    return load_clip(tiny.clip)
+    return load_clip(tiny.clips[0])
 
 
 def words(clip: Clip, ids: torch.Tensor) -> list[str]:

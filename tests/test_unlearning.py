@@ -53,9 +53,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 
 def test_the_original_is_left_as_it_was(tiny: Models) -> None:
-    before = hash_folder(tiny.model, "*"), hash_folder(tiny.clip, "*")
+    before = hash_folder(tiny.model, "*"), hash_folder(tiny.clips[0], "*")
     unlearn(short(), tiny, Run(Path("runs/a")))
-    assert (hash_folder(tiny.model, "*"), hash_folder(tiny.clip, "*")) == before
+    assert (hash_folder(tiny.model, "*"), hash_folder(tiny.clips[0], "*")) == before
     base = load_file(tiny.model / "text_encoder" / "model.safetensors")
     erased = weights(Run(Path("runs/a")))
     assert base.keys() == erased.keys() and not same(base, erased)
@@ -74,7 +74,7 @@ def test_projection_and_temperature_never_move(
 
     monkeypatch.setattr(Loop, "weights", keep)
     unlearn(short(method="cliperase", towers=towers), tiny, Run(Path("runs/a")))
-    base = load_file(tiny.clip / "model.safetensors")
+    base = load_file(tiny.clips[0] / "model.safetensors")
     for name in ("text_projection.weight", "visual_projection.weight", "logit_scale"):
         assert torch.equal(moved[name], base[name])
     vision = "vision_model.encoder.layers.0.mlp.fc1.weight"
@@ -164,7 +164,7 @@ def spoil(models: Models, tmp_path: Path, change: str) -> Models:
     import shutil
 
     folder = tmp_path / "spoilt"
-    shutil.copytree(models.clip, folder)
+    shutil.copytree(models.clips[0], folder)
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = "text_model.encoder.layers.0.mlp.fc1.weight"
@@ -183,7 +183,7 @@ def spoil(models: Models, tmp_path: Path, change: str) -> Models:
         elif change == "nan":
             tensors[name][0, 0] = float("nan")
         save_file(tensors, file, metadata={"format": "pt"})
-    return dataclasses.replace(models, clip=folder)
+    return dataclasses.replace(models, clips=(folder,))
 
 
 @pytest.mark.parametrize("change", ["truncated", "garbage", "code", "missing", "shape", "nan"])
@@ -208,7 +208,7 @@ def test_a_text_encoder_of_another_width_is_refused_before_any_step(
     config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     config.hidden_size = 64
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    with pytest.raises(ModelError, match="not the text encoder of this CLIP"):
+    with pytest.raises(ModelError, match="not the text encoder of --clip"):
         unlearn(short(), dataclasses.replace(tiny, model=folder), Run(Path("runs/a")))
     assert not Path("runs").exists()
 

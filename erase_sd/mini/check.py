@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import generation, runtime
+from .. import generation, pipeline, runtime
 from ..detect import Detector
 from ..encoders import load_clip
 from ..rates import THRESHOLD, wilson
@@ -159,7 +159,8 @@ class Painter:
     """Draws captions with the original model and detects what is there."""
 
     def __init__(self, detector: Detector) -> None:
-        self.pipe = generation.open_pipeline(WEIGHTS / "sd")
+        self.pipe = pipeline.open_pipeline(WEIGHTS / "sd")
+        self.settings = generation.Settings()
         self.detector = detector
         self.seed = 7_000_000
 
@@ -169,7 +170,9 @@ class Painter:
             part = captioned[start : start + 50]
             seeds = list(range(self.seed, self.seed + len(part)))
             self.seed += len(part)
-            images = generation.draw(self.pipe, [c for _, c in part], seeds, generation.Settings())
+            images = pipeline.draw(
+                self.pipe, [c for _, c in part], seeds, self.settings.steps, self.settings.guidance
+            )
             for (scene, _), boxes in zip(part, self.detector(images), strict=True):
                 shown.append(Shown(tuple(t.name for t in scene.things), _classes(boxes)))
         return shown

@@ -29,8 +29,8 @@ def one_cycle(step: int, steps: int, warm: float = 0.05) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
 
 
-def steady(step: int, steps: int, warm: int = 200, decay: float = 1 / 3) -> float:
-    """Share of the peak rate: warm-up, a plateau, then straight down to 2 % in the last third.
+def steady(step: int, steps: int, warm: int = 200, decay: float = 1 / 2) -> float:
+    """Share of the peak rate: warm-up, a plateau, then straight down to 2 % in the last half.
 
     Up to the fall it does not depend on `steps`, so a run can be shortened or drawn out.
     """

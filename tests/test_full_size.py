@@ -1,0 +1,202 @@
+"""Full-size Stable Diffusion with random weights, in the hub's own layout: `pytest -m slow`.
+
+No weights of these models can be had here, so this shows that every shape, name and layer fits, and
+nothing of quality.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import erase_sd
+from erase_sd import generation, pipeline
+from erase_sd.encoders import load_clip, text_encoders
+from erase_sd.mini.dataset import write
+from erase_sd.pairs.concepts import Concept
+from erase_sd.presets import Models
+from erase_sd.rundir import Run
+from erase_sd.scoring import score
+from erase_sd.settings import Settings
+from erase_sd.unlearning import unlearn
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs CLIP's tokenizer from ../shared/data"),
+]
+
+VIT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+         "num_hidden_layers": 12, "projection_dim": 768, "hidden_act": "quick_gelu"}  # fmt: skip
+VIT_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+         "num_hidden_layers": 24, "projection_dim": 1024, "hidden_act": "gelu"}  # fmt: skip
+VIT_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20,
+         "num_hidden_layers": 32, "projection_dim": 1280, "hidden_act": "gelu"}  # fmt: skip
+# The image towers stay small, but for SD 1.5: no U-Net reads them.
+SMALL_VISION = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,
+                "num_hidden_layers": 1, "image_size": 224, "patch_size": 32}  # fmt: skip
+VIT_L_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+                "num_hidden_layers": 24, "image_size": 224, "patch_size": 14}  # fmt: skip
+CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+SD1_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+SD2_UNET: dict[str, Any] = {
+    "sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}  # fmt: skip
+SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True, "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", CROSS[0], CROSS[0]),
+    "up_block_types": (CROSS[1], CROSS[1], "UpBlock2D"), "transformer_layers_per_block": [1, 2, 10],
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Gigabytes of weights, gone after each test."""
+    torch.manual_seed(0)
+    yield tmp_path
+    shutil.rmtree(tmp_path / "sd", ignore_errors=True)
+
+
+def clip_in(folder: Path, text: dict[str, Any], vision: dict[str, Any], pad: str) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    size = text["projection_dim"]
+    config = CLIPConfig(
+        text_config=text | {"eos_token_id": 2}, vision_config=vision | {"projection_dim": size},
+        projection_dim=size,
+    )  # fmt: skip
+    model = CLIPModel(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(4.6)
+    tokenizer = CLIPTokenizer.from_pretrained(SHARED / "clip-tokenizer", pad_token=pad)
+    tokenizer.model_max_length = 77
+    for part in (model, tokenizer, CLIPImageProcessor()):
+        part.save_pretrained(folder)
+    return folder
+
+
+def pipeline_in(
+    folder: Path, kind: str, clips: list[Path], layers: list[int], unet: dict[str, Any]
+) -> Path:
+    import diffusers
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+    parts: dict[str, Any] = {}
+    for number, (clip, depth) in enumerate(zip(clips, layers, strict=True)):
+        config = CLIPTextConfig.from_pretrained(clip, num_hidden_layers=depth)
+        suffix, text = ("_2", CLIPTextModelWithProjection) if number else ("", CLIPTextModel)
+        parts |= {
+            f"tokenizer{suffix}": CLIPTokenizer.from_pretrained(clip),
+            f"text_encoder{suffix}": text.from_pretrained(clip, config=config),
+        }
+    if kind == "StableDiffusionPipeline":
+        parts |= {"safety_checker": None, "feature_extractor": None}
+    getattr(diffusers, kind)(
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            sample_size=unet["sample_size"] * 8,
+        ),
+        unet=diffusers.UNet2DConditionModel(**unet),
+        scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        **parts,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def quick(**changes: Any) -> Settings:
+    return Settings(
+        concepts=(Concept("apple"),), steps=1, validate_every=1, forget_batch=2, retain_batch=2,
+        retain_floor=0.0, **changes,
+    )  # fmt: skip
+
+
+def pairs_in(folder: Path) -> Path:
+    folder.mkdir()
+    write(folder, 60)
+    return folder
+
+
+def test_stable_diffusion_1_5_goes_from_pairs_to_scores(folder: Path) -> None:
+    clip = clip_in(folder / "clip", VIT_L, VIT_L_VISION, "<|endoftext|>")
+    sd = pipeline_in(folder / "sd", "StableDiffusionPipeline", [clip], [12], SD1_UNET)
+    detector = SHARED / "yolov5" / "yolov5n.pt"
+    models = Models(sd, (clip,), pairs_in(folder / "pairs"), detector)
+    run = Run(folder / "runs" / "apple")
+    unlearn(quick(), models, run)
+    assert sum(p.numel() for p in erase_sd.load(run.folder).parameters()) == 123_060_480
+    (folder / "apple.txt").write_text("an apple next to a dog\n")
+    settings = generation.Settings(steps=2)
+    rows = generation.generate([folder / "apple.txt"], settings, models, run)
+    assert [row["size"] for row in rows] == [512, 512]
+    assert len({row["sha256"] for row in rows}) == 2
+    score(run, models)
+    scores = json.loads((run.folder / "scores.json").read_text())
+    assert {row["concept"] for row in scores["rows"]} == {"apple"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "layers", "unet", "width"),
+    [
+        ("StableDiffusionPipeline", [VIT_H], [23], SD2_UNET, 1024),
+        ("StableDiffusionXLPipeline", [VIT_L, VIT_G], [12, 32], SDXL_UNET, 2048),
+    ],
+    ids=["sd21", "sdxl"],
+)
+def test_larger_pipelines_load_swap_and_take_a_step(
+    folder: Path, kind: str, texts: list[Any], layers: list[int], unet: dict[str, Any], width: int
+) -> None:
+    clips = [clip_in(folder / f"clip{i}", text, SMALL_VISION, "!") for i, text in enumerate(texts)]
+    sd = pipeline_in(folder / "sd", kind, clips, layers, unet)
+    models = Models(sd, tuple(clips), pairs_in(folder / "pairs"), None)
+    run = Run(folder / "runs" / "apple")
+    unlearn(quick(), models, run)
+    # In bf16 a half of the memory; a few latents are enough to pass every layer.
+    pipe = pipeline.open_pipeline(sd, "bf16")
+    before = pipeline.embed(pipe, ["an apple", "a dog"])
+    erased = {e.name: erase_sd.load(run.folder, e.name) for e in text_encoders(sd)}
+    pipeline.swap(pipe, erased)
+    after = pipeline.embed(pipe, ["an apple", "a dog"])
+    assert after["prompt_embeds"].shape == (2, 77, width)
+    assert not torch.equal(before["prompt_embeds"], after["prompt_embeds"])
+    extra = {}
+    if "pooled_prompt_embeds" in after:
+        ids = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]] * 2)
+        extra = {"text_embeds": after["pooled_prompt_embeds"], "time_ids": ids}
+    with torch.inference_mode():
+        noise = pipe.unet(
+            torch.randn(2, 4, 16, 16, dtype=torch.bfloat16), 500, after["prompt_embeds"],
+            added_cond_kwargs=extra or None,
+        ).sample  # fmt: skip
+    assert noise.shape == (2, 4, 16, 16)
+    assert torch.isfinite(noise).all()
+
+
+def test_the_states_of_a_full_size_tower_are_those_of_its_clip(folder: Path) -> None:
+    clip = clip_in(folder / "clip", VIT_L, SMALL_VISION, "<|endoftext|>")
+    sd = pipeline_in(
+        folder / "sd", "StableDiffusionPipeline", [clip], [12],
+        SD1_UNET | {"block_out_channels": (32, 32, 32, 32)},
+    )  # fmt: skip
+    models = dataclasses.replace(Models(sd, (clip,), None, None))
+    whole, part = load_clip(clip), load_clip(clip, text_encoders(models.folder)[0])
+    ids = whole.tokens(["an apple", "two dogs on a beach"])
+    assert torch.equal(ids, part.tokens(["an apple", "two dogs on a beach"]))
+    for a, b in zip(whole.encode_texts(ids), part.encode_texts(ids), strict=True):
+        assert torch.equal(a, b)
