@@ -99,22 +99,24 @@ def score(
     *,
     preset: str | None = None,
     detector: Path | None = None,
-    detector_class: str | None = None,
+    detector_class: str | Sequence[str] = (),
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Tables:
     """Detection rates of one run, or of all under `runs/` in the order of their names.
 
-    Raises EraseError.
+    `detector_class` is the detector's word for the concept; `concept=class`, or several of these,
+    where a run erased more than one. Raises EraseError.
     """
     from . import presets, rundir, scoring
 
     runs = [rundir.Run(rundir.folder_of(run))] if run is not None else scoring.all_runs()
     if not runs:
         raise RunError(f"no run with images in {rundir.RUNS}/; unlearn and generate first")
-    scored = (
-        scoring.score(found, presets.of_run(found, preset=preset, detector=detector), detector_class)
-        for found in runs
-    )
-    return sum(scored, scoring.Tables())
+    tables = scoring.Tables()
+    for found in runs:
+        models = presets.of_run(found, preset=preset, detector=detector)
+        tables += scoring.score(found, models, detector_class, progress)
+    return tables
 
 
 def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:

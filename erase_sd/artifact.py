@@ -62,7 +62,7 @@ def check(folder: Path) -> dict[str, Any]:
     """`erase.json` of erased encoders whose weights are still what was saved."""
     described = read_json(folder / "erase.json")
     for name, saved in described["weights_sha256"].items():
-        path = _folder(folder, name) / WEIGHTS
+        path = folder_of(folder, name) / WEIGHTS
         if not path.is_file():
             raise RunError(f"{path}: missing; unlearn again")
         if hash_file(path) != saved:
@@ -70,7 +70,8 @@ def check(folder: Path) -> dict[str, Any]:
     return dict(described)
 
 
-def _folder(folder: Path, name: str) -> Path:
+def folder_of(folder: Path, name: str) -> Path:
+    """Where the encoder of that name lies in an artifact: in a folder of its own, or alone."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -84,4 +85,4 @@ def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:
     names = check(folder)["weights_sha256"]
     if encoder not in names:
         raise RunError(f"{folder}: has no {encoder}; it has {', '.join(names)}")
-    return encoders.load_text_encoder(_folder(folder, encoder))
+    return encoders.load_text_encoder(folder_of(folder, encoder))

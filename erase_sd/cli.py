@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -12,7 +13,8 @@ import typer
 
 import erase_sd
 
-from .errors import EraseError, SettingError
+from .errors import EraseError, RunError, SettingError
+from .terminal import Bar, facts_table, rates_table
 
 if TYPE_CHECKING:
     from .rates import Row
@@ -32,11 +34,23 @@ KeepSense = Annotated[
     list[str] | None, typer.Option(help='Phrase that stays, e.g. "apple laptop".')
 ]
 RunName = Annotated[str | None, typer.Option("--run", help="Name under runs/, or a folder.")]
-Preset = Annotated[str, typer.Option(help="Names the four below.")]
-Model = Annotated[Path | None, typer.Option(help="diffusers Stable Diffusion folder.")]
-ClipFolder = Annotated[Path | None, typer.Option("--clip", help="transformers CLIP folder.")]
-Data = Annotated[Path | None, typer.Option(help="Flickr30K folder.")]
-DetectorFile = Annotated[Path | None, typer.Option("--detector", help="Detector, .safetensors.")]
+Preset = Annotated[str, typer.Option(help="mini, sd14, sd15, sd21 or sdxl; names the four below.")]
+RunsPreset = Annotated[str | None, typer.Option("--preset", help="Default: the run's own.")]
+Model = Annotated[
+    str | None, typer.Option(help="diffusers Stable Diffusion: a folder or a hub id.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub's model.")]
+ClipFolder = Annotated[
+    list[str] | None,
+    typer.Option("--clip", help="transformers CLIP: a folder or a hub id; two for SDXL."),
+]
+Data = Annotated[
+    Path | None, typer.Option(help="Flickr30K folder, or synth: pairs made by the model.")
+]
+DetectorFile = Annotated[
+    Path | None, typer.Option("--detector", help="YOLOv5: .safetensors or .pt.")
+]
+Dtype = Annotated[str | None, typer.Option(help="auto, fp32, bf16; for images fp16 too.")]
 Method = Annotated[str | None, typer.Option(help="cliperase-anchored or cliperase.")]
 Weight = Annotated[
     list[str] | None, typer.Option(help="A field of the method, e.g. forget_weight=3.")
@@ -45,6 +59,7 @@ Towers = Annotated[str | None, typer.Option(help="text or both.")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate.")]
 Steps = Annotated[int | None, typer.Option(help="Most unlearning steps.")]
 Seed = Annotated[int | None, typer.Option(help="Of the split and the batches.")]
+SplitSeed = Annotated[int | None, typer.Option("--seed", help="Of the split, as in unlearn.")]
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(help="File of prompts, one a line; may be given more than once."),
@@ -54,7 +69,10 @@ Denoising = Annotated[int | None, typer.Option("--steps", help="Denoising steps.
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ImageSeed = Annotated[int | None, typer.Option("--seed", help="Of the first image.")]
 Batch = Annotated[int | None, typer.Option(help="Images a batch.")]
-DetectorClass = Annotated[str | None, typer.Option(help="The detector's word for the concept.")]
+DetectorClass = Annotated[
+    list[str] | None,
+    typer.Option(help="The detector's word for the concept; concept=word for one of several."),
+]
 ByClass = Annotated[bool, typer.Option(help="A line for each class, look-alikes among them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -75,6 +93,9 @@ def _fail(line: str) -> None:
     raise SystemExit(1)
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
 @app.command()
 def unlearn(
     concept: Concept,
@@ -87,15 +108,21 @@ def unlearn(
     rate: Rate = None,
     steps: Steps = None,
     seed: Seed = None,
+    dtype: Dtype = None,
     preset: Preset = "mini",
     model: Model = None,
+    revision: Revision = None,
     clip: ClipFolder = None,
     data: Data = None,
+    quiet: Quiet = False,
 ) -> None:
     """Erase a concept from the text encoder."""
-    given = {"method": method, "towers": towers, "rate": rate, "steps": steps, "seed": seed}
-    places = {"preset": preset, "model": model, "clip": clip, "data": data}
-    _unlearn(concept, synonym, keep_sense, run, weight, given, places)
+    given = {
+        "method": method, "towers": towers, "rate": rate, "steps": steps, "seed": seed,
+        "dtype": dtype,
+    }  # fmt: skip
+    places = {"preset": preset, "model": model, "revision": revision, "clip": clip, "data": data}
+    _unlearn(concept, synonym, keep_sense, run, weight, given, places, quiet)
 
 
 @app.command()
@@ -107,8 +134,11 @@ def generate(
     guidance: Guidance = None,
     seed: ImageSeed = None,
     batch: Batch = None,
-    preset: Preset = "mini",
+    dtype: Dtype = None,
+    preset: RunsPreset = None,
     model: Model = None,
+    revision: Revision = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw prompts with the original and the erased encoder, from the same seeds.
 
@@ -116,27 +146,34 @@ def generate(
     """
     given = {
         "images_per_prompt": images_per_prompt, "steps": steps, "guidance": guidance,
-        "seed": seed, "batch": batch,
+        "seed": seed, "batch": batch, "dtype": dtype,
     }  # fmt: skip
-    _generate(prompts or [], run, given, {"preset": preset, "model": model})
+    places = {"preset": preset, "model": model, "revision": revision}
+    _generate(prompts or [], run, given, places, quiet)
 
 
 @app.command()
 def score(
     run: RunName = None,
     by_class: ByClass = False,
-    preset: Preset = "mini",
+    preset: RunsPreset = None,
     detector: DetectorFile = None,
     detector_class: DetectorClass = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Detect objects in the images and print the detection rates; of all runs, or of one."""
-    tables = erase_sd.score(run, preset=preset, detector=detector, detector_class=detector_class)
+    with Bar("score", quiet) as advance:
+        tables = erase_sd.score(
+            run, preset=preset, detector=detector, detector_class=detector_class or (),
+            progress=advance,
+        )  # fmt: skip
     rows = tables.by_class if by_class else tables.rows
     if as_json:
-        print(json.dumps({"rows": [_plain(row) for row in rows]}))
+        detectors = [dataclasses.asdict(used) for used in tables.detectors]
+        print(json.dumps({"detectors": detectors, "rows": [_plain(row) for row in rows]}))
     else:
-        _table(rows)
+        rates_table(rows, tables.note)
 
 
 @app.command()
@@ -154,6 +191,127 @@ def show(
 
 
 @app.command()
+def report(
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="Run to report on; may be given more than once. None: all with images."),
+    ] = None,
+) -> None:
+    """Write each run's page, report.html, and of several runs runs/index.html to compare them."""
+    from .report import write, write_all
+    from .rundir import RUNS, Run, folder_of
+    from .scoring import all_runs
+
+    runs = [Run(folder_of(name)) for name in run] if run else all_runs()
+    if not runs:
+        raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
+    for path in [write(runs[0])] if run and len(runs) == 1 else write_all(runs):
+        print(path)
+
+
+@app.command()
+def play(
+    run: Annotated[str, typer.Option(help="Run to play with.")],
+    host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 7860,
+    detector: DetectorFile = None,
+) -> None:
+    """Open a local page: type a prompt and a seed, see both images with what was found in them."""
+    from .play import play as serve
+    from .presets import of_run
+    from .rundir import Run, folder_of
+
+    found = Run(folder_of(run))
+    serve(found, of_run(found, detector=detector), host, port, lambda url: print(url, flush=True))
+
+
+@app.command()
+def data(
+    concept: Concept,
+    folder: Annotated[Path | None, typer.Argument(help="Flickr30K folder.")] = None,
+    synonym: Synonym = None,
+    keep_sense: KeepSense = None,
+    seed: SplitSeed = None,
+    preset: Preset = "mini",
+    clip: ClipFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a Flickr30K folder: what it holds of a concept, and how it would be split."""
+    from dataclasses import asdict
+
+    from .lengths import ruler_of
+    from .pairs.flickr30k import read
+    from .pairs.summary import cells, summarize
+    from .presets import resolve
+    from .settings import Settings, concepts_from
+
+    models = resolve(preset, clip=clip, data=folder)
+    concepts = concepts_from(concept, synonym or [], keep_sense or [])
+    pairs, ruler = read(models.pairs()), ruler_of(models)
+    split_seed = Settings.seed if seed is None else seed
+    found = summarize(pairs, concepts, split_seed, ruler.lengths, ruler.limit)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        facts_table(found.folder, cells(found))
+
+
+@app.command()
+def prompts(
+    concept: Concept,
+    n: Annotated[int, typer.Option("--n", help="Most prompts, one an image.")] = 50,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: prompts/<concept>.txt.")
+    ] = None,
+    retain: Annotated[bool, typer.Option(help="Write a retain.txt beside it too.")] = False,
+    synonym: Synonym = None,
+    keep_sense: KeepSense = None,
+    seed: SplitSeed = None,
+    preset: Preset = "mini",
+    clip: ClipFolder = None,
+    data: Data = None,
+) -> None:
+    """Write held-out captions of a dataset as prompts, with a line that says where from."""
+    from .lengths import ruler_of
+    from .pairs.flickr30k import read
+    from .presets import resolve
+    from .prompts import from_data
+    from .rundir import folder_of
+    from .settings import Settings, concepts_from
+
+    models = resolve(preset, clip=clip, data=data)
+    concepts = concepts_from(concept, synonym or [], keep_sense or [])
+    file = out or Path("prompts") / f"{folder_of(None, tuple(concept)).name}.txt"
+    split_seed = Settings.seed if seed is None else seed
+    written = from_data(
+        read(models.pairs()), concepts, file, n, split_seed, ruler_of(models).fits, retain
+    )
+    for path, count in written.items():
+        note = "" if count == n else f"; the held-out images give no more than {count}"
+        print(f"{path}: {count} prompts{note}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Option(help="Run to take away.")],
+    to: Annotated[str, typer.Option(help="diffusers, comfyui, a1111 or hub-folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Single-file checkpoint to put it in, for a1111.")
+    ] = None,
+) -> None:
+    """Write the erased encoder in the form that another program reads."""
+    from .export import export as write
+    from .presets import of_run
+    from .rundir import Run, folder_of
+
+    found = Run(folder_of(run))
+    folder = write(found, of_run(found), to, out, base)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(file)
+
+
+@app.command()
 def run(
     concept: Concept,
     synonym: Synonym = None,
@@ -163,30 +321,45 @@ def run(
     weight: Weight = None,
     prompts: Prompts = None,
     images_per_prompt: PerPrompt = None,
+    dtype: Dtype = None,
     preset: Preset = "mini",
     model: Model = None,
+    revision: Revision = None,
     clip: ClipFolder = None,
     data: Data = None,
     detector: DetectorFile = None,
+    detector_class: DetectorClass = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Unlearn, generate and score, in this order."""
+    """Unlearn, generate, score and report, in this order."""
     from . import runtime
+    from .presets import resolve
     from .prompts import read_prompts
+    from .report import write
     from .rundir import Run
 
     began = time.monotonic()
     files = prompts or [Path("prompts") / f"{word}.txt" for word in concept]
     for file in files:
         read_prompts(file)  # what is wrong with it is better known before the unlearning
-    places: dict[str, Any] = {"preset": preset, "model": model}
+    places: dict[str, Any] = {
+        "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
+    }  # fmt: skip
+    resolve(**places, detector=detector).detector_file()  # so is what is missing at the end
+    precise = {"dtype": dtype}
     folder = _unlearn(
-        concept, synonym, keep_sense, name, weight, {"method": method},
-        places | {"clip": clip, "data": data},
-    )  # fmt: skip
-    _generate(files, str(folder), {"images_per_prompt": images_per_prompt}, places)
-    _table(erase_sd.score(folder, preset=preset, detector=detector).rows)
+        concept, synonym, keep_sense, name, weight, {"method": method} | precise, places, quiet
+    )
+    _generate(files, str(folder), {"images_per_prompt": images_per_prompt} | precise, {}, quiet)
+    with Bar("score", quiet) as advance:
+        tables = erase_sd.score(
+            folder, detector=detector, detector_class=detector_class or (), progress=advance
+        )
+    rates_table(tables.rows, tables.note)
     took, peak = time.monotonic() - began, runtime.peak_memory()
-    Run(folder).update(total={"seconds": round(took, 1), "peak_memory_mb": round(peak / 1e6)})
+    found = Run(folder)
+    found.update(total={"seconds": round(took, 1), "peak_memory_mb": round(peak / 1e6)})
+    print(f"{folder}: page in {write(found)}")
     print(f"{folder}: {took:.0f} s in all, at most {peak / 1e9:.2f} GB of memory")
 
 
@@ -198,8 +371,9 @@ def _unlearn(
     weight: list[str] | None,
     given: dict[str, Any],
     places: dict[str, Any],
+    quiet: bool,
 ) -> Path:
-    with _bar("unlearn") as advance:
+    with Bar("unlearn", quiet) as advance:
         folder = erase_sd.unlearn(
             concept, synonyms=synonym or [], keep_senses=keep_sense or [], run=run,
             weights=_weights(weight or []), **_given(given), **places,
@@ -210,9 +384,13 @@ def _unlearn(
 
 
 def _generate(
-    prompts: list[Path], run: str | None, given: dict[str, Any], places: dict[str, Any]
+    prompts: list[Path],
+    run: str | None,
+    given: dict[str, Any],
+    places: dict[str, Any],
+    quiet: bool,
 ) -> None:
-    with _bar("generate") as advance:
+    with Bar("generate", quiet) as advance:
         folder = erase_sd.generate(prompts, run=run, **_given(given), **places, progress=advance)
     print(f"{folder}: images in {folder / 'images'}")
 
@@ -243,51 +421,3 @@ def _plain(row: Row) -> dict[str, Any]:
     from .rates import as_json
 
     return as_json(row)
-
-
-def _table(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from .scoring import HEADINGS, NOTE, cells
-
-    table = Table(title="Detection rates", caption=NOTE)
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i < 2 else "right")
-    for line in cells(rows):
-        table.add_row(*line)
-    Console().print(table)
-
-
-class _bar:  # noqa: N801
-    """A progress bar with rate and time left, on stderr; silent where that is no terminal."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.title = title
-        console = Console(stderr=True)
-        self.progress = Progress(
-            *Progress.get_default_columns()[:3],
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> _bar:
-        self.progress.start()
-        self.task = self.progress.add_task(self.title, total=None, note="", rate="")
-        self.began = time.monotonic()
-        return self
-
-    def __call__(self, done: int, of: int, note: str) -> None:
-        rate = f"{done / max(time.monotonic() - self.began, 1e-9):.1f}/s"
-        self.progress.update(self.task, completed=done, total=of, note=note, rate=rate)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

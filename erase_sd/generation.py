@@ -33,10 +33,10 @@ class Settings:
 
     images_per_prompt: int = 1
     """Images of each prompt, each from a seed of its own."""
-    steps: int = 25
-    """Denoising steps."""
-    guidance: float = 3.5
-    """Classifier-free guidance scale."""
+    steps: int | None = None
+    """Denoising steps; None: the preset's, 50, in the miniature world 25."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; None: the preset's, 7.5, in the miniature world 3.5."""
     seed: int = 1000
     """Of the first image; image k of prompt p uses seed + p * images_per_prompt + k."""
     batch: int | None = None
@@ -52,7 +52,7 @@ class Settings:
                 raise SettingError(
                     f"--{name.replace('_', '-')}: needs at least 1, got {getattr(self, name)}"
                 )
-        if not 1 <= self.guidance <= 100:
+        if self.guidance is not None and not 1 <= self.guidance <= 100:
             raise SettingError(f"--guidance: needs 1 to 100, got {self.guidance}")
         if not 0 <= self.seed < 2**63 - 10**9:
             raise SettingError(f"--seed: needs 0 or more, got {self.seed}")
@@ -108,6 +108,8 @@ def generate(
     ]
     shape = asdict(settings) | {
         "size": image_size(pipe),
+        "steps": settings.steps or models.steps,
+        "guidance": settings.guidance or models.guidance,
         "batch": settings.batch or max(1, min(25, 2**21 // image_size(pipe) ** 2)),
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,

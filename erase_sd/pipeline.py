@@ -92,7 +92,11 @@ def check_lengths(pipe: DiffusionPipeline, prompts: Mapping[str, str]) -> None:
 
 
 def draw(
-    pipe: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
 ) -> list[Image]:
     """One batch of images; each starts from the noise of its own seed, made on the CPU."""
     side = pipe.unet.config.sample_size

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError, SettingError
+from .errors import DataError, ModelError, SettingError
 from .files import hash_file, hash_folder
 from .rundir import Run
 from .runtime import say
@@ -27,6 +27,7 @@ SD_FILES = (
     *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
 )  # fmt: skip
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
+SYNTH = Path("synth")  # as `data`: pairs that the model makes itself
 UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 
 
@@ -41,6 +42,10 @@ class Models:
     detector: Path | None
     revision: str | None = None
     """Branch, tag or commit of a `model` on the hub."""
+    steps: int = 50
+    """Denoising steps that it is usually given."""
+    guidance: float = 7.5
+    """Guidance scale that it is usually given."""
     given: dict[str, Any] = field(default_factory=dict, compare=False)
     """The arguments of `resolve` as plain JSON, for the stages that follow."""
 
@@ -64,8 +69,16 @@ class Models:
         """The Flickr30K folder; the miniature world's is written into the cache on first use."""
         from . import mini
 
+        if self.data == SYNTH:
+            raise SettingError(
+                "--data synth: makes its pairs in unlearn and run; needs a folder here"
+            )
+        if self.data is not None and not self.data.is_dir():
+            raise DataError(
+                f"--data {self.data}: no such folder; needs a Flickr30K folder, or synth"
+            )
         if self.data is None and self.model != mini.WEIGHTS / "sd":
-            raise SettingError(f"--data: {self.model} needs a Flickr30K folder")
+            raise SettingError(f"--data: {self.model} needs a Flickr30K folder, or synth")
         return self.data or mini.dataset()
 
     def fingerprint(self) -> str:
@@ -143,8 +156,9 @@ def _mini() -> Models:
     from . import mini
 
     return Models(
-        mini.WEIGHTS / "sd", (mini.WEIGHTS / "clip",), None, mini.WEIGHTS / "detector.safetensors"
-    )
+        mini.WEIGHTS / "sd", (mini.WEIGHTS / "clip",), None, mini.WEIGHTS / "detector.safetensors",
+        steps=25, guidance=3.5,
+    )  # fmt: skip
 
 
 def fetch(option: str, source: Source, files: Sequence[str], revision: str | None) -> Path:
@@ -165,7 +179,10 @@ def fetch(option: str, source: Source, files: Sequence[str], revision: str | Non
     try:
         return Path(
             snapshot_download(
-                source, revision=revision, allow_patterns=list(files), ignore_patterns=list(UNWANTED)
+                source,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=list(UNWANTED),
             )
         )
     except LocalEntryNotFoundError:

@@ -68,6 +68,17 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
+def check_class(target: str, names: Sequence[str]) -> None:
+    """SettingError, with the nearest of the detector's `names`, where `target` is none of them."""
+    if target not in names:
+        from difflib import get_close_matches
+
+        near = get_close_matches(target, names, n=5, cutoff=0.0)
+        raise SettingError(
+            f"--detector-class {target}: the detector has no such class; near: {', '.join(near)}"
+        )
+
+
 def pairs_of(
     images: Iterable[dict[str, Any]],
     detections: dict[str, list[dict[str, Any]]],
@@ -83,13 +94,7 @@ def pairs_of(
     a prompt names counts once an image. Raises SettingError where a class is none of the
     detector's, and where an image lacks its other arm.
     """
-    if target not in names:
-        from difflib import get_close_matches
-
-        near = get_close_matches(target, names, n=5, cutoff=0.0)
-        raise SettingError(
-            f"--detector-class {target}: the detector has no such class; near: {', '.join(near)}"
-        )
+    check_class(target, names)
     best: dict[tuple[str, str, int], dict[str, dict[str, float]]] = {}
     for image in images:
         top: dict[str, float] = {}

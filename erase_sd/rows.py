@@ -15,6 +15,7 @@ from .encoders import Clip
 from .files import cache_folder, key_of, write_bytes
 from .pairs.concepts import Concept, without
 from .pairs.flickr30k import Captioned, Dataset
+from .runtime import say
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,15 @@ def rows_of(
 ) -> Rows:
     """The captions of `items`, and each less the `concepts`.
 
+    Captions with more tokens than the model has room for are left out, and their number is said.
     Without `features` the pooled ones are left empty, (n, 0).
     """
-    texts = [caption for item in items for caption in item.captions]
-    images = [item for item in items for _ in item.captions]
+    pairs = [(caption, item) for item in items for caption in item.captions]
+    tokens = clip.tokenizer([caption for caption, _ in pairs], verbose=False)["input_ids"]
+    kept = [pair for pair, ids in zip(pairs, tokens, strict=True) if len(ids) <= clip.length]
+    if len(kept) < len(pairs):
+        say(f"{len(pairs) - len(kept)} captions of more than {clip.length} tokens are left out")
+    texts, images = [caption for caption, _ in kept], [item for _, item in kept]
     ids = clip.tokens(texts)
     text = image = torch.empty(len(texts), 0)
     if features:

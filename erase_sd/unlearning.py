@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from . import artifact, runtime
+from . import artifact, runtime, synth
 from .encoders import Clip, TextEncoder, check_fit, load_clip, text_encoders
 from .errors import RunError
 from .files import hash_folder
 from .loop import Loop, Progress
 from .pairs.flickr30k import Dataset, read
-from .pairs.split import PARTS, Split, split
-from .presets import Models
+from .pairs.split import PARTS, Split, split, with_images
+from .presets import SYNTH, Models
 from .rows import rows_of
 from .rundir import Run, refuse_other
 from .settings import Settings
@@ -34,13 +34,15 @@ def unlearn(
     runtime.quiet_libraries()
     encoders = text_encoders(models.folder)
     clips = [models.clip_folder(number) for number in range(len(encoders))]
-    for clip, encoder in zip(clips, encoders, strict=True):
-        check_fit(clip, encoder.folder)
-    data = read(models.pairs())
+    for folder, encoder in zip(clips, encoders, strict=True):
+        check_fit(folder, encoder.folder)
+    made = models.data == SYNTH
+    data = read(synth.pairs(models, settings.concepts) if made else models.pairs())
     described = {
         **dataclasses.asdict(settings),
-        "clip": [hash_folder(clip, "*.safetensors", "*.json") for clip in clips],
+        "clip": [hash_folder(folder, "*.safetensors", "*.json") for folder in clips],
         "data": data.digest,
+        "missing_images": len(data.missing),
         "model": models.fingerprint(),
     }
     described = json.loads(json.dumps(described))
@@ -49,7 +51,12 @@ def unlearn(
         refuse_other(run.folder, "unlearn", before["settings"], described)
         artifact.check(run.folder / "erased")
         return dict(before["held_out"])
-    sides = split(data.items, settings.concepts, settings.seed)
+    sides = with_images(split(data.items, settings.concepts, settings.seed), data)
+    if data.missing:
+        runtime.say(
+            f"{data.folder}: {len(data.missing)} of {len(data.items)} images are missing, first "
+            f"{data.missing[0]}; their captions are left out"
+        )
     # Damaged weights end it here, before a run folder begins; a second one, 10 GB, has to wait.
     first = load_clip(clips[0], encoders[0])
     loaded = chain([first], map(load_clip, clips[1:], encoders[1:]))

@@ -26,7 +26,9 @@ def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def places(models: Models, *names: str) -> list[str]:
     """`--model ... --clip ...` of the tiny world."""
-    return [word for name in names for word in (f"--{name}", str(getattr(models, name)))]
+    own = {"model": models.model, "clip": models.clips[0], "data": models.data}
+    own["detector"] = models.detector
+    return [word for name in names for word in (f"--{name}", str(own[name]))]
 
 
 def unlearn_words(models: Models, *more: str) -> list[str]:
@@ -103,9 +105,9 @@ def test_the_three_commands_in_order_end_in_a_table_and_in_json(tiny: Models) ->
         (["unlearn", "--concept", "apple", "--preset", "sd0"], "--preset sd0: unknown"),
         (
             ["unlearn", "--concept", "apple", "--data", "nowhere"],
-            "--data nowhere: no results_20130124",
+            "--data nowhere: no such folder",
         ),
-        (["unlearn", "--concept", "apple", "--clip", "nowhere"], "nowhere: no model folder"),
+        (["unlearn", "--concept", "apple", "--clip", "nowhere"], "nowhere: no such folder"),
         (["generate"], "--prompts: needs a file"),
         (["generate", "--prompts", "apple.txt"], "runs/apple: unlearn is missing; unlearn first"),
         (["generate", "--prompts", "apple.txt", "--guidance", "0"], "--guidance: needs 1 to 100"),

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from erase_sd.errors import SettingError
 from erase_sd.pairs.classes import named_classes
-from erase_sd.pairs.concepts import Concept, plural_of, without
+from erase_sd.pairs.concepts import Concept, plurals_of, without
+from erase_sd.settings import concepts_from
 
 APPLE = Concept("apple", keep_senses=("apple laptop",))
 CLASSES = ("person", "car", "cat", "dog", "elephant", "apple", "hot dog", "laptop", "tv")
@@ -16,7 +17,19 @@ CLASSES = ("person", "car", "cat", "dog", "elephant", "apple", "hot dog", "lapto
 
 @pytest.mark.parametrize(
     "text",
-    ["apple", "An apple.", "red apples!", "the apple's core", "(apple)", "pear/apple", "\napple"],
+    [
+        "apple",
+        "An apple.",
+        "red apples!",
+        "the apple's core",
+        "the apples\u2019 cores",
+        "(apple)",
+        "pear/apple",
+        "\napple",
+        "an apple - red",
+        "an apple- red",
+        "an apple\u2014red",
+    ],
 )
 def test_a_whole_word_is_a_mention(text: str) -> None:
     assert Concept("apple").in_text(text)
@@ -24,7 +37,18 @@ def test_a_whole_word_is_a_mention(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "pineapple", "pineapples", "apple-pie", "crab-apple", "apple_pie", "applet", "a pear"],
+    [
+        "",
+        "pineapple",
+        "pineapples",
+        "apple-pie",
+        "apple-shaped",
+        "crab-apple",
+        "apple\u2011shaped",
+        "apple_pie",
+        "applet",
+        "a pear",
+    ],
 )
 def test_a_part_of_a_word_is_no_mention(text: str) -> None:
     assert not Concept("apple").in_text(text)
@@ -39,8 +63,13 @@ def test_a_part_of_a_word_is_no_mention(text: str) -> None:
     ],
 )  # fmt: skip
 def test_plurals_are_mentions_regular_or_not(one: str, many: str) -> None:
-    assert plural_of(one) == many
+    assert plurals_of(one)[0] == many
     assert Concept(one).in_text(f"Some {many} outside")
+
+
+def test_a_plural_of_older_english_is_a_mention_too() -> None:
+    assert plurals_of("person") == ("people", "persons")
+    assert Concept("person").in_text("two persons")
 
 
 def test_case_does_not_matter() -> None:
@@ -61,8 +90,16 @@ def test_a_synonym_and_its_plural_are_mentions() -> None:
     assert not Concept("dog").in_text("a puppy")
 
 
-def test_a_phrase_is_found_across_any_white_space() -> None:
-    assert Concept("hot dog").spans("a hot \t dog") == [(2, 11)]
+@pytest.mark.parametrize("text", ["hot dog", "hot \t dog", "hot-dogs", "hotdog", "Hot - Dog"])
+def test_a_phrase_may_stand_apart_with_a_hyphen_or_as_one_word(text: str) -> None:
+    assert Concept("hot dog").spans(f"a {text} here") == [(2, 2 + len(text))]
+    assert Concept("hot-dog").spans(f"a {text} here") == [(2, 2 + len(text))]
+    assert not Concept("hot dog").in_text(f"a s{text}")
+
+
+def test_a_concept_with_an_accent_is_found_however_it_is_typed() -> None:
+    assert Concept("cafe\u0301").in_text("two CAF\u00c9S")
+    assert not Concept("cafe").in_text("a caf\u00e9")
 
 
 def test_a_kept_sense_is_no_mention_and_the_word_alone_still_is() -> None:
@@ -75,6 +112,32 @@ def test_hot_dog_is_kept_where_dogs_go() -> None:
     dog = Concept("dog", keep_senses=("hot dog",))
     assert not dog.in_text("a man eats hot dogs")
     assert dog.spans("a dog eats a hot dog") == [(2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dog", "men eat hot dogs, hotdogs and a corn dog"),
+        ("bear", "a girl with two teddy bears"),
+        ("horse", "a boy on the pommel horse"),
+        ("Bus", "people wait at a Bus Stop"),
+    ],
+)
+def test_well_known_phrases_are_another_thing(name: str, text: str) -> None:
+    (concept,) = concepts_from([name])
+    assert not concept.in_text(text)
+    assert concept.in_text(f"{text} near a {name}")
+
+
+def test_a_well_known_phrase_goes_too_where_it_is_given_as_a_synonym() -> None:
+    (dog,) = concepts_from(["dog"], ["Hot Dog"], ["dog tag"])
+    assert dog.in_text("a hot dog") and not dog.in_text("a corn dog")
+    assert not dog.in_text("a dog tag")
+
+
+def test_a_brand_stays_with_the_word_unless_it_is_kept() -> None:
+    assert concepts_from(["apple"])[0].in_text("an apple laptop")
+    assert not concepts_from(["apple"], (), ["apple laptop"])[0].in_text("an apple laptop")
 
 
 @pytest.mark.parametrize("word", ["", " ", "\t", "?!"])
@@ -104,6 +167,8 @@ def test_a_concept_without_a_word_is_refused(word: str) -> None:
         ("an apple next to an apple", ""),
         ("An apple and a dog and two red apples", "a dog"),
         ("an apple laptop and an apple", "an apple laptop"),
+        ("the green apple's leaf on a plate", "leaf on a plate"),
+        ("the apples\u2019 leaves", "leaves"),
     ],
 )
 def test_without_takes_the_whole_phrase(text: str, left: str) -> None:
@@ -165,6 +230,13 @@ def test_no_class_is_named_where_none_is_mentioned() -> None:
 def test_a_hot_dog_is_no_dog() -> None:
     assert named_classes("a hot dog", CLASSES) == ["hot dog"]
     assert named_classes("a dog and a hot dog", CLASSES) == ["dog", "hot dog"]
+
+
+def test_a_well_known_phrase_names_no_class_of_its_words() -> None:
+    names = ("car", "bus", "train", "horse", "bear", "teddy bear")
+    assert named_classes("a train car at a bus stop", ("car", "bus")) == []
+    assert named_classes("a rocking horse and a teddy bear", names) == ["teddy bear"]
+    assert named_classes("a train leaves the train station", names) == ["train"]
 
 
 def test_an_apple_laptop_is_a_laptop_and_no_apple() -> None:

@@ -15,7 +15,12 @@ from erase_sd.generation import Settings
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    set(re.findall(r"erase-sd ((?:unlearn|generate|score|run|show)\b[^\n#`&]*)", TEXT))
+    set(
+        re.findall(
+            r"erase-sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts)\b[^\n#`&]*)",
+            TEXT,
+        )
+    )
 )
 
 

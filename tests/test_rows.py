@@ -9,7 +9,7 @@ import torch
 
 from erase_sd.encoders import Clip, load_clip
 from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
+from erase_sd.pairs.flickr30k import Captioned, read
 from erase_sd.presets import Models
 from erase_sd.rows import image_features, reduce, rows_of
 
@@ -89,3 +89,15 @@ def test_pooled_features_of_the_retain_side_are_left_out_on_request(
     data = read(tiny.pairs())
     rows = rows_of(clip, data, data.items[:3], (), features=False)
     assert rows.text.shape == rows.image.shape == (15, 0) and rows.ids.shape == (15, clip.length)
+
+
+def test_captions_longer_than_the_model_are_left_out_and_counted(
+    tiny: Models, clip: Clip, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = read(tiny.pairs())
+    long = Captioned(data.items[0].image, ("a dog", "apple " * clip.length, "a cat"))
+    rows = rows_of(clip, data, [long, data.items[1]], (), features=True)
+    assert rows.texts == ["a dog", "a cat", *data.items[1].captions]
+    assert len(rows.ids) == len(rows.text) == len(rows.image) == len(rows.paths) == 7
+    assert [path.name for path in rows.paths[:3]] == [*[long.image] * 2, data.items[1].image]
+    assert capsys.readouterr().err == "erase-sd: 1 captions of more than 32 tokens are left out\n"

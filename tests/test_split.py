@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from erase_sd.errors import DataError
 from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import Captioned
-from erase_sd.pairs.split import PARTS, Part, parts_of, split
+from erase_sd.pairs.flickr30k import Captioned, Dataset
+from erase_sd.pairs.split import LEAST, PARTS, Part, Split, parts_of, split, with_images
 
 APPLE = Concept("apple")
 
@@ -105,3 +107,79 @@ def test_a_concept_in_too_few_images_is_refused_with_their_number() -> None:
 def test_too_few_images_without_the_concept_are_refused_with_their_number() -> None:
     with pytest.raises(DataError, match=r"concept apple: only 1 retain images; needs at least 3"):
         split(images(9, "an apple") + images(1, "a dog", "d"), [APPLE], seed=0)
+
+
+def standard(caption: str, prefix: str, *sizes: int) -> list[Captioned]:
+    """Images of a dataset with a split of its own, so many in each part."""
+    return [
+        Captioned(f"{prefix}-{part}-{n}.jpg", (caption,), part)
+        for part, size in zip(PARTS, sizes, strict=True)
+        for n in range(size)
+    ]
+
+
+def test_the_datasets_own_split_is_kept() -> None:
+    items = standard("a dog", "dog", 80, LEAST, LEAST + 5)
+    parts = parts_of(items[::-1], seed=3)
+    assert all(item.part == part for part in PARTS for item in parts[part])
+    assert [len(inside) for inside in parts.values()] == [80, LEAST, LEAST + 5]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(80, LEAST - 1, 20), (80, 20, LEAST - 1), (5, 20, 20), (80, 0, 0)]
+)
+def test_a_rare_concept_is_split_by_the_seed(sizes: tuple[int, int, int]) -> None:
+    items = standard("a dog", "dog", *sizes)
+    unmarked = [Captioned(item.image, item.captions) for item in items]
+    assert where(parts_of(items, seed=0)) == where(parts_of(unmarked, seed=0))
+    assert where(parts_of(items, seed=0)) != where(parts_of(items, seed=1))
+
+
+def test_a_rare_concept_leaves_the_other_side_its_split() -> None:
+    others = standard("a dog", "dog", 80, 20, 20)
+    found = split(standard("an apple", "apple", 8, 1, 1) + others, [APPLE], seed=0)
+    assert [len(part) for part in found.forget.values()] == [7, 1, 2]
+    assert where(found.retain) == {item.image: item.part for item in others}
+
+
+def folder_of(items: list[Captioned], missing: set[str]) -> Dataset:
+    files = {item.image: Path(item.image) for item in items if item.image not in missing}
+    return Dataset(Path("data"), Path("data/x"), "a format", "0", tuple(items), files)
+
+
+def test_missing_images_are_left_out_and_move_no_other() -> None:
+    items = images(20, "an apple", "apple") + images(20, "a dog", "dog")
+    sides = split(items, [APPLE], seed=0)
+    lost = {sides.forget["train"][0].image, sides.retain["held-out"][1].image}
+    left = with_images(sides, folder_of(items, lost))
+    for before, after in ((sides.forget, left.forget), (sides.retain, left.retain)):
+        assert where(after) == {i: p for i, p in where(before).items() if i not in lost}
+    assert with_images(sides, folder_of(items, set())) is sides
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"),
+    [
+        ("every", "40 of 40 images are missing, first apple0.jpg; none is left to forget (train)"),
+        (
+            "held-out",
+            "4 of 40 images are missing, first {first}; none is left to retain (held-out)",
+        ),
+    ],
+)
+def test_a_part_whose_images_are_all_missing_is_refused(gone: str, reason: str) -> None:
+    items = images(20, "an apple", "apple") + images(20, "a dog", "dog")
+    sides = split(items, [APPLE], seed=0)
+    held_out = {item.image for item in sides.retain["held-out"]}
+    lost = held_out if gone == "held-out" else {item.image for item in items}
+    first = next(item.image for item in items if item.image in lost)
+    with pytest.raises(DataError) as error:
+        with_images(sides, folder_of(items, lost))
+    assert str(error.value) == f"--data data: {reason.format(first=first)}"
+
+
+def test_a_split_of_any_kind_shares_no_image() -> None:
+    items = standard("an apple", "apple", 40, 12, 12) + standard("a dog", "dog", 40, 12, 3)
+    found: Split = split(items, [APPLE], seed=0)
+    every = [item.image for side in (found.forget, found.retain) for p in PARTS for item in side[p]]
+    assert sorted(every) == sorted(item.image for item in items)

@@ -9,10 +9,10 @@ and no caption of the dataset is ever one of these.
 from __future__ import annotations
 
 import random
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
+from ..prompts import held_out
 from .scenes import Scene, Thing
 
 Wording = Literal["direct", "synonym", "name-free"]
@@ -107,11 +107,6 @@ class Caption:
 def article(noun: str) -> str:
     """`noun` with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def held_out(text: str) -> bool:
-    """Whether this caption is kept from every training set: one in ten, by its hash."""
-    return zlib.crc32(text.lower().encode()) % 10 == 0
 
 
 def _put(thing: Thing, wording: Wording, rng: random.Random) -> tuple[str, Wording]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import generation, pipeline, runtime
+from .. import pipeline, presets, runtime
 from ..detect import Detector
 from ..encoders import load_clip
 from ..rates import THRESHOLD, wilson
@@ -160,7 +160,7 @@ class Painter:
 
     def __init__(self, detector: Detector) -> None:
         self.pipe = pipeline.open_pipeline(WEIGHTS / "sd")
-        self.settings = generation.Settings()
+        self.models = presets.resolve()
         self.detector = detector
         self.seed = 7_000_000
 
@@ -171,7 +171,7 @@ class Painter:
             seeds = list(range(self.seed, self.seed + len(part)))
             self.seed += len(part)
             images = pipeline.draw(
-                self.pipe, [c for _, c in part], seeds, self.settings.steps, self.settings.guidance
+                self.pipe, [c for _, c in part], seeds, self.models.steps, self.models.guidance
             )
             for (scene, _), boxes in zip(part, self.detector(images), strict=True):
                 shown.append(Shown(tuple(t.name for t in scene.things), _classes(boxes)))

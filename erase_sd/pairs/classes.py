@@ -1,4 +1,4 @@
-"""Which of a detector's classes a caption names."""
+"""COCO's classes in everyday words, and which of a detector's classes a caption names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,35 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "tv": ("television",),
     "cell phone": ("mobile phone", "smartphone"),
     "potted plant": ("houseplant",),
+    "donut": ("doughnut",),
+    "refrigerator": ("fridge",),
+    "hair drier": ("hair dryer",),
+}
+
+# Well-known phrases in which a class's word is no such thing. Brands and makers ("apple laptop")
+# are not among them: whether they go with the fruit is for the user to say.
+COMPOUNDS: dict[str, tuple[str, ...]] = {
+    "car": ("cable car", "subway car", "train car", "trolley car", "car seat", "car wash"),
+    "bus": ("bus stop", "bus station", "bus shelter", "bus terminal"),
+    "train": ("train station", "train stop", "train platform", "train track"),
+    "bird": ("bird's eye", "birds eye"),
+    "dog": ("hot dog", "corn dog", "chili dog"),
+    "horse": ("pommel horse", "vaulting horse", "rocking horse", "saw horse", "sea horse"),
+    "sheep": ("sheep dog",),
+    "elephant": ("elephant seal",),
+    "bear": ("teddy bear", "care bear", "gummy bear"),
+    "cup": ("world cup", "suction cup"),
+    "bowl": ("super bowl",),
+    "chair": ("chair lift",),
+    "bed": ("flower bed", "truck bed", "river bed", "creek bed", "stream bed"),
+    "mouse": ("mickey mouse", "minnie mouse"),
 }
 
 
 def named_classes(text: str, names: Sequence[str]) -> list[str]:
     """The classes among `names` that `text` mentions, each once, in the detector's order."""
-    spans = [
-        (span, name) for name in names for span in Concept(name, SYNONYMS.get(name, ())).spans(text)
-    ]
+    words = [Concept(n, SYNONYMS.get(n, ()), COMPOUNDS.get(n, ())) for n in names]
+    spans = [(span, word.name) for word in words for span in word.spans(text)]
     mentioned = {
         name
         for (start, end), name in spans

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,18 +21,24 @@ _LINKS = (
 
 
 @functools.cache
-def plural_of(noun: str) -> str:
-    """English plural of a noun phrase, by the inflect library: `orange` -> `oranges`."""
+def plurals_of(noun: str) -> tuple[str, ...]:
+    """English plurals of a noun phrase, by the inflect library, the usual one first and the one of
+    older English where it differs: `orange` -> `oranges`; `person` -> `people`, `persons`."""
     import inflect
 
-    plural: str = inflect.engine().plural_noun(noun)
-    return plural or noun
+    usual, older = inflect.engine(), inflect.engine()
+    older.classical(all=True)
+    return tuple(dict.fromkeys(engine.plural_noun(noun) or noun for engine in (usual, older)))
 
 
 @dataclass(frozen=True)
 class Concept:
     """A concept to erase. A mention is its name, a synonym, or a plural of one, as whole words
-    and in any case; not where it is part of a phrase in `keep_senses` ("apple laptop")."""
+    and in any case; not where it is part of a phrase in `keep_senses` ("apple laptop").
+
+    "Apple's" is a mention; "apple-shaped" and "pineapple" are none. What a word means is not looked
+    at: an orange shirt mentions an orange, unless that is a kept sense.
+    """
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -54,13 +61,24 @@ class Concept:
         return bool(self.spans(text))
 
 
+_HYPHEN = r"[-\u2010\u2011]"
+
+
 @functools.cache
 def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of the phrases or their plurals, as whole words, longest first; any white space."""
-    forms = {form for phrase in phrases for form in (phrase, plural_of(phrase))}
+    """Any of the phrases or their plurals, as whole words, longest first.
+
+    The words of a phrase may stand apart, be joined by a hyphen, or be written as one ("hot dog",
+    "hot-dog", "hotdog"); a word that a hyphen joins to another is no whole word.
+    """
+    forms = {form for phrase in phrases for form in (phrase, *plurals_of(phrase))}
     ordered = sorted(forms, key=lambda form: (-len(form), form))
-    options = "|".join(r"\s+".join(map(re.escape, form.split())) for form in ordered)
-    return re.compile(rf"(?<![\w-])(?:{options})(?![\w-])", re.IGNORECASE)
+    between = rf"\s*{_HYPHEN}?\s*"
+    options = "|".join(
+        between.join(map(re.escape, re.findall(rf"(?:(?!{_HYPHEN})\S)+", form)))
+        for form in (unicodedata.normalize("NFC", form) for form in ordered)
+    )
+    return re.compile(rf"(?<!\w)(?<!\w{_HYPHEN})(?:{options})(?!\w)(?!{_HYPHEN}\w)", re.IGNORECASE)
 
 
 _LINK = rf"(?:,|(?<![\w-]){_LINKS})"
@@ -69,15 +87,19 @@ _BEFORE = re.compile(
     rf"(?P<link>{_LINK}\s+)?(?:(?<![\w-]){_DETERMINERS}\s+{_ADJECTIVES})?$", re.IGNORECASE
 )
 _AFTER = re.compile(rf"\s*{_LINK}(?!\w)", re.IGNORECASE)
+_POSSESSIVE = re.compile(r"(?:\s?['\u2019]s|(?<=s)['\u2019])(?!\w)", re.IGNORECASE)
 
 
 def phrase_span(text: str, mention: Span) -> Span:
     """The mention with what belongs to it: determiner, up to two adjectives, and the link before.
 
     "a dog next to a red apple in a park" gives "next to a red apple"; where no link stands before
-    it, the one that follows goes instead ("an apple and a dog" leaves "a dog").
+    it, the one that follows goes instead ("an apple and a dog" leaves "a dog"). Of a possessive
+    what is possessed stays ("the dog's tail" leaves "tail").
     """
     start, end = mention
+    if possessive := _POSSESSIVE.match(text, end):
+        end = possessive.end()
     before = _BEFORE.search(text[:start])
     assert before is not None  # it matches the empty string
     linked = before["link"] is not None

@@ -8,31 +8,36 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
 
 from ..errors import DataError
 from .concepts import Concept
-from .flickr30k import Captioned
+from .flickr30k import PARTS as PARTS
+from .flickr30k import Captioned, Dataset
+from .flickr30k import Part as Part
 
-Part = Literal["train", "validation", "held-out"]
-PARTS: tuple[Part, ...] = ("train", "validation", "held-out")
+LEAST = 10  # images that a part of the dataset's own split needs, to be a measure of anything
 
 
 def parts_of(items: Sequence[Captioned], seed: int) -> dict[Part, tuple[Captioned, ...]]:
-    """70 / 10 / 20 % of the images, in the order of a hash of seed and name; each at least one.
+    """The dataset's own parts, where each has at least LEAST of the images; ours otherwise.
 
+    Ours: 70 / 10 / 20 % of the images, in the order of a hash of seed and name; each at least one.
     The paper's 70 / 30, of whose 30 a third chooses and two thirds report. With fewer than three
     images a part stays empty.
     """
-
-    def order(item: Captioned) -> bytes:
-        return hashlib.sha256(f"{seed}/{item.image}".encode()).digest()
-
-    ranked = sorted(items, key=order)
+    own = {part: tuple(item for item in items if item.part == part) for part in PARTS}
+    if min(len(inside) for inside in own.values()) >= LEAST:
+        return own
+    order = ranked(items, seed)
     validation, held_out = max(1, round(len(items) * 0.1)), max(1, round(len(items) * 0.2))
     train = max(len(items) - validation - held_out, 0)
     bounds = (0, train, train + validation, len(items))
-    return {part: tuple(ranked[i:j]) for part, i, j in zip(PARTS, bounds, bounds[1:], strict=False)}
+    return {part: tuple(order[i:j]) for part, i, j in zip(PARTS, bounds, bounds[1:], strict=False)}
+
+
+def ranked(items: Iterable[Captioned], seed: int) -> list[Captioned]:
+    """The images in the order of a hash of seed and name."""
+    return sorted(items, key=lambda i: hashlib.sha256(f"{seed}/{i.image}".encode()).digest())
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,26 @@ def split(items: Iterable[Captioned], concepts: Sequence[Concept], seed: int) ->
         if len(side) < 3:
             raise DataError(f"concept {names}: only {len(side)} {title} images; needs at least 3")
     return Split(parts_of(forget, seed), parts_of(retain, seed))
+
+
+def with_images(sides: Split, data: Dataset) -> Split:
+    """`sides` without the images that are missing. Raises DataError where a part has none left."""
+    if not data.missing:
+        return sides
+    left = Split(
+        *(
+            {p: tuple(i for i in side[p] if i.image in data.files) for p in PARTS}
+            for side in (sides.forget, sides.retain)
+        )
+    )
+    for title, side in (("forget", left.forget), ("retain", left.retain)):
+        for part in PARTS:
+            if not side[part]:
+                raise DataError(
+                    f"--data {data.folder}: {len(data.missing)} of {len(data.items)} images are "
+                    f"missing, first {data.missing[0]}; none is left to {title} ({part})"
+                )
+    return left
 
 
 def _unknown(concept: Concept, items: list[Captioned]) -> str:

@@ -1,0 +1,123 @@
+"""Caption pairs with no dataset: a small grammar says them, the original model draws them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from .files import cache_folder, key_of, whole_folder
+from .pairs.concepts import Concept
+from .pairs.flickr30k import IMAGE_FOLDER, TOKEN_FILE
+from .pipeline import draw, open_pipeline
+from .presets import Models
+from .prompts import held_out
+from .runtime import say
+
+VERSION = 1  # raised whenever a word or a number below changes
+FORGET, RETAIN = 120, 240  # scenes with each concept, and without any
+SEED = 2_000_000  # of the first image; prompts are drawn from other seeds
+BATCH = 20
+
+PEOPLE = ("man", "woman", "boy", "girl", "child")
+THINGS = (
+    "bicycle", "motorcycle", "car", "bus", "train", "truck", "boat", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "suitcase", "kite", "ball", "skateboard", "surfboard", "bottle", "cup", "knife", "spoon", "bowl",
+    "banana", "apple", "orange", "sandwich", "pizza", "cake", "chair", "couch", "bed", "table",
+    "laptop", "keyboard", "phone", "book", "clock", "vase", "tree", "house", "lamp", "hat", "guitar",
+    "flower", "ladder", "bridge", "tent", "door",
+)  # fmt: skip
+COLOURS = ("red", "green", "blue", "black", "white", "brown", "yellow", "purple")
+PLACES = (
+    "in a kitchen", "in a living room", "in a park", "on a street", "on a beach", "in the snow",
+    "on the grass", "on the road", "on the sand", "in a garden", "in a field", "in front of a wall",
+)  # fmt: skip
+FRAMES = (
+    "{x} {p}", "{x} {p}", "there is {x} {p}", "{p} there is {x}", "a picture of {x} {p}", "{x}",
+)  # fmt: skip
+TWO = ("{a} and {b}", "{a} next to {b}", "{a} beside {b}", "{a} near {b}", "{a} with {b}")
+THREE = ("{a}, {b} and {c}", "{a} with {b} and {c}", "{a} and {b} next to {c}")
+
+
+def captions(concepts: Sequence[Concept], seed: int = 0) -> list[list[str]]:
+    """Five captions for each scene: first those with a concept, then those without any.
+
+    A concept goes by its name and its synonyms; a sense that is kept is one more thing without it.
+    """
+    rng = random.Random(seed)
+    others = [t for t in THINGS if not any(c.in_text(t) for c in concepts)]
+    people = [p for p in PEOPLE if not any(c.in_text(p) for c in concepts)]
+    kept = [sense for concept in concepts for sense in concept.keep_senses]
+    scenes = [
+        _scene([rng.choice((c.name, *c.synonyms))], others, people, rng)
+        for c in concepts
+        for _ in range(FORGET)
+    ]
+    for i in range(RETAIN):
+        first = [rng.choice(kept)] if kept and i % 8 == 0 else []
+        scenes.append(_scene(first, others, people, rng))
+    return scenes
+
+
+def _scene(first: list[str], others: list[str], people: list[str], rng: random.Random) -> list[str]:
+    """Five ways to say the same up to three things in the same place."""
+    pool = rng.sample(others, 3)
+    if people and rng.random() < 0.4:
+        pool.insert(0, rng.choice(people))
+    things = (first + pool)[: rng.choice((1, 2, 2, 3))]
+    colours = [rng.choice(COLOURS) if rng.random() < 0.3 else "" for _ in things]
+    place = rng.choice(PLACES)
+    texts: list[str] = []
+    while len(texts) < 5:
+        text = _say(things, colours, place, rng)
+        if not held_out(text):
+            texts.append(text)
+    return texts
+
+
+def _say(things: list[str], colours: list[str], place: str, rng: random.Random) -> str:
+    named = [
+        (colour if thing not in PEOPLE else "", thing)
+        for thing, colour in zip(things, colours, strict=True)
+    ]
+    rng.shuffle(named)
+    phrases = [_with_article(f"{colour} {thing}".strip()) for colour, thing in named]
+    join = ("{a}",) if len(phrases) == 1 else TWO if len(phrases) == 2 else THREE
+    x = rng.choice(join).format(**dict(zip("abc", phrases, strict=False)))
+    return rng.choice(FRAMES).format(x=x, p=place)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def pairs(models: Models, concepts: Sequence[Concept]) -> Path:
+    """A folder in Flickr30K's layout: the captions, and for each scene an image that the original
+    model draws of the first of them. Made once, then read from the cache."""
+    settings = [VERSION, FORGET, RETAIN, models.steps, models.guidance]
+    words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
+    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, settings])}"
+    if folder.is_dir():
+        return folder
+    scenes = captions(concepts)
+    say(f"drawing {len(scenes)} images of captions about {', '.join(c.name for c in concepts)}")
+    pipe = open_pipeline(models.folder)
+    with whole_folder(folder) as partial:
+        (partial / IMAGE_FOLDER).mkdir()
+        names = [f"{i:06}.jpg" for i in range(len(scenes))]
+        for start in range(0, len(scenes), BATCH):
+            rows = range(start, min(start + BATCH, len(scenes)))
+            images = draw(
+                pipe, [scenes[i][0] for i in rows], [SEED + i for i in rows], models.steps,
+                models.guidance,
+            )  # fmt: skip
+            for i, image in zip(rows, images, strict=True):
+                image.save(partial / IMAGE_FOLDER / names[i], quality=95)
+        lines = [
+            f"{name}#{number}\t{text}\n"
+            for name, texts in zip(names, scenes, strict=True)
+            for number, text in enumerate(texts)
+        ]
+        (partial / TOKEN_FILE).write_text("".join(lines), encoding="utf-8")
+    return folder

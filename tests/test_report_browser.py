@@ -1,0 +1,246 @@
+"""The report in a real browser, Debian's Chromium: it answers to mouse and keyboard, and fits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from report_run import APPLE, MARKUP, RETAIN, make
+
+from erase_sd import report
+from erase_sd.presets import Models
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
+)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+ALL = len(APPLE + RETAIN)
+
+
+@pytest.fixture(scope="module")
+def pages(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Addresses of a run's report and of the index."""
+    folder = tmp_path_factory.mktemp("browser")
+    run = make(tiny, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        path, index = (path.absolute() for path in report.write_all([run]))
+    return path.as_uri(), index.as_uri()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Browser:
+    """What the tests do with a page."""
+
+    def __init__(self, driver: Any, pages: tuple[str, str]) -> None:
+        self.driver, (self.report, self.index) = driver, pages
+        self.size(1440)
+        self.scheme("light")
+        self.open(self.report)
+
+    def open(self, address: str) -> None:
+        self.driver.get(address)
+
+    def size(self, width: int, height: int = 900) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def scheme(self, name: str) -> None:
+        feature = {"name": "prefers-color-scheme", "value": name}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    def run(self, script: str, *given: Any) -> Any:
+        return self.driver.execute_script(f"return {script}", *given)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def seen(self, selector: str) -> list[Any]:
+        found = self.driver.find_elements("css selector", selector)
+        return [element for element in found if element.is_displayed()]
+
+    def prompts(self) -> list[str]:
+        return [element.text for element in self.seen("#shots .prompt")]
+
+    def press(self, *keys: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+
+@pytest.fixture
+def browser(chromium: Any, pages: tuple[str, str]) -> Iterator[Browser]:
+    chromium.get_log("browser")
+    yield Browser(chromium, pages)
+    chromium.execute_script("localStorage.clear()")
+    assert chromium.get_log("browser") == []  # no error on the console, whatever was done
+
+
+def test_the_filters_filter_and_say_how_many_are_left(browser: Browser) -> None:
+    assert len(browser.prompts()) == ALL
+    browser.find("[data-filter=outcome][data-value=leaked]").click()
+    assert browser.prompts() == ["a dog and an apple", "a green pomaceous fruit"]
+    assert f"2 of {ALL} pairs match" in browser.find("#status").text
+    browser.find("[data-filter=kind][data-value=synonym]").click()
+    assert browser.prompts() == ["a green pomaceous fruit"]
+    browser.find("[data-filter=prompts][data-value='1']").click()
+    assert browser.prompts() == [] and browser.seen("#none")
+    for group in ("outcome", "kind"):
+        browser.find(f"[data-filter={group}][data-value='']").click()
+    assert browser.prompts() == ["an orange", "a couch"]
+    pressed = browser.seen("[data-filter][aria-pressed=true]")
+    assert [button.text.split("\n")[0].rstrip("0123456789 ") for button in pressed] == [
+        "retain", "all", "all",
+    ]  # fmt: skip
+
+
+def test_the_views_and_the_boxes_toggle(browser: Browser) -> None:
+    both = len(browser.seen("#shots .frame"))
+    assert both == 2 * ALL and browser.seen("#shots .box")
+    browser.find("button[data-view=erased]").click()
+    assert len(browser.seen("#shots .frame.erased")) == ALL
+    assert not browser.seen("#shots .frame.original")
+    browser.find("button[data-view=original]").click()
+    assert not browser.seen("#shots .frame.erased")
+    browser.find("button[data-view=both]").click()
+    assert len(browser.seen("#shots .frame")) == both
+    browser.find("#boxes").click()
+    assert browser.find("#boxes").get_attribute("aria-pressed") == "false"
+    assert not browser.seen(".box")
+
+
+def test_a_click_enlarges_a_pair_and_the_slider_goes_from_one_image_to_the_other(
+    browser: Browser,
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.find("#shot-1 .enlarge").click()
+    assert browser.run("document.querySelector('#viewer').matches(':modal')")
+    assert browser.find("#viewer-title").text == "a dog and an apple"
+    assert browser.find("#viewer-original").text == "apple 0.90, dog 0.80"
+    assert browser.find("#viewer-outcome").text == "leaked, damaged"
+    clip = "getComputedStyle(document.querySelector('.stage .erased')).clipPath"
+    assert browser.run(clip) == "inset(0px 0px 0px 50%)"
+    browser.find("#split").click()
+    browser.press(Keys.HOME)
+    assert browser.run(clip) == "inset(0px 0px 0px 0%)"  # all of it is the erased image
+    browser.press(Keys.END)
+    assert browser.run(clip) == "inset(0px 0px 0px 100%)"
+    browser.find("#next").click()
+    assert browser.find("#viewer-title").text == MARKUP
+    browser.find("#close").click()
+    assert not browser.seen("#viewer")
+
+
+def test_the_keyboard_alone_opens_a_pair_and_escape_gives_the_focus_back(browser: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.run("document.querySelector('#shot-0 .enlarge').focus()")
+    browser.press(Keys.TAB)
+    assert browser.run("document.activeElement.dataset.shot") == "shot-1"
+    assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    browser.press(Keys.ENTER)
+    assert browser.seen("#viewer")
+    browser.press(Keys.ESCAPE)
+    assert not browser.seen("#viewer")
+    assert browser.run("document.activeElement.dataset.shot") == "shot-1"
+
+
+def test_previous_and_next_stay_among_the_pairs_that_match(browser: Browser) -> None:
+    browser.find("[data-filter=outcome][data-value=leaked]").click()
+    browser.find("#shot-1 .enlarge").click()
+    assert not browser.find("#previous").is_enabled()
+    browser.find("#next").click()
+    assert browser.find("#viewer-title").text == "a green pomaceous fruit"
+    assert not browser.find("#next").is_enabled()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_nothing_overflows(browser: Browser, width: int) -> None:
+    browser.size(width)
+    for address in (browser.report, browser.index):
+        browser.open(address)
+        assert browser.run("innerWidth") == width
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.open(browser.report)
+    browser.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.find("button[data-view=erased]").click()
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.run("document.querySelector('#shot-2 .enlarge').click()")
+    inside = (
+        "(d => d.scrollWidth <= d.clientWidth && d.getBoundingClientRect().right <= innerWidth)"
+    )
+    assert browser.run(f"{inside}(document.querySelector('#viewer'))")
+
+
+def test_what_overflows_in_itself_can_be_scrolled_by_keyboard(browser: Browser) -> None:
+    browser.size(360)
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert browser.run(f"{wide}.length") > 0
+    assert browser.run(f"{wide}.every(e => e.tabIndex === 0 && e.getAttribute('aria-label'))")
+
+
+def test_markup_in_a_prompt_is_text(browser: Browser) -> None:
+    assert MARKUP in browser.prompts()
+    assert browser.run("document.querySelectorAll('.prompt *, .strip p *').length") == 0
+
+
+def test_the_scheme_is_the_systems_until_somebody_chooses(browser: Browser) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = browser.run(paper)
+    browser.scheme("dark")
+    dark = browser.run(paper)
+    assert (light, dark) == ("rgb(251, 250, 247)", "rgb(21, 20, 19)")
+    assert browser.find("#theme").get_attribute("aria-pressed") == "true"
+    lines = "getComputedStyle(document.querySelector('.charts svg text')).fill"
+    drawn = browser.run(lines)
+    browser.find("#theme").click()
+    assert browser.run(paper) == light and browser.run(lines) != drawn
+    browser.open(browser.index)
+    assert browser.run(paper) == light  # kept from page to page
+
+
+def test_every_control_and_picture_has_a_name(browser: Browser) -> None:
+    nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    for node in nodes:
+        role = node.get("role", {}).get("value")
+        if not node["ignored"] and role in ("button", "link", "image", "slider", "table", "dialog"):
+            assert node.get("name", {}).get("value", "").strip(), role
+    roles = [n["role"]["value"] for n in nodes if not n["ignored"] and "role" in n]
+    assert roles.count("image") >= 2 * ALL and "main" in roles and "navigation" in roles
+
+
+def test_without_its_script_the_page_shows_every_pair_and_no_dead_button(
+    browser: Browser,
+) -> None:
+    off = "Emulation.setScriptExecutionDisabled"
+    browser.driver.execute_cdp_cmd(off, {"value": True})
+    try:
+        browser.open(browser.report)
+        shown = [e.text for e in browser.driver.find_elements("css selector", "#shots .prompt")]
+        dead = browser.driver.find_elements("css selector", "button:not([hidden]):not(.script *)")
+        assert len(shown) == ALL
+    finally:
+        browser.driver.execute_cdp_cmd(off, {"value": False})
+    names = {button.get_attribute("id") for button in dead}
+    assert names <= {"previous", "next", "close"}  # inside the dialog, which is closed
