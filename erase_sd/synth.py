@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .errors import DataError
 from .files import cache_folder, key_of, whole_folder
 from .pairs.concepts import Concept
 from .pairs.flickr30k import IMAGE_FOLDER, TOKEN_FILE
@@ -40,40 +41,42 @@ TWO = ("{a} and {b}", "{a} next to {b}", "{a} beside {b}", "{a} near {b}", "{a} 
 THREE = ("{a}, {b} and {c}", "{a} with {b} and {c}", "{a} and {b} next to {c}")
 
 
-def captions(concepts: Sequence[Concept], seed: int = 0) -> list[list[str]]:
+Fits = Callable[[str], bool]
+
+
+def captions(
+    concepts: Sequence[Concept], fits: Fits = lambda _: True, seed: int = 0
+) -> list[list[str]]:
     """Five captions for each scene: first those with a concept, then those without any.
 
     A concept goes by its name and its synonyms; a sense that is kept is one more thing without it.
+    `fits` says whether the model has room for a caption; DataError where it has none for a concept.
     """
     rng = random.Random(seed)
     others = [t for t in THINGS if not any(c.in_text(t) for c in concepts)]
     people = [p for p in PEOPLE if not any(c.in_text(p) for c in concepts)]
     kept = [sense for concept in concepts for sense in concept.keep_senses]
-    scenes = [
-        _scene([rng.choice((c.name, *c.synonyms))], others, people, rng)
-        for c in concepts
-        for _ in range(FORGET)
-    ]
-    for i in range(RETAIN):
-        first = [rng.choice(kept)] if kept and i % 8 == 0 else []
-        scenes.append(_scene(first, others, people, rng))
-    return scenes
+    firsts = [[rng.choice((c.name, *c.synonyms))] for c in concepts for _ in range(FORGET)]
+    firsts += [[rng.choice(kept)] if kept and i % 8 == 0 else [] for i in range(RETAIN)]
+    return [_scene(first, others, people, fits, rng) for first in firsts]
 
 
-def _scene(first: list[str], others: list[str], people: list[str], rng: random.Random) -> list[str]:
-    """Five ways to say the same up to three things in the same place."""
-    pool = rng.sample(others, 3)
-    if people and rng.random() < 0.4:
-        pool.insert(0, rng.choice(people))
-    things = (first + pool)[: rng.choice((1, 2, 2, 3))]
-    colours = [rng.choice(COLOURS) if rng.random() < 0.3 else "" for _ in things]
-    place = rng.choice(PLACES)
-    texts: list[str] = []
-    while len(texts) < 5:
-        text = _say(things, colours, place, rng)
-        if not held_out(text):
-            texts.append(text)
-    return texts
+def _scene(
+    first: list[str], others: list[str], people: list[str], fits: Fits, rng: random.Random
+) -> list[str]:
+    """Five ways to say the same up to three things in the same place, none of them held out."""
+    for _ in range(100):
+        pool = rng.sample(others, 3)
+        if people and rng.random() < 0.4:
+            pool.insert(0, rng.choice(people))
+        things = (first + pool)[: rng.choice((1, 2, 2, 3))]
+        colours = [rng.choice(COLOURS) if rng.random() < 0.3 else "" for _ in things]
+        place = rng.choice(PLACES)
+        said = (_say(things, colours, place, rng) for _ in range(40))
+        texts = [text for text in said if fits(text) and not held_out(text)]
+        if len(texts) >= 5:
+            return texts[:5]
+    raise DataError(f"--data synth: the model has no room for a caption with {first or others[0]}")
 
 
 def _say(things: list[str], colours: list[str], place: str, rng: random.Random) -> str:
@@ -100,9 +103,10 @@ def pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, settings])}"
     if folder.is_dir():
         return folder
-    scenes = captions(concepts)
-    say(f"drawing {len(scenes)} images of captions about {', '.join(c.name for c in concepts)}")
     pipe = open_pipeline(models.folder)
+    room = pipe.tokenizer.model_max_length
+    scenes = captions(concepts, lambda text: len(pipe.tokenizer(text)["input_ids"]) <= room)
+    say(f"drawing {len(scenes)} images of captions about {', '.join(c.name for c in concepts)}")
     with whole_folder(folder) as partial:
         (partial / IMAGE_FOLDER).mkdir()
         names = [f"{i:06}.jpg" for i in range(len(scenes))]

@@ -9,6 +9,7 @@ import pytest
 
 import erase_sd
 from erase_sd import synth
+from erase_sd.errors import DataError
 from erase_sd.pairs.concepts import Concept
 from erase_sd.pairs.flickr30k import read
 from erase_sd.presets import SYNTH, Models
@@ -53,6 +54,13 @@ def test_no_caption_of_it_is_one_of_the_prompts() -> None:
     prompts = [p for name in ("apple", "retain") for p in read_prompts(PROMPTS / f"{name}.txt")]
     assert prompts
     assert not said & {prompt.lower() for prompt in prompts}
+
+
+def test_no_caption_is_longer_than_the_model_reads_and_a_concept_that_is_ends_it() -> None:
+    short = synth.captions(CONCEPTS, fits=lambda text: len(text) < 40)
+    assert max(len(text) for texts in short for text in texts) < 40
+    with pytest.raises(DataError, match="no room for a caption with"):
+        synth.captions(CONCEPTS, fits=lambda text: "pippin" not in text)
 
 
 def test_the_folder_is_drawn_once_and_read_like_any_other(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TRAIN_SEED = 10_000_000  # scenes TRAIN_SEED + i train the models; no other part draws them
 TRAIN_SCENES = 30_000
 DETECTOR_SCENES = 8_000  # of those, the detector sees this many
-UNET_STEPS = 18_000
+UNET_STEPS = 15_000
 EMPHASIS = 3.0  # how much more an error inside a thing's box counts than one outside all
 UNET = {
     "sample_size": 16,
