@@ -1,7 +1,7 @@
 """erase-sd takes a concept out of Stable Diffusion, and shows that it is gone.
 
-The Python words are the commands' own: `unlearn`, `generate`, `score`, `load`. Nothing heavy is
-imported before one of them is called.
+The Python words are the commands' own: `unlearn`, `generate`, `score`, `evaluate`, `load`.
+Nothing heavy is imported before one of them is called.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from .errors import DataError, DivergedError, EraseError, ModelError, RunError, 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
+    from .comparison import Comparison
+    from .evaluation import Evaluation
     from .scoring import Tables
 
 __version__ = "0.1.0"
@@ -25,6 +27,9 @@ __all__ = [
     "ModelError",
     "RunError",
     "SettingError",
+    "compare",
+    "evaluate",
+    "explain",
     "generate",
     "load",
     "score",
@@ -66,6 +71,8 @@ def generate(
     prompts: Path | str | Sequence[Path | str],
     *,
     run: str | Path | None = None,
+    kinds: bool = False,
+    reference: bool = False,
     preset: str | None = None,
     model: str | Path | None = None,
     revision: str | None = None,
@@ -75,22 +82,25 @@ def generate(
     """Draws the prompts of one or more files with both encoders; returns the run folder.
 
     The run is found by the first file's name where none is given, and a `retain.txt` beside that
-    file is drawn too. The model is the run's own where none is named. `settings` are fields of
-    `erase_sd.generation.Settings`. Raises EraseError.
+    file is drawn too; with `kinds` also the files of the prompts' kinds, `apple.synonym.txt` beside
+    `apple.txt`. `reference` adds the original's images of the prompts without the concept. The model
+    is the run's own where none is named. `settings` are fields of `erase_sd.generation.Settings`.
+    Raises EraseError.
     """
     from . import generation, presets, rundir
+    from .kinds import beside, read_name
 
     files = [Path(p) for p in ([prompts] if isinstance(prompts, str | Path) else prompts)]
     if not files:
         raise SettingError("--prompts: needs a file, e.g. prompts/apple.txt")
-    beside = files[0].with_name("retain.txt")
-    if beside.is_file() and beside not in files:
-        files.append(beside)
-    folder = rundir.folder_of(run, (files[0].stem,))
+    retain = files[0].with_name("retain.txt")
+    more = [*([retain] if retain.is_file() else []), *(beside(files) if kinds else [])]
+    files += [file for file in more if file not in files]
+    folder = rundir.folder_of(run, (read_name(files[0].stem)[0],))
     made = generation.Settings(**settings)
     found = rundir.Run(folder)
     models = presets.of_run(found, preset=preset, model=model, revision=revision)
-    generation.generate(files, made, models, found, progress)
+    generation.generate(files, made, models, found, progress, reference)
     return folder
 
 
@@ -117,6 +127,80 @@ def score(
         models = presets.of_run(found, preset=preset, detector=detector)
         tables += scoring.score(found, models, detector_class, progress)
     return tables
+
+
+def compare(
+    concepts: Sequence[str],
+    methods: Sequence[str],
+    *,
+    seeds: int = 3,
+    out: Path | str = "comparison",
+    prompts_folder: Path | str = "prompts",
+    images_per_prompt: int = 1,
+    images: bool = True,
+    preset: str = "mini",
+    model: str | Path | None = None,
+    revision: str | None = None,
+    clip: str | Path | Sequence[str | Path] | None = None,
+    data: Path | None = None,
+    detector: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Comparison:
+    """Runs every concept with every method from every seed, and puts them side by side in `out`.
+
+    The prompts and the images' seeds are the same in all runs; the seed is of the split and of the
+    batches. Concepts joined by "+" go in one run; a method may carry settings, `cliperase:towers=both`. What
+    is done is not done again. Without `images` only the CLIP side is measured. Each run is a process
+    of its own, so a script needs `if __name__ == "__main__":`. Raises EraseError before anything
+    starts; what ends one run is told in the result.
+    """
+    from . import comparison
+
+    places = {"preset": preset, "model": model, "revision": revision, "clip": clip, "data": data}
+    return comparison.compare(
+        concepts, methods, seeds=seeds, out=Path(out), prompts_folder=Path(prompts_folder),
+        images_per_prompt=images_per_prompt, images=images, places=places, detector=detector,
+        progress=progress,
+    )  # fmt: skip
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    images: str | Path | None = None,
+    templates: str | Sequence[str] = (),
+    clip: str | Path | None = None,
+    preset: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Evaluation:
+    """CLIP-side measures of a run, before and after: zero-shot, retrieval, drift; written into the
+    run folder.
+
+    They are made on the run's own held-out pairs, or on `images`: a folder of CIFAR-100, of
+    webdataset shards, or of a folder for each class. `templates` are prompts with `{}` for the
+    class's name. `clip` is a folder or hub id of a CLIP whose text tower the erased one fits, or of a
+    BLIP, which is measured alone. Raises EraseError.
+    """
+    from . import evaluation, presets, rundir
+
+    found = rundir.Run(rundir.folder_of(run))
+    models = presets.of_run(found, preset=preset, clip=clip)
+    given = [templates] if isinstance(templates, str) else templates
+    return evaluation.evaluate(
+        found, models, Path(images) if images else None, given or evaluation.TEMPLATES, progress
+    )
+
+
+def explain(run: str | Path) -> list[Path]:
+    """Pictures of what an erasure did to CLIP, as PNG in the run folder; returns their paths.
+
+    t-SNE of the held-out pairs, and where the text and the image tower look on forget pairs, before
+    and after. Raises EraseError.
+    """
+    from . import explanation, presets, rundir
+
+    found = rundir.Run(rundir.folder_of(run))
+    return explanation.explain(found, presets.of_run(found))
 
 
 def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:

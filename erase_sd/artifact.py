@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import encoders, runtime
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 WEIGHTS = "model.safetensors"
+IMAGE_TOWER = "image_tower"
 
 
 def save(
@@ -28,7 +30,9 @@ def save(
     """Writes the pipeline's text encoders with `weights` in them, whole or not at all.
 
     `weights` maps an encoder's name to its tensors. One encoder lies in `folder` itself, several in
-    folders of their names. Raises DivergedError for weights that are not finite: they are never saved.
+    folders of their names; an image tower that was trained, which no pipeline reads, in
+    `image_tower`, named as in `CLIPModel`. Raises DivergedError for weights that are not finite: they
+    are never saved.
     """
     for tensors in weights.values():
         for name, tensor in tensors.items():
@@ -41,6 +45,10 @@ def save(
             own = partial / name if len(weights) > 1 else partial
             encoder.save_pretrained(own)
             hashes[name] = hash_file(own / WEIGHTS)
+            seeing = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
+            if seeing:
+                (own / IMAGE_TOWER).mkdir()
+                save_file(seeing, own / IMAGE_TOWER / WEIGHTS)
         write_json(
             partial / "erase.json",
             {

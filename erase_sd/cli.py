@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import erase_sd
 
 from .errors import EraseError, RunError, SettingError
-from .terminal import Bar, facts_table, rates_table
+from .terminal import Bar, evaluation_table, facts_table, grid_tables, methods_list, rates_table
 
 if TYPE_CHECKING:
     from .rates import Row
@@ -51,7 +53,9 @@ DetectorFile = Annotated[
     Path | None, typer.Option("--detector", help="YOLOv5: .safetensors or .pt.")
 ]
 Dtype = Annotated[str | None, typer.Option(help="auto, fp32, bf16; for images fp16 too.")]
-Method = Annotated[str | None, typer.Option(help="cliperase-anchored or cliperase.")]
+Method = Annotated[
+    str | None, typer.Option(help="`erase-sd methods` lists them; default: cliperase-anchored.")
+]
 Weight = Annotated[
     list[str] | None, typer.Option(help="A field of the method, e.g. forget_weight=3.")
 ]
@@ -63,6 +67,12 @@ SplitSeed = Annotated[int | None, typer.Option("--seed", help="Of the split, as 
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(help="File of prompts, one a line; may be given more than once."),
+]
+Kinds = Annotated[
+    bool, typer.Option("--kinds", help="Draw <concept>.<kind>.txt beside the prompts too.")
+]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Draw the original without the concept's words too.")
 ]
 PerPrompt = Annotated[int | None, typer.Option(help="Images of each prompt.")]
 Denoising = Annotated[int | None, typer.Option("--steps", help="Denoising steps.")]
@@ -126,9 +136,24 @@ def unlearn(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them; none: all.")] = None,
+) -> None:
+    """List the unlearning methods: paper, what they train, and their settings for --weight."""
+    from .methods import METHODS
+    from .methods.pages import page_of
+
+    if name is not None and name not in METHODS:
+        raise SettingError(f"{name}: unknown method; needs one of {', '.join(METHODS)}")
+    methods_list([page_of(each) for each in ([name] if name else METHODS)])
+
+
+@app.command()
 def generate(
     prompts: Prompts = None,
     run: RunName = None,
+    kinds: Kinds = False,
+    reference: Reference = False,
     images_per_prompt: PerPrompt = None,
     steps: Denoising = None,
     guidance: Guidance = None,
@@ -146,7 +171,7 @@ def generate(
     """
     given = {
         "images_per_prompt": images_per_prompt, "steps": steps, "guidance": guidance,
-        "seed": seed, "batch": batch, "dtype": dtype,
+        "seed": seed, "batch": batch, "dtype": dtype, "kinds": kinds, "reference": reference,
     }  # fmt: skip
     places = {"preset": preset, "model": model, "revision": revision}
     _generate(prompts or [], run, given, places, quiet)
@@ -320,6 +345,8 @@ def run(
     method: Method = None,
     weight: Weight = None,
     prompts: Prompts = None,
+    kinds: Kinds = False,
+    reference: Reference = False,
     images_per_prompt: PerPrompt = None,
     dtype: Dtype = None,
     preset: Preset = "mini",
@@ -333,6 +360,7 @@ def run(
 ) -> None:
     """Unlearn, generate, score and report, in this order."""
     from . import runtime
+    from .kinds import beside
     from .presets import resolve
     from .prompts import read_prompts
     from .report import write
@@ -340,7 +368,7 @@ def run(
 
     began = time.monotonic()
     files = prompts or [Path("prompts") / f"{word}.txt" for word in concept]
-    for file in files:
+    for file in [*files, *(beside(files) if kinds else [])]:
         read_prompts(file)  # what is wrong with it is better known before the unlearning
     places: dict[str, Any] = {
         "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
@@ -350,7 +378,8 @@ def run(
     folder = _unlearn(
         concept, synonym, keep_sense, name, weight, {"method": method} | precise, places, quiet
     )
-    _generate(files, str(folder), {"images_per_prompt": images_per_prompt} | precise, {}, quiet)
+    drawn = {"images_per_prompt": images_per_prompt, "kinds": kinds, "reference": reference}
+    _generate(files, str(folder), drawn | precise, {}, quiet)
     with Bar("score", quiet) as advance:
         tables = erase_sd.score(
             folder, detector=detector, detector_class=detector_class or (), progress=advance
@@ -361,6 +390,111 @@ def run(
     found.update(total={"seconds": round(took, 1), "peak_memory_mb": round(peak / 1e6)})
     print(f"{folder}: page in {write(found)}")
     print(f"{folder}: {took:.0f} s in all, at most {peak / 1e9:.2f} GB of memory")
+
+
+class Listed(TyperCommand):
+    """A command whose --concepts and --methods take all the words up to the next option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in ("--concepts", "--methods") else ""
+            elif option and words[-1] != option:
+                words.append(option)
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+@app.command(cls=Listed)
+def compare(
+    concepts: Annotated[
+        list[str], typer.Option(help="Words to erase, a run each; apple+chair: both in one run.")
+    ],
+    methods: Annotated[
+        list[str], typer.Option(help="Methods, with settings as cliperase:towers=both,rate=1e-3.")
+    ],
+    seeds: Annotated[int | None, typer.Option(help="Runs of each; default: 3.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: comparison.")] = None,
+    prompts_folder: Annotated[
+        Path | None, typer.Option(help="Of <concept>.txt and retain.txt; default: prompts.")
+    ] = None,
+    images_per_prompt: PerPrompt = None,
+    skip_images: Annotated[bool, typer.Option("--skip-images", help="CLIP side only.")] = False,
+    preset: Preset = "mini",
+    model: Model = None,
+    revision: Revision = None,
+    clip: ClipFolder = None,
+    data: Data = None,
+    detector: DetectorFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run methods side by side on the same concepts, prompts and seeds, and print the tables.
+
+    What is done is not done again. To share the runs out among processes:
+    accelerate launch --num_processes 2 -m erase_sd compare ...
+    """
+    given = {
+        "seeds": seeds, "out": out, "prompts_folder": prompts_folder, "revision": revision,
+        "images_per_prompt": images_per_prompt, "model": model, "clip": clip, "data": data,
+        "detector": detector,
+    }  # fmt: skip
+    with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as advance:
+        found = erase_sd.compare(
+            concepts, methods, images=not skip_images, preset=preset, **_given(given),
+            progress=advance,
+        )  # fmt: skip
+    from .grid_tables import NOTE
+
+    if found.tables:
+        grid_tables(found.tables, NOTE)
+        print(f"{found.folder}: tables in comparison.md, every row in comparison.csv")
+    for cell, reason in found.failed:
+        print(f"erase-sd: {cell}: {reason}", file=sys.stderr)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Option(help="Run whose CLIP towers to measure.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of CIFAR-100, of webdataset shards, or of a folder for each class; default: "
+            "the run's own held-out pairs."
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help='Class prompt, e.g. "a photo of a {}"; may be given more than once.'),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="Another CLIP, or a BLIP to measure alone: a folder or a hub id."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure CLIP before and after: zero-shot, image and text retrieval, drift of the states."""
+    with Bar("evaluate", quiet) as advance:
+        found = erase_sd.evaluate(
+            run, images=images, templates=template or (), clip=clip, progress=advance
+        )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found)))
+    else:
+        evaluation_table(found)
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Option(help="Run to look into.")],
+) -> None:
+    """Draw what an erasure did to CLIP: t-SNE of the held-out pairs, and where its towers look."""
+    for path in erase_sd.explain(run):
+        print(path)
 
 
 def _unlearn(

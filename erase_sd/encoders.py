@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import DataError, ModelError
-from .files import hash_folder, read_json
+from .files import hash_file, hash_folder, key_of, read_json
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -128,11 +132,12 @@ class Clip:
         pad = self.tokenizer.pad_token_id
         return torch.tensor([row + [pad] * (self.length - len(row)) for row in ids])
 
-    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-norm features (n, projection) and token states (n, tokens, width), on the device."""
+    def encode_text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+        """Features (n, projection), of unit norm or as they are, and token states (n, tokens, width)."""
         tower = self.model.text_model
         out = tower(input_ids=ids.to(self.device), output_hidden_states=bool(self.taps))
-        text = F.normalize(self.model.text_projection(out.pooler_output).float(), dim=-1)
+        text = self.model.text_projection(out.pooler_output).float()
+        text = F.normalize(text, dim=-1) if unit else text
         last = Tap(self.model.config.text_config.num_hidden_layers, norm=True)
         if self.taps in ((), (last,)):
             return text, out.last_hidden_state.float()
@@ -148,22 +153,30 @@ class Clip:
             parts = [self.encode_text(part) for part in torch.split(ids, batch)]
         return torch.cat([text for text, _ in parts]), torch.cat([states for _, states in parts])
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Unit-norm features, (n, projection), of processed pixels (n, 3, size, size)."""
+    def encode_image(self, pixels: Tensor, unit: bool = True) -> Tensor:
+        """Features, (n, projection), of unit norm or as they are, of pixels (n, 3, size, size)."""
         weight = self.model.visual_projection.weight
         out = self.model.vision_model(pixel_values=pixels.to(weight.device))
-        return F.normalize(self.model.visual_projection(out.pooler_output).float(), dim=-1)
+        image: Tensor = self.model.visual_projection(out.pooler_output).float()
+        return F.normalize(image, dim=-1) if unit else image
 
     def pixels(self, paths: Sequence[Path]) -> Tensor:
         """Processed images, (n, 3, size, size). Raises DataError for one that cannot be read."""
-        images = [open_image(path) for path in paths]
-        return torch.as_tensor(self.processor(images, return_tensors="pt")["pixel_values"])
+        return self.process([open_image(path) for path in paths])
+
+    def process(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images as the image tower takes them, (n, 3, size, size)."""
+        return torch.as_tensor(self.processor(list(images), return_tensors="pt")["pixel_values"])
 
 
-def open_image(path: Path) -> Image.Image:
-    """An RGB image. Raises DataError for a file that is missing or no image."""
+def open_image(path: Path, data: bytes | None = None) -> Image.Image:
+    """An RGB image, of a file or of its bytes where they are given.
+
+    Raises DataError for a file that is missing or no image.
+    """
     try:
-        with Image.open(path, formats=list(IMAGE_FORMATS)) as image:
+        file = path if data is None else io.BytesIO(data)
+        with Image.open(file, formats=list(IMAGE_FORMATS)) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: no readable image ({error})") from None
@@ -267,6 +280,30 @@ def _text_weights(folder: Path) -> dict[str, Tensor]:
     parameters = load_text_encoder(folder).named_parameters()
     tower = {f"text_model.{n.removeprefix('text_model.')}": p.detach() for n, p in parameters}
     return {n: p for n, p in tower.items() if not n.startswith("text_model.text_projection")}
+
+
+def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> Clip:
+    """The same CLIP with the text tower of the folder `encoder`, and with the image tower of a file
+    of tensors, named as in `CLIPModel`, where one is given; what stays is shared, not copied.
+
+    Raises ModelError for weights that are damaged or do not fit.
+    """
+    tensors = _text_weights(encoder)
+    shared = {} if image_tower else {id(v): v for v in (clip.model.vision_model,)}
+    model = copy.deepcopy(clip.model, shared)
+    if image_tower:
+        try:
+            tensors |= load_file(image_tower)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{image_tower}: weights cannot be loaded ({error})") from None
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
+            raise ModelError(f"{image_tower or encoder}: {name} does not fit this CLIP")
+    model.load_state_dict(tensors, strict=False)
+    files = hash_folder(encoder, "*.safetensors"), image_tower and hash_file(image_tower)
+    digest = key_of([clip.digest, *files])
+    return replace(clip, model=model, digest=digest)
 
 
 def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import itertools
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import artifact, runtime
+from . import artifact, image_cache, kinds, runtime
 from .errors import DataError, ModelError, RunError, SettingError
-from .files import cache_folder, digest, hash_file, key_of, read_rows, write_bytes, write_rows
+from .files import digest, hash_file, key_of, read_rows, write_bytes, write_rows
+from .pairs.concepts import Concept, without
 from .pipeline import check_lengths, draw, encoders_of, image_size, open_pipeline, swap
 from .presets import Models
 from .prompts import read_prompts
 from .rundir import Run
+from .scoring import concepts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,15 +60,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Arm:
-    """One side of the comparison: its name, what identifies its weights, its text encoders."""
-
-    name: str
-    weights: str
-    encoders: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class _Shot:
     """One image to make."""
 
@@ -77,20 +69,35 @@ class _Shot:
     seed: int
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """One side of the comparison: its name, what identifies its weights, its text encoders, and the
+    text that it draws for each shot, where it draws any."""
+
+    name: str
+    weights: str
+    encoders: dict[str, Any]
+    texts: dict[_Shot, str]
+
+
 def generate(
     prompts: list[Path],
     settings: Settings,
     models: Models,
     run: Run,
     progress: Progress | None = None,
+    reference: bool = False,
 ) -> list[dict[str, Any]]:
     """Draws every prompt with both text encoders; returns the rows of `images.jsonl`.
 
-    The original's images are shared between runs through the cache. Where memory runs out, both arms
-    begin again with smaller batches. Raises DataError for a prompt file that cannot be used and
-    RunError before unlearning is done.
+    With `reference`, a third arm: the original's image, from the same seed, of each prompt that
+    mentions a concept, with the mention's phrase taken out; such a row's `text` is what was drawn.
+    The original's images are shared between runs through the cache. Where memory runs out, all arms
+    begin again with smaller batches. Raises DataError for a prompt file that cannot be used,
+    SettingError for a kind file of no concept of the run, and RunError before unlearning is done.
     """
-    run.require("unlearn", "unlearn first")
+    concepts = concepts_of(run.require("unlearn", "unlearn first"))
+    kinds.check(prompts, [concept.name for concept in concepts])
     runtime.quiet_libraries()
     described = artifact.check(run.folder / "erased")
     fingerprint = models.fingerprint()
@@ -102,10 +109,14 @@ def generate(
     pipe = open_pipeline(models.folder, settings.dtype)
     check_lengths(pipe, {shot.prompt: shot.prompts for shot in shots})
     erased = described["weights_sha256"]
+    own, loaded = encoders_of(pipe), {n: artifact.load(run.folder, n) for n in erased}
+    texts = {shot: shot.prompt for shot in shots}
     arms = [
-        _Arm("original", fingerprint, encoders_of(pipe)),
-        _Arm("erased", key_of(erased), {n: artifact.load(run.folder, n) for n in erased}),
+        _Arm("original", fingerprint, own, texts),
+        _Arm("erased", key_of(erased), loaded, texts),
     ]
+    if reference:
+        arms.insert(1, _Arm("reference", fingerprint, own, _without(shots, concepts)))
     shape = asdict(settings) | {
         "size": image_size(pipe),
         "steps": settings.steps or models.steps,
@@ -119,6 +130,7 @@ def generate(
     stage = shape | {
         "erased": erased,
         "prompts": {path.name: hash_file(path) for path in prompts},
+        "reference": reference,
     }
     with run.stage("generate", stage) as entry:
         while True:
@@ -144,7 +156,7 @@ def _draw_all(
     run: Run,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Both arms' images in batches of one size; `images.jsonl` grows with every batch."""
+    """All arms' images in batches of one size; `images.jsonl` grows with every batch."""
     kept = _kept(run)
     rows: list[dict[str, Any]] = []
     # A batch never mixes prompt files: retain.txt has the same batches in every run.
@@ -153,9 +165,13 @@ def _draw_all(
     batches = [file[i : i + size] for file in files for i in range(0, len(file), size)]
     for arm in arms:
         swap(pipe, arm.encoders)
-        for number, batch in enumerate(batches):
-            key = key_of([arm.name, arm.weights, shape, [asdict(shot) for shot in batch]])
-            made = _batch(pipe, batch, shape, key, arm.name, run, kept)
+        for number, planned in enumerate(batches):
+            batch = [shot for shot in planned if shot in arm.texts]
+            if not batch:
+                continue
+            said = [replace(shot, prompt=arm.texts[shot]) for shot in batch]
+            key = key_of([arm.name, arm.weights, shape, [asdict(shot) for shot in said]])
+            made = _batch(pipe, said, shape, key, arm.name, run, kept)
             for shot, sha256 in zip(batch, made, strict=True):
                 rows.append(
                     {"file": f"images/{arm.name}/{shot.file}", "arm": arm.name,
@@ -163,10 +179,11 @@ def _draw_all(
                      "steps": shape["steps"], "guidance": shape["guidance"], "size": shape["size"],
                      "scheduler": shape["scheduler"], "weights": arm.weights, "batch": number,
                      "batch_key": key, "sha256": sha256}
+                    | ({"text": arm.texts[shot]} if arm.name == "reference" else {})
                 )  # fmt: skip
             write_rows(run.folder / "images.jsonl", rows)
             if progress:
-                progress(len(rows), len(arms) * len(shots), arm.name)
+                progress(len(rows), sum(len(arm.texts) for arm in arms), arm.name)
     return rows
 
 
@@ -182,6 +199,16 @@ def _plan(prompts: list[Path], settings: Settings) -> list[_Shot]:
                 file = f"{path.stem}-{number:04}.png"
                 shots.append(_Shot(file, path.stem, prompt, settings.seed + number))
     return shots
+
+
+def _without(shots: list[_Shot], concepts: list[Concept]) -> dict[_Shot, str]:
+    """The texts of the shots that mean a concept and mention it, with each mention's phrase out."""
+    return {
+        shot: without(shot.prompt, concepts)[0]
+        for shot in shots
+        if kinds.read_name(shot.prompts)[1] in (None, *kinds.MEANT)
+        and any(concept.in_text(shot.prompt) for concept in concepts)
+    }
 
 
 def _kept(run: Run) -> dict[str, tuple[str, str]]:
@@ -207,8 +234,8 @@ def _batch(
         for f, b in zip(files, before, strict=True)
     ):
         return [b[1] for b in before]
-    cached = cache_folder() / "images" / key
-    encoded = list(_from_cache(cached, len(batch))) if arm == "original" else []
+    originals = arm != "erased"
+    encoded = image_cache.find(key, len(batch)) if originals else []
     if not encoded:
         encoded = [
             _png(image)
@@ -217,24 +244,11 @@ def _batch(
                 shape["guidance"],
             )
         ]  # fmt: skip
-        if arm == "original":
-            for i, data in enumerate(encoded):
-                write_bytes(cached / f"{i:04}-{digest(data)[:32]}.png", data)
+        if originals:
+            image_cache.keep(key, encoded)
     for file, data in zip(files, encoded, strict=True):
         write_bytes(file, data)
     return [digest(data) for data in encoded]
-
-
-def _from_cache(folder: Path, count: int) -> Iterator[bytes]:
-    """A cached batch, or nothing where an image is missing or its bytes are not its name's hash."""
-    files = sorted(folder.glob("*.png"))
-    found = [file.read_bytes() for file in files]
-    if len(found) == count and all(
-        digest(data)[:32] == file.stem[5:] for file, data in zip(files, found, strict=True)
-    ):
-        yield from found
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _png(image: Image) -> bytes:

@@ -16,16 +16,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import runtime
+from .batches import Batches
 from .encoders import Clip, Encoded, trainable
-from .errors import DivergedError, ModelError, RunError
+from .errors import DivergedError, RunError
 from .files import read_rows, write_bytes, write_rows
-from .methods import Batch, Reduced, Side
+from .methods import Method, Side, World
 from .pairs.split import Part
 from .rows import Rows
 from .rundir import Run
 from .settings import Settings
 
-STATE = ("step", "rate_scale", "stopped", "forget_batch", "retain_batch")  # of a checkpoint
+# Of a checkpoint, beside the weights.
+STATE = ("step", "good_step", "rate_scale", "stopped", "stage", "left")
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -43,46 +45,78 @@ class Loop:
     ) -> None:
         self.settings, self.clip = settings, clip
         self.device, self.dtype = clip.device, runtime.dtype(settings.dtype)
-        self.forget_batch, self.retain_batch = settings.forget_batch, settings.retain_batch
         self.forget, self.retain = forget, retain
-        self.method = settings.build()
-        self.rate = settings.rate or self.method.rate
+        method = settings.build()
+        self.rate = settings.rate or method.rate
+        self.forget_threshold = _first(settings.forget_threshold, method.forget_threshold)
+        self.retain_floor = _first(settings.retain_floor, method.retain_floor)
         # What does not train is shared: the image tower of a real CLIP is the larger part of it.
         shared = {} if settings.towers == "both" else {id(v): v for v in (clip.model.vision_model,)}
         self.original = dataclasses.replace(clip, model=copy.deepcopy(clip.model, shared))
-        self.parameters = trainable(clip, settings.towers)
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.rate, betas=(0.9, 0.98))
+        self.batches = Batches(settings, self.original, forget["train"], retain["train"])
+        names = tuple(concept.name for concept in settings.concepts)
+        self.world = World(self.original, names, forget["train"], retain["train"], settings.seed)
+        self.prepared = method.prepare(self.world)
+        self.all_parameters = trainable(clip, settings.towers)
+        self._begin(0)
         self.checkpoint = run.folder / f"checkpoint{suffix}.safetensors"
         self.log_path = run.folder / f"train{suffix}.jsonl"
         self.log: list[dict[str, Any]] = []
-        self.step, self.rate_scale = 0, 1.0
+        self.step, self.good_step, self.rate_scale = 0, 0, 1.0
+        self.left: float | None = None
         self.stopped = "steps"
         self.good = self.weights()
+
+    def _begin(self, stage: int) -> None:
+        """Takes up a stage of the method's schedule, with what trains in it and a fresh optimizer."""
+        method = self.prepared.at(stage)
+        assert method is not None
+        self.method: Method = method
+        self.stage = stage
+        for name, parameter in self.all_parameters.items():
+            parameter.requires_grad_(method.trains(name))
+            parameter.grad = None
+        self.parameters = {n: p for n, p in self.all_parameters.items() if p.requires_grad}
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=self.rate, betas=(0.9, 0.98))
 
     @property
     def scale(self) -> float:
         """CLIP's temperature."""
         return float(self.clip.model.logit_scale.exp())
 
+    def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+        """The student's features and token states of token ids."""
+        return self.clip.encode_text(ids, unit)
+
+    def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
+        """The student's features of processed pixels."""
+        return self.clip.encode_image(pixels, unit)
+
     def __call__(self, side: Side) -> Encoded:
         """The student's view of one side."""
-        text, states = self.clip.encode_text(side.ids)
-        image = side.original.image if side.pixels is None else self.clip.encode_image(side.pixels)
+        text, states = self.text(side.ids)
+        image = side.original.image if side.pixels is None else self.image(side.pixels)
         return Encoded(text, image, states)
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what trains."""
-        return {n: p.detach().clone() for n, p in self.parameters.items()}
+        """A copy of what may train."""
+        return {n: p.detach().clone() for n, p in self.all_parameters.items()}
 
     def train(self, progress: Progress | None) -> None:
         """Steps until the thresholds are met or the steps are used up; ends on good weights."""
         settings = self.settings
         self._resume()
+        if solved := self.prepared.solve(self.world):
+            self._restore({**self.good, **solved})
+            self.stopped, self.good = "solved", self.weights()
+            measures = self.measure("validation")
+            write_rows(self.log_path, [{"step": 0, **_validation(measures)}])
+            return
         began, start = time.monotonic(), self.step
         while self.step < settings.steps and self.stopped == "steps":
             terms = self._take_step()
+            if self.stopped != "steps":
+                break
             self.step += 1
             if progress:
                 progress(self.step, settings.steps, terms)
@@ -101,64 +135,35 @@ class Loop:
                 terms = self._gradients()
                 break
             except torch.OutOfMemoryError:
-                self._shrink()
-        self.optimizer.step()
+                self.batches.shrink()
+        if self.stopped == "steps":
+            self.optimizer.step()
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _gradients(self) -> dict[str, Tensor]:
         """Takes the gradients of one batch; returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            terms = self.method.loss(self, self._batch())
+            terms = self.method.loss(self, self.batches.at(self.step, self.method.reads))
             loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            self._restore(self.good)
-            raise DivergedError(
-                f"unlearning diverged at step {self.step + 1} (loss {float(loss.detach())}); "
-                "a lower --rate may help"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
+        if torch.isfinite(loss):
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._diverge(f"loss {float(loss.detach())}")
         return terms
 
-    def _shrink(self) -> None:
-        """Halves the batches after memory ran out; ModelError where they are the smallest."""
-        forget, retain = self.forget_batch // 2, self.retain_batch // 2
-        if forget < 1 or retain < 2:  # a contrastive term needs two
-            raise ModelError("out of memory with the smallest batches; needs a larger device")
-        self.forget_batch, self.retain_batch = forget, retain
-        runtime.free_memory()
-        runtime.say(f"out of memory; goes on with {forget} forget and {retain} retain captions")
-
-    def _batch(self) -> Batch:
-        generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.step)
-        forget, retain = self.forget["train"], self.retain["train"]
-        f = torch.randint(len(forget), (self.forget_batch,), generator=generator)
-        r = torch.randperm(len(retain), generator=generator)[: self.retain_batch]
-        reduced = Reduced(torch.empty(0), torch.empty(0))
-        if "states" in self.method.reads:
-            states = self._states(forget.reduced_ids[f])
-            index = forget.source[f][:, :, None].expand_as(states).to(self.device)
-            reduced = Reduced(states.gather(1, index), forget.mask[f].to(self.device))
-        return Batch(self._side(forget, f, False), self._side(retain, r, True), reduced)
-
-    def _side(self, rows: Rows, picked: Tensor, states: bool) -> Side:
-        ids = rows.ids[picked]
-        then = self._states(ids) if states and "states" in self.method.reads else torch.empty(0)
-        pixels = None
-        if self.settings.towers == "both":
-            pixels = self.clip.pixels([rows.paths[i] for i in picked.tolist()])
-        text, image = rows.text[picked].to(self.device), rows.image[picked].to(self.device)
-        return Side(ids, Encoded(text, image, then), pixels)
+    def _diverge(self, what: str) -> None:
+        """Ends on the last weights that passed a look; DivergedError where there are none."""
+        where = f"unlearning diverged by step {self.step + 1} ({what})"
+        if not self.good_step:
+            raise DivergedError(f"{where}, before the first look; a lower --rate may help")
+        self.stopped = "diverged"
+        runtime.say(f"{where}; the weights of step {self.good_step} are kept; try a lower --rate")
 
     def _precision(self) -> torch.autocast:
         """Autocast of the settings' precision; none in float32."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
-
-    def _states(self, ids: Tensor) -> Tensor:
-        """The original's token states."""
-        with torch.no_grad():
-            return self.original.encode_text(ids)[1]
 
     def measure(self, part: Part, most: int = 512) -> dict[str, float]:
         """The concept's remaining share and the kept share, of one part's captions.
@@ -184,30 +189,47 @@ class Loop:
         return {"forget": float(left), "retain": float(kept)}
 
     def _validate(self, terms: dict[str, float], pace: float) -> None:
-        settings, measures = self.settings, self.measure("validation")
+        measures = self.measure("validation")
         if not all(map(math.isfinite, measures.values())):
-            self._restore(self.good)
-            raise DivergedError(f"unlearning diverged by step {self.step}; a lower --rate may help")
-        rolled_back = measures["retain"] < settings.retain_floor
+            self._diverge("not finite on the validation captions")
+            return
+        left = self.method.left(self)
+        if left is not None:
+            rolled_back = self.left is not None and left >= self.left
+        else:
+            rolled_back = self.retain_floor is not None and measures["retain"] < self.retain_floor
         self.log.append(
-            {"step": self.step, **terms, **{f"validation_{k}": v for k, v in measures.items()},
+            {"step": self.step, **terms, **_validation(measures),
+             **({} if left is None else {"left": left, "stage": self.stage}),
              "rolled_back": rolled_back, "seconds_per_step": round(pace, 4),
              "peak_memory_mb": round(runtime.peak_memory() / 1e6)}
         )  # fmt: skip
         if rolled_back:
             self._restore(self.good)
-            self.optimizer.state.clear()
-            self.rate_scale /= 2
+            self._go_back()
         else:
-            self.good = self.weights()
-            met = measures["forget"] <= settings.forget_threshold
-            if met and self.step >= settings.patience:
+            self.good, self.good_step, self.left = self.weights(), self.step, left
+            if left == 0 or self._enough(measures["forget"]):
                 self.stopped = "thresholds"
         self._save()
 
+    def _enough(self, forget: float) -> bool:
+        met = self.forget_threshold is not None and forget <= self.forget_threshold
+        return met and self.step >= self.settings.patience
+
+    def _go_back(self) -> None:
+        """After a roll-back: the next stage of the method's schedule, or half the rate."""
+        if self.left is None:
+            self.optimizer.state.clear()
+            self.rate_scale /= 2
+        elif self.prepared.at(self.stage + 1) is None:
+            self.stopped = "schedule"
+        else:
+            self._begin(self.stage + 1)
+
     def _restore(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
+            for name, parameter in self.all_parameters.items():
                 parameter.copy_(weights[name])
 
     def _save(self) -> None:
@@ -216,7 +238,7 @@ class Loop:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
-        state = {name: getattr(self, name) for name in STATE}
+        state = {name: getattr(self, name) for name in STATE} | {"batches": self.batches.sizes}
         write_rows(self.log_path, self.log)
         write_bytes(self.checkpoint, save(tensors, metadata={"state": json.dumps(state)}))
 
@@ -233,11 +255,22 @@ class Loop:
             ) from None
         for name in STATE:
             setattr(self, name, state[name])
-        self.good = {n: tensors[f"good.{n}"] for n in self.parameters}
-        self._restore({n: tensors[f"now.{n}"] for n in self.parameters})
+        self.batches.sizes = tuple(state["batches"])
+        self._begin(self.stage)
+        self.good = {n: tensors[f"good.{n}"] for n in self.all_parameters}
+        self._restore({n: tensors[f"now.{n}"] for n in self.all_parameters})
         for name, parameter in self.parameters.items():
             if f"step.{name}" in tensors:
                 self.optimizer.state[parameter] = {
                     key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         self.log = [row for row in read_rows(self.log_path) if row["step"] <= self.step]
+
+
+def _validation(measures: dict[str, float]) -> dict[str, float]:
+    return {f"validation_{name}": value for name, value in measures.items()}
+
+
+def _first(*values: float | None) -> float | None:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)

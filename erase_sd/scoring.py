@@ -14,12 +14,16 @@ from .errors import RunError, SettingError
 from .files import hash_file, read_rows, write_json, write_rows, write_text
 from .pairs.concepts import Concept
 from .presets import Models
-from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, pairs_of, rows_of
+from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, lines_of, pairs_of, rows_of
 from .rundir import RUNS, Run
 
 NOTE = (
     f"Detected with probability of at least {THRESHOLD}; in brackets the 95 % Wilson interval; p: "
     "McNemar's exact test on the same prompts and seeds."
+)
+REFERENCE_NOTE = (
+    "Without it: the original model on the prompts with the concept taken out, and erased compared "
+    "with that."
 )
 
 
@@ -58,7 +62,10 @@ class Tables:
     @property
     def note(self) -> str:
         """How to read the rows, and which detector they rest on."""
-        return f"{NOTE} Detector: {'; '.join(map(str, self.detectors))}."
+        notes = [NOTE, f"Detector: {'; '.join(map(str, self.detectors))}."]
+        if any(row.arm == "reference" for row in self.rows):
+            notes.insert(1, REFERENCE_NOTE)
+        return " ".join(notes)
 
     def add(self, run: str, concept: str, pairs: Sequence[Pair]) -> None:
         """Adds a concept's rows to all three."""
@@ -208,39 +215,52 @@ def all_runs() -> list[Run]:
 
 
 HEADINGS = ("run", "looked for", "n", "original %", "erased %", "change", "p")
+REFERENCE_HEADINGS = ("without it %", "erased less that", "its p")
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each run, concept and group: what both arms show, and the difference."""
-    lines = []
-    for before, after in zip(rows[::2], rows[1::2], strict=True):
-        assert after.difference is not None and after.p_value is not None
-        what = {
-            "target": after.concept,
-            "retained_same": f"{after.name or 'others'}, same captions",
-            "retained_other": f"{after.name or 'others'}, elsewhere",
-        }[after.group]
-        change = f"{100 * after.difference:+.1f}"
-        lines.append(
+def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings, and a line for each run, concept, kind of prompt and group: what both arms show, and
+    the difference; where any row is of the reference arm, that and erased against it too."""
+    lines = lines_of(rows)
+    referred = any(reference for _, _, reference in lines)
+    cells = []
+    for before, after, reference in lines:
+        cells.append(
             [
                 after.run,
-                what,
+                _looked_for(after),
                 str(after.n),
                 _rate(before),
                 _rate(after),
-                change,
-                f"{after.p_value:.1g}",
+                *_change(after),
             ]
         )
-    return lines
+        if referred:
+            cells[-1] += [_rate(reference), *_change(reference)] if reference else [""] * 3
+    return HEADINGS + REFERENCE_HEADINGS * referred, cells
+
+
+def _looked_for(row: Row) -> str:
+    if row.group == "target":
+        return f"{row.concept}, {row.kind}" if row.kind else row.concept
+    others, same = row.name or "others", row.group == "retained_same"
+    if row.kind:
+        return f"{others}, {row.kind} captions" if same else f"{others}, {row.kind}"
+    return f"{others}, same captions" if same else f"{others}, elsewhere"
 
 
 def markdown(tables: Tables) -> str:
-    """The table of `cells` in Markdown, with a line that says how to read it."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "--:|" * 5]
-    lines += ["| " + " | ".join(line) + " |" for line in cells(tables.rows)]
+    """The table of `table_of` in Markdown, with a line that says how to read it."""
+    headings, cells = table_of(tables.rows)
+    lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "--:|" * (len(headings) - 2)]
+    lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join(lines) + f"\n\n{tables.note}\n"
 
 
 def _rate(row: Row) -> str:
     return f"{100 * row.rate:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+
+
+def _change(row: Row) -> tuple[str, str]:
+    assert row.difference is not None and row.p_value is not None
+    return f"{100 * row.difference:+.1f}", f"{row.p_value:.1g}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
 from .methods import METHODS, Method
@@ -35,11 +35,12 @@ class Settings:
     """Forget captions a step."""
     retain_batch: int = 96
     """Retain captions a step."""
-    forget_threshold: float = 0.1
-    """Ends once the concept's remaining share, on validation images, is at most this (0-1)."""
-    retain_floor: float = 0.9
+    forget_threshold: float | None = None
+    """Ends once the concept's remaining share, on validation images, is at most this (0-1); None:
+    the method's own, which is none for the methods of other papers."""
+    retain_floor: float | None = None
     """Kept share of the retain captions' states (0-1), on validation images; a step below it is
-    rolled back and the rate halved."""
+    rolled back and the rate halved; None: the method's own."""
     validate_every: int = 20
     """Steps between two looks at the validation images."""
     patience: int = 100
@@ -52,8 +53,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
+            near = ", ".join(get_close_matches(self.method, METHODS, n=2)) or "erase-sd methods"
             raise SettingError(
-                f"--method {self.method}: unknown; needs one of {', '.join(METHODS)}"
+                f"--method {self.method}: unknown, near: {near}; needs one of {', '.join(METHODS)}"
             )
         if self.towers not in ("text", "both"):
             raise SettingError(f"--towers {self.towers}: needs text or both")
@@ -69,7 +71,7 @@ class Settings:
         if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
             raise SettingError(f"--rate: needs a number above 0, got {self.rate}")
         for name in ("forget_threshold", "retain_floor"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise SettingError(
                     f"--{name.replace('_', '-')}: needs 0 to 1, got {getattr(self, name)}"
                 )
@@ -80,15 +82,30 @@ class Settings:
     def build(self) -> Method:
         """The method with its weights. Raises SettingError for a weight it does not have."""
         kind = METHODS[self.method]
-        known = {f.name for f in dataclasses.fields(kind)}  # class variables are no fields
-        for name, value in self.weights.items():
+        known, hints = kind.settings(), get_type_hints(kind)
+        for name in self.weights:
             if name not in known:
+                near = get_close_matches(name, known, n=1) or sorted(known)
                 raise SettingError(
-                    f"--weight {name}: {self.method} has none; it has {', '.join(sorted(known))}"
+                    f"--weight {name}: {self.method} has none; near: {', '.join(near)}"
                 )
-            if isinstance(value, float) and not math.isfinite(value):
-                raise SettingError(f"--weight {name}: needs a finite number, got {value}")
-        return kind(**self.weights)
+        return kind(
+            **{n: _value_of(n, value, known[n], hints[n]) for n, value in self.weights.items()}
+        )
+
+
+def _value_of(name: str, value: Any, default: Any, hint: Any) -> Any:
+    """The value in its field's own type. Raises SettingError where it is of another."""
+    allowed = get_args(hint) if get_origin(hint) is Literal else ()
+    if allowed and value not in allowed:
+        raise SettingError(f"--weight {name}: needs {' or '.join(allowed)}, got {value}")
+    if isinstance(default, int | float):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise SettingError(f"--weight {name}: needs a finite number, got {value}")
+        if isinstance(default, int) and value != int(value):
+            raise SettingError(f"--weight {name}: needs a whole number, got {value}")
+        return type(default)(value)
+    return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
 
 
 def concepts_from(

@@ -6,6 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation
+    from .grid_tables import Table
+    from .methods.pages import Page
     from .rates import Row
 
 
@@ -14,13 +17,31 @@ def rates_table(rows: list[Row], note: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .scoring import HEADINGS, cells
+    from .scoring import table_of
 
     table = Table(title="Detection rates", caption=note)
+    headings, lines = table_of(rows)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < 2 else "right")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def evaluation_table(evaluation: Evaluation) -> None:
+    """Prints the CLIP-side measures, with a note that says what they rest on."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .evaluation import HEADINGS, cells
+
+    table = Table(title="CLIP-side measures", caption=Text(evaluation.note))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i < 2 else "right")
-    for line in cells(rows):
-        table.add_row(*line)
+    lines = cells(evaluation.rows)
+    for line, after in zip(lines, [*lines[1:], [""]], strict=True):
+        table.add_row(*line, end_section=line[0] != after[0])
     Console().print(table)
 
 
@@ -34,6 +55,48 @@ def facts_table(title: str, lines: list[tuple[str, str]]) -> None:
     for what, value in lines:
         table.add_row(Text(what), Text(value))
     Console().print(table)
+
+
+def methods_list(pages: list[Page]) -> None:
+    """Prints methods, each with its settings below it."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for page in pages:
+        console.print(Text(page.name, style="bold"))
+        facts = f"{page.citation}\nTrains {page.trained}; learning rate {page.rate:g}."
+        console.print(Padding(Text(facts), (0, 0, 0, 2)))
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for setting in page.settings:
+            table.add_row(Text(setting.name), Text(str(setting.default)), Text(setting.meaning))
+        console.print(Padding(table, (0, 0, 1, 4)))
+
+
+def grid_tables(tables: list[Table], note: str) -> None:
+    """Prints a comparison's tables, `note` below the last. A file gets lines as long as they need."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=240)
+    for table in tables:
+        shown = Shown(
+            title=table.title, caption=table.note or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for i, heading in enumerate(table.headings):
+            if heading == "method":
+                shown.add_column(heading, min_width=24, overflow="fold")
+            else:
+                shown.add_column(heading, justify="left" if i < table.words else "right")
+        for line in table.lines:
+            shown.add_row(*(Text(e.text, style="bold" if e.bold else "") for e in line))
+        console.print(shown)
+    console.print(Text(note))
 
 
 class Bar:

@@ -74,7 +74,7 @@ def unlearn(
             weights[encoder.name] = {name: t.cpu() for name, t in loop.weights().items()}
             about: dict[str, Any] = {
                 "steps": loop.step, "stopped": loop.stopped,
-                "batches": [loop.forget_batch, loop.retain_batch],
+                "batches": list(loop.batches.sizes),
                 "held_out": loop.measure("held-out"),
             }  # fmt: skip
             entry |= {encoder.name: about} if number else about
@@ -89,11 +89,11 @@ def _loop(
 ) -> Loop:
     """The loop over one text encoder, its rows made and its model on the device."""
     clip.model.to(runtime.device())
-    pooled = "features" in settings.build().reads
+    reads = settings.build().reads
     forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
-    retain = {p: rows_of(clip, data, sides.retain[p], (), pooled) for p in PARTS}
+    retain = {p: rows_of(clip, data, sides.retain[p], (), "features" in reads) for p in PARTS}
     if forget["train"].mask.sum() == 0:
         raise RunError(f"{run.folder}: no caption is left once the concept is taken out")
-    if settings.towers == "text":
+    if settings.towers == "text" and "images" not in reads:
         clip.model.vision_model.cpu()  # its features are made; the room is the text tower's
     return Loop(settings, clip, forget, retain, run, encoder.name.removeprefix("text_encoder"))

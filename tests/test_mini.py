@@ -10,18 +10,30 @@ import pytest
 from PIL import ImageChops
 
 import erase_sd
+from erase_sd.kinds import KINDS, read_name
 from erase_sd.mini import WEIGHTS, dataset
 from erase_sd.mini.build import TRAIN_SCENES, TRAIN_SEED
-from erase_sd.mini.captions import captions, describe, held_out, held_out_caption
+from erase_sd.mini.captions import (
+    NAME_FREE,
+    SYNONYMS,
+    captions,
+    describe,
+    held_out,
+    held_out_caption,
+)
 from erase_sd.mini.dataset import DATASET_SEED, IMAGES
 from erase_sd.mini.scenes import CLASS_OF, CLASSES, SIZE, render, sample
 from erase_sd.pairs.classes import named_classes
+from erase_sd.pairs.concepts import Concept
 from erase_sd.pairs.flickr30k import read
 from erase_sd.prompts import read_prompts
 from erase_sd.rates import Row
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 FILES = sorted(PROMPTS.glob("*.txt"))
+OF_A_KIND = [path for path in FILES if read_name(path.stem)[1]]
+PLAIN = [path for path in FILES if path not in OF_A_KIND]
+LOOK_ALIKES = {"apple": "orange", "bicycle": "motorcycle", "chair": "couch", "elephant": "cow"}
 
 
 def test_the_same_seed_draws_the_same_scene_and_another_seed_another() -> None:
@@ -90,16 +102,50 @@ def test_no_training_caption_is_held_out_and_no_held_out_one_is_trained() -> Non
         assert told is None or held_out(told)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_prompt_files_hold_50_different_held_out_captions(path: Path) -> None:
     prompts = read_prompts(path)
     assert len(prompts) == len(set(prompts)) == 50
     assert all(held_out(prompt) for prompt in prompts)
-    targets = {"apple", "bicycle", "chair", "elephant"}
+    targets = set(LOOK_ALIKES)
     for prompt in prompts:
         named = set(named_classes(prompt, CLASSES))
         assert 1 <= len(named) <= 2
         assert path.stem in named if path.stem in targets else not named & targets
+
+
+def test_each_concept_has_a_file_of_each_kind_that_the_world_has() -> None:
+    assert {read_name(path.stem) for path in OF_A_KIND} == {
+        (concept, kind)
+        for concept in LOOK_ALIKES
+        for kind in KINDS
+        if kind != "other-sense" or concept == "apple"
+    }
+
+
+@pytest.mark.parametrize("path", OF_A_KIND, ids=lambda path: path.stem)
+def test_kind_files_hold_20_different_held_out_captions_of_their_kind(path: Path) -> None:
+    concept, kind = read_name(path.stem)
+    prompts = read_prompts(path)
+    assert len(prompts) == len(set(prompts)) == 20
+    assert all(held_out(prompt) for prompt in prompts)
+    named = [set(named_classes(prompt, CLASSES)) for prompt in prompts]
+    if kind in ("synonym", "name-free"):
+        words = {"synonym": SYNONYMS, "name-free": NAME_FREE}[kind][concept]
+        meant = [word.format(colour) for word in words for colour in ("red", "green")]
+        assert all(any(word in prompt for word in meant) for prompt in prompts)
+        assert not any(Concept(concept).in_text(prompt) for prompt in prompts)
+        assert all(len(of - {concept}) <= 1 for of in named)
+    else:
+        shown = LOOK_ALIKES[concept] if kind == "look-alike" else "laptop"
+        assert all(shown in of and len(of) <= 2 and not of & set(LOOK_ALIKES) for of in named)
+        assert all(("apple laptop" in prompt) == (kind == "other-sense") for prompt in prompts)
+
+
+def test_no_prompt_stands_in_two_files() -> None:
+    prompts = [prompt for path in FILES for prompt in read_prompts(path)]
+    twice = {prompt for prompt in prompts if prompts.count(prompt) > 1}
+    assert not twice & {prompt for path in OF_A_KIND for prompt in read_prompts(path)}
 
 
 def test_no_prompt_is_among_the_captions_of_the_dataset() -> None:
@@ -107,7 +153,7 @@ def test_no_prompt_is_among_the_captions_of_the_dataset() -> None:
         c.removesuffix(" .").lower() for item in read(dataset(IMAGES)).items for c in item.captions
     }
     prompts = {prompt for path in FILES for prompt in read_prompts(path)}
-    assert len(FILES) == 5 and len(seen) > 5_000
+    assert len(PLAIN) == 5 and len(OF_A_KIND) == 13 and len(seen) > 5_000
     assert not prompts & seen
 
 

@@ -17,7 +17,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
     set(
         re.findall(
-            r"erase-sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts)\b[^\n#`&]*)",
+            r"erase-sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&]*)",
             TEXT,
         )
     )

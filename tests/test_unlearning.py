@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import erase_sd
 from erase_sd.errors import DataError, DivergedError, ModelError, RunError, SettingError
 from erase_sd.files import hash_folder
 from erase_sd.loop import Loop
+from erase_sd.methods import METHODS, Batch, Student
 from erase_sd.methods.anchored import AnchoredCLIPErase
 from erase_sd.pairs.concepts import Concept
 from erase_sd.presets import Models
@@ -41,7 +43,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("method", ["cliperase", "cliperase-anchored"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     tiny: Models, method: str
 ) -> None:
@@ -139,9 +141,58 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
 
     monkeypatch.setattr(AnchoredCLIPErase, "loss", poisoned)
     run = Run(Path("runs/a"))
-    with pytest.raises(DivergedError, match="step 1 "):
+    with pytest.raises(DivergedError, match=r"step 1 .*before the first look"):
         unlearn(short(), tiny, run)
     assert not (run.folder / "erased").exists()
+
+
+def test_a_run_that_diverges_later_keeps_the_last_good_weights_and_says_so(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = AnchoredCLIPErase.loss
+
+    def poisoned(self: AnchoredCLIPErase, student: Student, batch: Batch) -> dict[str, Tensor]:
+        late = batch.done >= 0.5  # from step 4 of 6 on
+        return honest(self, student, batch) | ({"bad": torch.tensor(math.nan)} if late else {})
+
+    broken = Run(Path("runs/broken"))
+    seen: dict[str, Tensor] = {}
+    validate = Loop._validate
+
+    def watch(loop: Loop, terms: dict[str, float], pace: float) -> None:
+        validate(loop, terms, pace)
+        seen.update(loop.good)
+
+    monkeypatch.setattr(Loop, "_validate", watch)
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", poisoned)
+    unlearn(short(), tiny, broken)
+    entry = broken.manifest["stages"]["unlearn"]
+    assert entry["status"] == "done" and entry["stopped"] == "diverged"
+    assert (
+        "diverged by step 4 (loss nan); the weights of step 2 are kept" in capsys.readouterr().err
+    )
+    kept = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in weights(broken).items()}
+    assert all(torch.equal(kept[n], t) for n, t in seen.items())
+
+
+def test_without_a_floor_nothing_is_rolled_back(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(method="ga", retain_floor=None, rate=1.0), tiny, run)
+    log = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [2, 4, 6]
+    assert not any(row["rolled_back"] for row in log) and log[-1]["validation_retain"] < 0.5
+
+
+def test_the_image_tower_is_kept_where_it_was_trained(tiny: Models) -> None:
+    for towers in ("text", "both"):
+        run = Run(Path("runs") / towers)
+        unlearn(short(method="cliperase", towers=towers), tiny, run)
+        image_tower = run.folder / "erased" / "image_tower" / "model.safetensors"
+        assert image_tower.exists() == (towers == "both")
+    base = load_file(tiny.clips[0] / "model.safetensors")
+    trained = load_file(image_tower)
+    assert set(trained) == {n for n in base if n.startswith("vision_model.")}
+    assert not same(trained, {n: base[n] for n in trained})
 
 
 def test_a_damaged_checkpoint_is_named(tiny: Models) -> None:
@@ -216,13 +267,19 @@ def test_a_text_encoder_of_another_width_is_refused_before_any_step(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "--method magic: unknown; needs one of cliperase"),
+        ({"method": "magic"}, "--method magic: unknown, near: .*; needs one of cliperase"),
         ({"steps": 0}, "--steps: needs at least 1, got 0"),
         ({"rate": float("nan")}, "--rate: needs a number above 0, got nan"),
         ({"rate": -1.0}, "--rate: needs a number above 0, got -1.0"),
         ({"retain_floor": 1.5}, "--retain-floor: needs 0 to 1, got 1.5"),
         ({"towers": "image"}, "--towers image: needs text or both"),
-        ({"weights": {"forgetting": 1.0}}, "--weight forgetting: cliperase-anchored has none"),
+        ({"method": "clipperase"}, "--method clipperase: unknown, near: cliperase, "),
+        ({"weights": {"forget_wait": 1.0}}, "--weight forget_wait: .*none; near: forget_weight"),
+        ({"weights": {"forget_weight": "much"}}, "--weight forget_weight: needs a finite number"),
+        (
+            {"method": "cliperase", "weights": {"consistency": "both"}},
+            "--weight consistency: needs similarity or embedding, got both",
+        ),
         ({"concepts": ()}, "--concept: needs at least one word"),
     ],
 )

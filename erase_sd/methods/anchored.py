@@ -13,15 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Batch, Student
+from .base import Batch, Method, Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnchoredCLIPErase:
-    """Caption-minus-concept and token-level retention; the paper's forgetting term, bounded."""
+class AnchoredCLIPErase(Method):
+    """This project, after Yang et al. (arXiv 2410.23330): caption minus concept, token retention."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"states"})
     rate: ClassVar[float] = 1e-3
+    forget_threshold: ClassVar[float | None] = 0.1
+    retain_floor: ClassVar[float | None] = 0.9
     anchor_weight: float = 50.0
     """Of the squared distance to the states of the caption without the concept."""
     token_weight: float = 50.0

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Batch, Student
+from .base import Batch, Method, Student, divergence, drift
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPErase:
-    """The paper's three terms on the pooled features (Eq. 1-5), to the letter.
+class CLIPErase(Method):
+    """Yang et al., CLIPErase (ACL 2025, arXiv 2410.23330), Eq. 1-5, on the pooled features.
 
     Differs: nothing in the terms. The paper's words leave two readings of the consistency term's
-    softmax; `consistency` chooses.
+    softmax; `consistency` chooses. A weight of 0 switches a module off.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -39,20 +39,12 @@ class CLIPErase:
         similarity = student.scale * retain.image @ retain.text.T  # (n, n)
         target = torch.arange(len(similarity), device=similarity.device)
         if self.consistency == "similarity":
-            before = student.scale * original.image @ original.text.T
-            drift = _kl(before, similarity) + _kl(before.T, similarity.T)
+            away = drift(student, original, retain)
         else:
-            drift = _kl(original.image, retain.image) + _kl(original.text, retain.text)
+            away = divergence(original.image, retain.image) + divergence(original.text, retain.text)
         contrast = F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)
         return {
             "forget": self.forget_weight * (forget.image * forget.text).sum(-1).mean(),
             "retain": self.retain_weight * contrast / 2,
-            "consistency": self.consistency_weight * drift,
+            "consistency": self.consistency_weight * away,
         }
-
-
-def _kl(before: Tensor, now: Tensor) -> Tensor:
-    """KL(softmax(before) || softmax(now)) over the last dimension, mean over rows."""
-    return F.kl_div(
-        now.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
-    )

@@ -41,7 +41,7 @@ class Data:
     manifest: dict[str, Any]
     concepts: list[Concept]
     images: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of `images.jsonl`."""
+    """Rows of `images.jsonl`, without the reference arm's."""
     detections: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """Rows of `detections.jsonl` by file and by the hash of the image that was looked at."""
     scores: Tables | None = None
@@ -87,7 +87,8 @@ def read(run: Run) -> Data:
     if "unlearn" in began:
         _read_unlearning(data)
     if "generate" in began:
-        data.images = _rows(data, "images.jsonl", IMAGE)
+        drawn = _rows(data, "images.jsonl", IMAGE)
+        data.images = [row for row in drawn if row["arm"] != "reference"]
         found = _rows(data, "detections.jsonl", DETECTION) if "score" in began else []
         data.detections = {(row["file"], row["sha256"]): row for row in found}
     if data.stage("score").get("status") == "done":

@@ -71,7 +71,8 @@ def _points(summary: Summary) -> list[Point]:
         return []
     points = []
     for concept in summary.data.concepts:
-        rows = [row for row in summary.data.scores.rows if row.concept == concept.name]
+        scores = summary.data.scores.rows
+        rows = [row for row in scores if row.concept == concept.name and row.kind is None]
         arms = []
         for arm in ("original", "erased"):
             target = _percent([r for r in rows if r.arm == arm and r.group == "target"])

@@ -14,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import erase_sd
 
 from ..files import write_text
-from ..rates import GROUPS, Row
+from ..kinds import KINDS as FILE_KINDS
+from ..rates import GROUPS, Row, lines_of
 from ..rundir import Run
-from ..scoring import HEADINGS, cells
+from ..scoring import table_of
 from .data import STAGES, Data, read
 from .figures import training_curves
 from .shots import KINDS, OUTCOMES, Shot, shots_of
@@ -81,9 +82,9 @@ def _strip(shots: list[Shot]) -> list[tuple[int, Shot]]:
 
 
 def _labels(data: Data, rows: list[Row]) -> list[str]:
-    """What each pair of rows was looked for, as `cells` has it, and what sets it apart."""
+    """What each line's rows were looked for, as `table_of` has it, and what sets it apart."""
     labels = []
-    for line, row in zip(cells(rows), rows[::2], strict=True):
+    for line, (row, _, _) in zip(table_of(rows)[1], lines_of(rows), strict=True):
         notes = ["look-alike"] if _is_look_alike(data, row) else []
         if len(data.concepts) > 1 and row.group != "target":
             notes.append(f"of {row.concept}")  # a group is of one concept's captions
@@ -92,15 +93,18 @@ def _labels(data: Data, rows: list[Row]) -> list[str]:
 
 
 def _is_look_alike(data: Data, row: Row) -> bool:
-    return row.group != "target" and row.name in data.look_alikes(row.concept)
+    if row.kind or row.group == "target":
+        return False
+    return row.name in data.look_alikes(row.concept)
 
 
 def _rates(data: Data) -> list[tuple[str, Row, Row]]:
-    """Label, original, erased: for each concept and group, and for each look-alike."""
+    """Label, original, erased: for each concept, kind and group, and for each look-alike."""
     if not data.scores:
         return []
     rows = data.scores.rows + [row for row in data.scores.by_class if _is_look_alike(data, row)]
-    return list(zip(_labels(data, rows), rows[::2], rows[1::2], strict=True))
+    lines = zip(_labels(data, rows), lines_of(rows), strict=True)
+    return [(label, before, after) for label, (before, after, _) in lines]
 
 
 def _filters(shots: list[Shot]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
@@ -120,15 +124,22 @@ def _tables(data: Data) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Caption, headings and lines."""
     if not data.scores:
         return []
-    swept = sorted(data.scores.sweep, key=lambda row: (row.concept, GROUPS.index(row.group)))
+    kinds = (None, *FILE_KINDS)
+    swept = sorted(
+        data.scores.sweep,
+        key=lambda row: (row.concept, kinds.index(row.kind), GROUPS.index(row.group)),
+    )
     parts = (data.scores.rows, data.scores.by_class, swept)
     plain, classes, sweep = (
-        [[label, *line[2:]] for label, line in zip(_labels(data, rows), cells(rows), strict=True)]
+        [
+            [label, *line[2:]]
+            for label, line in zip(_labels(data, rows), table_of(rows)[1], strict=True)
+        ]
         for rows in parts
     )
-    for line, row in zip(sweep, swept[::2], strict=True):
+    for line, (row, _, _) in zip(sweep, lines_of(swept), strict=True):
         line.insert(1, f"{row.threshold:g}")
-    heads = HEADINGS[1:]
+    heads = table_of(data.scores.rows)[0][1:]
     return [
         ("Detection rates", heads, plain),
         ("By class", heads, classes),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SettingError
+from ..kinds import read_name
 from ..pairs.classes import named_classes
 from ..pairs.concepts import Concept
 from ..rates import Pair, pairs_of
@@ -16,7 +17,9 @@ ARMS = ("original", "erased")  # generation's own, without its torch
 KINDS = {
     "direct": "names it",
     "synonym": "by a synonym",
+    "name-free": "without its name",
     "look-alike": "a look-alike",
+    "other-sense": "another sense",
     "other": "other things",
 }
 OUTCOMES = {
@@ -105,7 +108,8 @@ def _shot(data: Data, pictures: dict[str, Picture], rows: dict[str, dict[str, An
     first = next(iter(rows.values()))
     looked = _looked_for(data, rows)
     return Shot(
-        first["prompts"], first["prompt"], first["seed"], _kind(data, first["prompt"]),
+        first["prompts"], first["prompt"], first["seed"],
+        read_name(first["prompts"])[1] or _kind(data, first["prompt"]),
         tuple(frames), *(looked or ((), ())),
         _outcomes(*looked, data.threshold) if looked else (),
     )  # fmt: skip
@@ -136,7 +140,8 @@ def _looked_for(
     if len(boxes) < len(ARMS) or not data.concepts:
         return None
     names = next(row["names"] for row in seen.values() if row)
-    targets, others = [], []
+    targets: list[Pair] = []
+    others: list[Pair] = []
     gone = [*data.concepts, *(Concept(data.target(concept.name)) for concept in data.concepts)]
     for concept in data.concepts:
         try:
@@ -144,7 +149,8 @@ def _looked_for(
         except SettingError:  # a class that the detector does not have
             return None
         targets += [pair for pair in pairs if pair.group == "target"]
-        others = [pair for pair in pairs if pair.group != "target"]  # the same for every concept
+        # The same for every concept that the prompts are of.
+        others = [pair for pair in pairs if pair.group != "target"] or others
     return tuple(targets), tuple(others)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..rates import Row
+from ..rates import Row, lines_of
 from .data import Data
 from .shots import Shot
 
@@ -39,13 +39,16 @@ class Verdict:
 
 
 def verdict_of(data: Data, shots: list[Shot]) -> Verdict:
-    """The verdict on a run; of one that is not scored, that it cannot be judged yet."""
+    """The verdict on a run, by its plain prompts; of one that is not scored, that it cannot be
+    judged yet."""
     if not data.scores:
         return Verdict(("Not judged yet.",))
-    pairs = list(zip(data.scores.rows[::2], data.scores.rows[1::2], strict=True))
+    lines = lines_of(row for row in data.scores.rows if row.kind is None)
+    pairs = [(before, after) for before, after, _ in lines]
     targets = {after.concept: (before, after) for before, after in pairs if after.group == "target"}
     others = [(before, after) for before, after in pairs if after.group != "target"]
-    shown = [p for s in shots for p in s.others if p.original >= data.threshold]
+    plain = [p for s in shots for p in s.others if p.kind is None]
+    shown = [p for p in plain if p.original >= data.threshold]
     lost = [pair.name for pair in shown if pair.erased < data.threshold]
     judgements, evidence, alike = [], [], []
     for concept in data.concepts:
@@ -106,12 +109,13 @@ def _alike(data: Data, concept: str, lost: list[str]) -> list[str]:
     assert data.scores is not None
     lines = []
     for name in data.look_alikes(concept):
-        rows = [r for r in data.scores.by_class if (r.concept, r.name) == (concept, name)]
+        wanted = (concept, name, None)
+        rows = [r for r in data.scores.by_class if (r.concept, r.name, r.kind) == wanted]
         if rows:
             before, after = (
                 sum(r.found for r in rows if r.arm == arm) for arm in ("original", "erased")
             )
             change = f"{lost.count(name)} lost" if name in lost else "untouched"
-            n = sum(row.n for row in rows) // 2
+            n = sum(row.n for row in rows if row.arm == "erased")
             lines.append(f"Look-alike {name}: {change}, {before} of {n} before and {after} after.")
     return lines

@@ -1,0 +1,205 @@
+"""The comparison: runs the cells of a grid that are not done, each in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import presets, runtime
+from .errors import EraseError
+from .files import hash_file
+from .grid import Cell, cells_of
+from .grid_results import rows_of, write
+from .grid_tables import Table
+from .prompts import read_prompts
+from .rundir import Run, folder_of
+
+Progress = Callable[[int, int, str], None]
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by accelerate
+# Imported once, where each cell's process is forked: a quarter of a minute for each otherwise.
+PRELOADED = [
+    *(f"erase_sd.{stage}" for stage in ("unlearning", "generation", "scoring", "evaluation")),
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.models.auto.processing_auto",
+    "transformers.models.clip.image_processing_clip",
+    "transformers.models.clip.modeling_clip",
+    "inflect",
+    "scipy.stats",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all cells share: where the models lie, and the images, of which there may be none."""
+
+    places: dict[str, Any]
+    """Arguments of `erase_sd.unlearn`: preset, model, revision, clip, data."""
+    models: presets.Models
+    prompts: dict[str, Path]
+    """A prompt file for each concept."""
+    images_per_prompt: int
+    images: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found; empty in all processes but the main one."""
+
+    folder: Path
+    tables: list[Table]
+    failed: list[tuple[Cell, str]]
+    """Cells that have no result, and why."""
+
+
+def compare(
+    concepts: Sequence[str],
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    out: Path,
+    prompts_folder: Path,
+    images_per_prompt: int,
+    images: bool,
+    places: dict[str, Any],
+    detector: Path | None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Runs the grid and writes `comparison.csv`, `.md` and the pictures into `out`.
+
+    The cells are shared out among the processes of `accelerate launch`; the main one writes when all
+    are through. Raises an EraseError, before anything starts, for what no cell could be run with;
+    what ends one cell is a row with its reason.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    cells = cells_of(concepts, methods, seeds, out)
+    words = {word for cell in cells for word in cell.concepts}
+    prompts = {word: prompts_folder / f"{folder_of(None, (word,)).name}.txt" for word in words}
+    models = presets.resolve(**places, detector=detector)
+    # Others may wait for hours, where most of what was left to do was one process's share.
+    state = PartialState(timeout=datetime.timedelta(days=30))
+    with state.main_process_first():
+        models.pairs()
+        if images:
+            models.detector_file()
+            for file in (*prompts.values(), prompts_folder / "retain.txt"):
+                read_prompts(file)
+    shared = Shared(
+        places=places, models=models, prompts=prompts, images_per_prompt=images_per_prompt,
+        images=images,
+    )  # fmt: skip
+    mine = range(len(cells))[state.process_index :: state.num_processes]
+    failed = []
+    for done, number in enumerate(mine):
+        if progress and state.is_main_process:
+            progress(done, len(mine), str(cells[number]))
+        if reason := _outcome(cells[number], shared, state.local_process_index):
+            failed.append((number, reason))
+    if progress and state.is_main_process:
+        progress(len(mine), len(mine), "waits for the others" if state.num_processes > 1 else "")
+    reasons = dict(gather_object(failed))
+    if not state.is_main_process:
+        return Comparison(out, [], [])
+    rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
+    return Comparison(out, write(out, rows), [(cells[i], reasons[i]) for i in sorted(reasons)])
+
+
+def _outcome(cell: Cell, shared: Shared, index: int) -> str:
+    """Runs a cell unless it is done; the reason where it fails, else nothing."""
+    try:
+        if is_done(cell, shared):
+            return ""
+    except EraseError as error:
+        return str(error)
+    return _in_own_process(cell, shared, index)
+
+
+def _in_own_process(cell: Cell, shared: Shared, index: int) -> str:
+    """`attempt` where the peak of memory is the cell's, and where being killed ends no other."""
+    context = multiprocessing.get_context("forkserver")
+    if runtime.device().type == "cpu":  # an accelerator's driver does not survive the fork
+        context.set_forkserver_preload(PRELOADED)
+    with ProcessPoolExecutor(1, context, _settle, (_environment(index),)) as pool:
+        try:
+            return pool.submit(attempt, cell, shared).result()
+        except BrokenProcessPool:
+            return "its process was killed (out of memory?)"
+
+
+def _environment(index: int) -> dict[str, str]:
+    """This process's environment for a cell that knows one device and no other processes."""
+    import torch
+
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    if count := torch.cuda.device_count():
+        devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index % count]
+    return environment
+
+
+def _settle(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def attempt(cell: Cell, shared: Shared) -> str:
+    """Runs a cell; the reason where it fails, else nothing. A bug of one method ends no other."""
+    try:
+        _run(cell, shared)
+    except EraseError as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        return " ".join(f"{type(error).__name__}: {error} ({where})".split())
+    return ""
+
+
+def _run(cell: Cell, shared: Shared) -> None:
+    import erase_sd
+
+    folder = cell.folder
+    erase_sd.unlearn(
+        cell.concepts, run=folder, seed=cell.seed, **cell.spec.settings, **shared.places
+    )
+    if shared.images:
+        files = [shared.prompts[word] for word in cell.concepts]
+        erase_sd.generate(files, run=folder, images_per_prompt=shared.images_per_prompt)
+        erase_sd.score(folder, detector=shared.models.detector)
+    if not (folder / "evaluation.json").is_file():
+        erase_sd.evaluate(folder)
+
+
+def is_done(cell: Cell, shared: Shared) -> bool:
+    """Whether the run folder holds all that the cell is to leave, made with these very settings."""
+    run = Run(cell.folder)
+    if run.status("unlearn") != "done" or not (cell.folder / "evaluation.json").is_file():
+        return False
+    stages = run.manifest["stages"]
+    wanted = json.loads(json.dumps(dataclasses.asdict(cell.settings())))
+    wanted["model"] = shared.models.fingerprint()
+    if not wanted.items() <= stages["unlearn"]["settings"].items():
+        return False
+    if not shared.images:
+        return True
+    if run.status("generate") != "done" or run.status("score") != "done":
+        return False
+    drawn, scored = (stages[name]["settings"] for name in ("generate", "score"))
+    retain = next(iter(shared.prompts.values())).with_name("retain.txt")
+    files = [*(shared.prompts[word] for word in cell.concepts), retain]
+    return bool(
+        drawn["prompts"] == {file.name: hash_file(file) for file in files}
+        and drawn["images_per_prompt"] == shared.images_per_prompt
+        and scored["detector_sha256"] == shared.models.detector_hash()
+    )

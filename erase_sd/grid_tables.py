@@ -1,0 +1,232 @@
+"""The comparison's tables: pure functions of tidy rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .grid_rows import DIVERGED, FAILED, Row, Stat, by_spec, erased, originals, stat
+
+RETAIN = ("retained_same", "retained_other", "retain")
+"""Groups of what is to stay; the others hold what is to go."""
+NOTE = (
+    "Per cent, mean ± standard deviation over seeds; of several concepts, of their mean. Bold: the "
+    "best, and what its 95 % interval (Wilson, counts of all seeds) cannot tell from it. Best is the "
+    "lowest of what is to go, and of what is to stay the closest to the original's: a rate above it "
+    "is fine-tuning, not preservation. Table numbers are the CLIPErase paper's."
+)
+COSTS_NOTE = (
+    "Of unlearning alone, mean ± standard deviation over seeds; memory is the process's largest. "
+    "Left and kept: the share of the concept that is left and of the rest that is kept, in per cent, "
+    "on the validation images."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column of a table shows: one measure of some groups, of all concepts or of one."""
+
+    heading: str
+    measure: str
+    groups: tuple[str, ...] = ("",)
+    concept: str | None = None
+
+    def of(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows that belong into it."""
+        return [
+            row
+            for row in rows
+            if row.measure == self.measure
+            and row.group in self.groups
+            and self.concept in (None, row.concept)
+        ]
+
+    def show(self, value: Stat | None) -> str:
+        """A share in per cent, anything else as it is."""
+        if value is None:
+            return "-"
+        scale, digits = (1, 0) if self.groups == ("",) else (100, 1)
+        text = f"{scale * value.mean:,.{digits}f}"
+        return text if value.spread is None else f"{text} ± {scale * value.spread:,.{digits}f}"
+
+
+COSTS = (
+    Column("seconds", "unlearn_seconds"),
+    Column("peak memory, MB", "peak_memory_mb"),
+    Column("steps", "steps"),
+    Column("left", "validation_forget", ("forget",)),
+    Column("kept", "validation_retain", ("retain",)),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field of a table."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for a reader."""
+
+    title: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[Entry, ...], ...]
+    words: int = 1
+    """How many columns, from the left, hold words; the others hold numbers."""
+    note: str = ""
+    """What holds of this table alone."""
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Every table that the rows can fill, in the order of the papers' questions."""
+    single = [row for row in rows if row.size == 1] or list(rows)
+    concepts = list(dict.fromkeys(row.concept for row in single))
+    target = [Column(word, "detection_rate", ("target",), word) for word in concepts]
+    everything = [Column("all", "detection_rate", ("target",))] if len(concepts) > 1 else []
+    others = [
+        Column("others, same captions", "detection_rate", ("retained_same",)),
+        Column("others, elsewhere", "detection_rate", ("retained_other",)),
+    ]
+    zero_shot = _sides("zero_shot_prediction", "prediction")
+    images = [c for k in (1, 5, 10) for c in _sides(f"image_retrieval_r{k}", f"R@{k}")]
+    texts = [c for k in (1, 5, 10) for c in _sides(f"text_retrieval_r{k}", f"R@{k}")]
+    short = [Column("target", "detection_rate", ("target",)), *others, *zero_shot, *images[:2]]
+    methods = dict.fromkeys(row.method for row in single)
+    made = [
+        _table("Detection rates (Table 6)", [*target, *everything, *others], single),
+        _table(
+            "Zero-shot prediction and retrieval (Table 2)",
+            [*zero_shot, *_sides("zero_shot_retrieval", "retrieval")],
+            single,
+        ),
+        _table("Image retrieval, caption to image (Table 3)", images, single),
+        _table("Text retrieval, image to caption (Table 3)", texts, single),
+        *(
+            _table(f"{method}: what its settings buy (Table 4)", short, part)
+            for method in methods
+            if len(by_spec(part := [row for row in single if row.method == method])) > 1
+        ),
+        _by_size("Several concepts in one run (Figure 3)", short, rows),
+        _table("Time and memory", COSTS, rows, COSTS_NOTE + _diverged(rows)),
+    ]
+    return [table for table in made if table]
+
+
+def _sides(measure: str, heading: str) -> list[Column]:
+    return [Column(f"{heading}, {group}", measure, (group,)) for group in ("forget", "retain")]
+
+
+def _table(
+    title: str, columns: Sequence[Column], rows: Sequence[Row], note: str = ""
+) -> Table | None:
+    """A line for the original, where it was measured too, and one for each spec.
+
+    Columns without a value are left out; None where that is all of them.
+    """
+    filled = [column for column in columns if stat(erased(column.of(rows)))]
+    if not filled:
+        return None
+    headings = ("method", *(column.heading for column in filled), "runs")
+    return Table(title, headings, tuple(_lines(filled, rows)), note=note)
+
+
+def _by_size(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table | None:
+    """The lines of `_table` for each number of concepts in one run, of the specs that have runs of
+    several numbers; None where there is none."""
+    swept = [part for part in by_spec(rows).values() if len({row.size for row in part}) > 1]
+    rows = [row for part in swept for row in part]
+    sizes = sorted({row.size for row in rows})
+    filled = [column for column in columns if stat(erased(column.of(rows)))]
+    if not filled:
+        return None
+    lines = [
+        (Entry(str(size)), *line)
+        for size in sizes
+        for line in _lines(filled, [row for row in rows if row.size == size])
+    ]
+    headings = ("concepts", "method", *(column.heading for column in filled), "runs")
+    return Table(title, headings, tuple(lines), words=2)
+
+
+def _lines(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[Entry, ...]]:
+    """The original's line and each spec's; the last entry is how many of its runs were measured."""
+    specs = by_spec(rows)
+    before = [stat(originals(column.of(rows))) for column in columns]
+    stats = {
+        name: [stat(erased(column.of(part))) for column in columns] for name, part in specs.items()
+    }
+    bold = [
+        _best(column, {name: found[i] for name, found in stats.items()}, before[i])
+        for i, column in enumerate(columns)
+    ]
+    lines = []
+    if any(before):
+        shown = (Entry(c.show(value)) for c, value in zip(columns, before, strict=True))
+        lines.append((Entry("original"), *shown, Entry("")))
+    for name, part in specs.items():
+        shown = (
+            Entry(column.show(stats[name][i]), name in bold[i]) for i, column in enumerate(columns)
+        )
+        lines.append((Entry(name), *shown, Entry(_runs(columns, part))))
+    return lines
+
+
+def _best(column: Column, stats: dict[str, Stat | None], before: Stat | None) -> set[str]:
+    """Names of the best value and of all that its interval overlaps; none where nothing is counted,
+    and where there is nothing to be better than."""
+    counted = {name: found for name, found in stats.items() if found and found.n}
+    if len(counted) < 2 or (column.groups[0] in RETAIN and not before):
+        return set()
+    aim = before.mean if before and column.groups[0] in RETAIN else 0.0
+    low, high = min(counted.values(), key=lambda found: abs(found.mean - aim)).interval()
+    intervals = {name: found.interval() for name, found in counted.items()}
+    return {name for name, (least, most) in intervals.items() if least <= high and low <= most}
+
+
+def _runs(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """How many of the runs have a value: fewer than there are, and the means are of other things."""
+    planned = {(row.concept, row.seed) for row in rows}
+    measured = {
+        (row.concept, row.seed)
+        for column in columns
+        for row in erased(column.of(rows))
+        if row.value is not None
+    }
+    return f"{len(measured)} of {len(planned)}" if measured != planned else str(len(planned))
+
+
+def _diverged(rows: Sequence[Row]) -> str:
+    ended = Counter(row.spec for row in rows if row.reason == DIVERGED)
+    runs = ", ".join(f"{spec} {count}" for spec, count in ended.items())
+    return f" Diverged, and ended on the last good weights: {runs} runs." if runs else ""
+
+
+def markdown(made: Sequence[Table], rows: Sequence[Row]) -> str:
+    """The tables in Markdown, and below them what failed and why."""
+    parts = ["# Comparison", "", NOTE, ""]
+    for table in made:
+        rule = "|---" * table.words + "|--:" * (len(table.headings) - table.words) + "|"
+        parts += [f"## {table.title}", "", _line(table.headings), rule]
+        parts += [
+            _line([f"**{e.text}**" if e.bold else e.text for e in line]) for line in table.lines
+        ]
+        parts += ["", *([table.note, ""] if table.note else [])]
+    failed = [row for row in rows if row.measure == FAILED]
+    if failed:
+        parts += [
+            "## Failed",
+            "",
+            _line(("concept", "method", "seed", "reason")),
+            "|---|---|--:|---|",
+        ]
+        parts += [_line((r.concept, r.spec, str(r.seed), r.reason)) for r in failed]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _line(words: Iterable[str]) -> str:
+    return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
