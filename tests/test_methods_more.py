@@ -152,7 +152,9 @@ def test_the_original_takes_the_synthetic_images_for_the_concept(tiny: Models) -
     assert float(method.pixels.abs().max()) <= 1 + 1e-6  # what a processed picture can be
     text, _ = world.clip.encode_texts(method.ids)
     with torch.no_grad():
-        logits = world.clip.model.logit_scale.exp() * world.clip.encode_image(method.pixels) @ text.T
+        logits = (
+            world.clip.model.logit_scale.exp() * world.clip.encode_image(method.pixels) @ text.T
+        )
         noise = torch.randn((3, 3, 64, 64), generator=torch.Generator().manual_seed(0))
         before = world.clip.encode_image(noise) @ text.T
     assert (logits.softmax(-1)[:, 0] > 0.8).all()
