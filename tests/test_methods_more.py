@@ -174,13 +174,24 @@ def test_the_ranking_holds_the_tensors_inside_the_blocks_of_each_tower(apple: Wo
     assert again.ranking == method.ranking and torch.equal(again.pixels, method.pixels)
 
 
+def test_each_of_several_concepts_has_images_of_its_own(apple: World) -> None:
+    both = dataclasses.replace(apple, concepts=("apple", "chair"))
+    method = Lipschitz(images=2, iterations=1, batch=4, copies=1).prepare(both)
+    assert method.labels.tolist() == [0, 0, 1, 1] and len(method.pixels) == 4
+    asked = apple.clip.tokens(["A picture of apple", "A picture of chair"])
+    assert torch.equal(method.ids[:2], asked)
+    assert len({tuple(row) for row in method.ids.tolist()}) == len(method.ids) > 3
+
+
 # --- EMMN ---
 
 
 def test_emmn_impairs_on_noise_and_then_repairs_without_it() -> None:
     # Noise pair: caption X, noise Y; retain pairs X-X and Y-Y. Images Y X Y, captions X X Y.
     method = dataclasses.replace(
-        EMMN(impair_weight=2.0, retain_weight=3.0), ids=torch.tensor([[0]]), pixels=flat(Y)
+        EMMN(impair_weight=2.0, retain_weight=3.0, impair_share=0.5),
+        ids=torch.tensor([[0]]),
+        pixels=flat(Y),
     )
     student = Plain([X])
     impairing = method.loss(student, batch(done=0.49))
@@ -278,7 +289,7 @@ def test_projection_says_the_caption_without_the_concept_and_leaves_the_original
     apple: World,
 ) -> None:
     before = {n: p.clone() for n, p in apple.clip.model.named_parameters()}
-    solved = Projection().solve(apple)
+    solved = Projection(retain_weight=1.0).solve(apple)
     assert all(torch.equal(before[n], p) for n, p in apple.clip.model.named_parameters())
     assert set(solved) == {f"text_model.encoder.layers.{n}.mlp.fc2.weight" for n in (0, 1)}
 
@@ -291,7 +302,7 @@ def test_projection_says_the_caption_without_the_concept_and_leaves_the_original
     clip = dataclasses.replace(apple.clip, model=model)
     now, held = (clip.encode_texts(i)[1] for i in (apple.forget.ids[named], apple.retain.ids))
     assert (now - wanted).square().mean() < 0.5 * (was - wanted).square().mean()
-    assert (held - kept).square().mean() < 0.05 * (kept - kept.mean(0)).square().mean()
+    assert (held - kept).square().mean() < 0.2 * (kept - kept.mean(0)).square().mean()
 
 
 # --- All three, through the stage ---
@@ -346,7 +357,7 @@ def test_projection_is_done_in_one_look(tiny: Models) -> None:
     entry = run.manifest["stages"]["unlearn"]
     assert (entry["stopped"], entry["steps"]) == ("solved", 0)
     [row] = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
-    assert row["step"] == 0 and row["validation_retain"] > 0.9
+    assert row["step"] == 0 and row["validation_retain"] > 0.5
     base = load_file(tiny.model / "text_encoder" / "model.safetensors")
     moved = {name for name, tensor in weights(run).items() if not torch.equal(tensor, base[name])}
     assert moved == {f"text_model.encoder.layers.{n}.mlp.fc2.weight" for n in (0, 1)}

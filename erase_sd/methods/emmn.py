@@ -21,7 +21,8 @@ class EMMN(Method):
     Noise images are learned that the original takes for anything but the forget captions; the student
     learns that they are what these captions mean. Differs: the class is a set of captions, the error
     CLIP's image-to-text cross entropy among them and retain captions; the retain pairs are real
-    ones, not error-minimising noise; an epoch is half of the steps.
+    ones, not error-minimising noise; a tenth of the steps impairs, as after half of them no repair
+    brings the token states back.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"features", "images"})
@@ -29,13 +30,13 @@ class EMMN(Method):
     images: int = 32
     """Noise images, each beside a forget caption of its own (a batch of them in the paper)."""
     noise_steps: int = 40
-    """Of Adam, to the noise (5 x 8 in the authors' code)."""
+    """Of Adam, to the noise (5 x 8)."""
     noise_rate: float = 0.1
-    """Of Adam, to the noise (0.1 in the authors' code)."""
+    """Of Adam, to the noise (0.1)."""
     noise_decay: float = 0.1
-    """Of the noise's mean square (0.1 in the authors' code, of the sum over an image's pixels)."""
-    impair_share: float = 0.5
-    """Of the steps that impair; the others repair (one epoch each)."""
+    """Of the noise's mean square (inferred; public code has 0.1 of the sum over an image's pixels)."""
+    impair_share: float = 0.1
+    """Of the steps that impair; the others repair (one epoch each in the paper)."""
     impair_weight: float = 1.0
     """Of the noise pairs' loss."""
     retain_weight: float = 1.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Projection(Method):
-    """This project, after MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229, Eq. 14): ridge regression.
+    """This project, after MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229): ridge regression.
 
     Layer after layer, the output matrix of the text tower's MLP gets the least-squares solution that
     gives the forget captions the original's residual stream of the caption without the concept, and
