@@ -127,9 +127,13 @@ def test_the_first_erases_the_apple_and_shows_it(
 
 
 @pytest.mark.slow
-def test_the_second_compares_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_lists_every_method_and_races_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from erase_sd.methods import METHODS
 
     cells = execute(NOTEBOOKS[1], tmp_path, monkeypatch)
     assert pictures_in(cells) == 2
-    assert all(f"| {method} | apple | 50 |" in str(cells) for method in METHODS)
+    assert all(f"| `{method}` |" in str(cells) for method in METHODS)
+    for method in ("cliperase", "cliperase-anchored"):
+        assert f"| {method} | apple | 50 |" in str(cells)
