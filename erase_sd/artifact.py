@@ -16,6 +16,8 @@ from .presets import Models
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
+    from .encoders import Clip
+
 WEIGHTS = "model.safetensors"
 IMAGE_TOWER = "image_tower"
 
@@ -39,16 +41,17 @@ def save(
             if not tensor.isfinite().all():
                 raise DivergedError(f"{name} is not finite after unlearning; nothing is saved")
     with whole_folder(folder) as partial:
-        hashes = {}
+        hashes, seeing = {}, {}
         for name, tensors in weights.items():
             encoder = encoders.text_encoder_with(tensors, models.folder / name)
             own = partial / name if len(weights) > 1 else partial
             encoder.save_pretrained(own)
             hashes[name] = hash_file(own / WEIGHTS)
-            seeing = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
-            if seeing:
+            tower = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
+            if tower:
                 (own / IMAGE_TOWER).mkdir()
-                save_file(seeing, own / IMAGE_TOWER / WEIGHTS)
+                save_file(tower, own / IMAGE_TOWER / WEIGHTS)
+                seeing[name] = hash_file(own / IMAGE_TOWER / WEIGHTS)
         write_json(
             partial / "erase.json",
             {
@@ -61,6 +64,7 @@ def save(
                     "fingerprint": settings["model"],
                 },
                 "weights_sha256": hashes,
+                "image_tower_sha256": seeing,
                 "versions": runtime.versions(),
             },
         )
@@ -69,8 +73,12 @@ def save(
 def check(folder: Path) -> dict[str, Any]:
     """`erase.json` of erased encoders whose weights are still what was saved."""
     described = read_json(folder / "erase.json")
-    for name, saved in described["weights_sha256"].items():
-        path = folder_of(folder, name) / WEIGHTS
+    saved_of = {
+        folder_of(folder, name) / part / WEIGHTS: saved
+        for part, key in (("", "weights_sha256"), (IMAGE_TOWER, "image_tower_sha256"))
+        for name, saved in described[key].items()
+    }
+    for path, saved in saved_of.items():
         if not path.is_file():
             raise RunError(f"{path}: missing; unlearn again")
         if hash_file(path) != saved:
@@ -81,6 +89,17 @@ def check(folder: Path) -> dict[str, Any]:
 def folder_of(folder: Path, name: str) -> Path:
     """Where the encoder of that name lies in an artifact: in a folder of its own, or alone."""
     return folder / name if (folder / name).is_dir() else folder
+
+
+def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
+    """`clip` with the towers of an artifact: its text encoder of that name, and the image tower that
+    was trained with it, where one was.
+
+    Raises ModelError where they do not fit.
+    """
+    own = folder_of(folder, encoder)
+    tower = own / IMAGE_TOWER / WEIGHTS
+    return encoders.with_weights(clip, own, tower if tower.is_file() else None)
 
 
 def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:

@@ -13,13 +13,12 @@ from typing import Any
 from . import artifact, clip_side, labelled, runtime
 from .clip_side import MEASURES, SIDES, Arm, Progress
 from .embedders import ClipEmbedder, Embedder, is_blip, load_blip
-from .encoders import check_fit, load_clip, text_encoders, with_weights
+from .encoders import check_fit, load_clip, text_encoders
 from .errors import RunError, SettingError
 from .files import write_json, write_text
 from .labelled import Side
 from .presets import Models
-from .rundir import Run
-from .scoring import concepts_of
+from .rundir import Run, concepts_of
 
 TEMPLATES = (
     "a {}", "the {}", "a photo of a {}", "a picture of a {}", "there is a {} in the picture",
@@ -76,7 +75,7 @@ def evaluate(
     cause that is the user's.
     """
     check_templates(templates)
-    concepts = tuple(concepts_of(run.require("unlearn", "unlearn first")))
+    concepts = concepts_of(run.require("unlearn", "unlearn first"))
     runtime.quiet_libraries()
     arms, about = _open(run, models)
     if images:
@@ -127,15 +126,13 @@ def _open(run: Run, models: Models) -> tuple[dict[Arm, Embedder], dict[str, Any]
             f"{models.model} are others"
         )
     encoder = text_encoders(models.folder)[0]
-    erased = artifact.folder_of(run.folder / "erased", encoder.name)
-    check_fit(folder, erased)
+    check_fit(folder, artifact.folder_of(run.folder / "erased", encoder.name))
     clip = load_clip(folder, encoder)
     clip.model.to(runtime.device())
-    tower = erased / artifact.IMAGE_TOWER / artifact.WEIGHTS
-    after = with_weights(clip, erased, tower if tower.is_file() else None)
+    after = artifact.erased_clip(run.folder / "erased", encoder.name, clip)
     about |= {
         "clip_digest": clip.digest, "encoder": encoder.name,
-        "erased_sha256": described["weights_sha256"], "image_tower_erased": tower.is_file(),
+        "erased_sha256": described["weights_sha256"], "image_tower_erased": encoder.name in described["image_tower_sha256"],
     }  # fmt: skip
     return {"original": ClipEmbedder(clip), "erased": ClipEmbedder(after)}, about
 

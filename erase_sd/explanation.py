@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import artifact, runtime, synth
+from . import artifact, runtime
 from . import explanation_figures as figures
 from .attention import Words, image_rollout, patch_similarity, text_attention, words_of
-from .encoders import Clip, load_clip, text_encoders, with_weights
+from .encoders import Clip, load_clip, text_encoders
 from .errors import RunError
 from .explanation_figures import Array
 from .files import hash_folder, write_bytes
 from .pairs.concepts import Concept
-from .pairs.flickr30k import Captioned, Dataset, read
-from .pairs.split import Split, split, with_images
-from .presets import SYNTH, Models
+from .pairs.flickr30k import Captioned, Dataset
+from .pairs.split import Split
+from .presets import Models
 from .rows import image_features
-from .rundir import Run
-from .scoring import concepts_of
+from .run_pairs import sides_of
+from .rundir import Run, concepts_of
 
 PAIRS = 100  # of each side, in the t-SNE
 EXAMPLES = 4  # forget pairs, in the two pictures of attention
@@ -82,19 +82,17 @@ def explain(run: Run, models: Models) -> list[Path]:
     """
     runtime.quiet_libraries()
     manifest = run.require("unlearn", "unlearn first")
-    settings, concepts = manifest["stages"]["unlearn"]["settings"], tuple(concepts_of(manifest))
-    data = read(synth.pairs(models, concepts) if models.data == SYNTH else models.pairs())
+    settings, concepts = manifest["stages"]["unlearn"]["settings"], concepts_of(manifest)
+    data, sides = sides_of(run, models)
     encoders = text_encoders(models.folder)
     clips = [models.clip_folder(number) for number in range(len(encoders))]
     hashes = [hash_folder(folder, "*.safetensors", "*.json") for folder in clips]
     for now, name, at in (
-        (data.digest, "data", data.folder),
         (models.fingerprint(), "model", models.folder),
         (hashes, "clip", ", ".join(map(str, clips))),
     ):
         if now != settings[name]:
             raise RunError(f"{run.folder}: unlearned with another --{name} than {at} is now")
-    sides = with_images(split(data.items, concepts, settings["seed"]), data)
     both = settings["towers"] == "both"
     written = []
     with run.lock():
@@ -102,8 +100,7 @@ def explain(run: Run, models: Models) -> list[Path]:
         for folder, encoder in zip(clips, encoders, strict=True):
             clip = load_clip(folder, encoder)
             pairs = choose(clip, data, sides, concepts)
-            erased = artifact.folder_of(run.folder / "erased", encoder.name)
-            arms = _arms(clip, erased, data, pairs, both)
+            arms = _arms(clip, run.folder / "erased", encoder.name, data, pairs)
             for name, png in _pictures(pairs, arms, _shown(clip, pairs.pixels), both).items():
                 written.append(
                     run.folder / f"{name}{encoder.name.removeprefix('text_encoder')}.png"
@@ -142,16 +139,15 @@ def choose(clip: Clip, data: Dataset, sides: Split, concepts: tuple[Concept, ...
     )
 
 
-def _arms(clip: Clip, encoder: Path, data: Dataset, pairs: Pairs, both: bool) -> tuple[Seen, Seen]:
-    """What the original `clip` sees, and what it sees with the erased towers of `encoder`'s folder."""
+def _arms(clip: Clip, erased: Path, encoder: str, data: Dataset, pairs: Pairs) -> tuple[Seen, Seen]:
+    """What the original `clip` sees, and what it sees with the erased towers of that encoder."""
     clip.model.to(runtime.device()).set_attn_implementation("eager")
     table = image_features(clip, data, pairs.items)
     original = see(clip, pairs, table)
-    tower = encoder / artifact.IMAGE_TOWER / artifact.WEIGHTS if both else None
-    clip = with_weights(clip, encoder, tower)
-    if both:
-        table = image_features(clip, data, pairs.items)
-    return original, see(clip, pairs, table)
+    after = artifact.erased_clip(erased, encoder, clip)
+    if after.model.vision_model is not clip.model.vision_model:
+        table = image_features(after, data, pairs.items)
+    return original, see(after, pairs, table)
 
 
 def see(clip: Clip, pairs: Pairs, table: Mapping[str, Tensor]) -> Seen:

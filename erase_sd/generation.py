@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,7 @@ from .pairs.concepts import Concept, without
 from .pipeline import check_lengths, draw, encoders_of, image_size, open_pipeline, swap
 from .presets import Models
 from .prompts import read_prompts
-from .rundir import Run
-from .scoring import concepts_of
+from .rundir import Run, concepts_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -201,7 +200,7 @@ def _plan(prompts: list[Path], settings: Settings) -> list[_Shot]:
     return shots
 
 
-def _without(shots: list[_Shot], concepts: list[Concept]) -> dict[_Shot, str]:
+def _without(shots: list[_Shot], concepts: Sequence[Concept]) -> dict[_Shot, str]:
     """The texts of the shots that mean a concept and mention it, with each mention's phrase out."""
     return {
         shot: without(shot.prompt, concepts)[0]

@@ -16,6 +16,7 @@ from typing import Any
 from . import runtime
 from .errors import RunError, SettingError
 from .files import read_json, write_json
+from .pairs.concepts import Concept
 
 RUNS = Path("runs")
 
@@ -115,6 +116,12 @@ class Run:
                 "peak_memory_mb": round(runtime.peak_memory() / 1e6),
             }
             self.update(stages=kept | {name: entry})
+
+
+def concepts_of(manifest: dict[str, Any]) -> tuple[Concept, ...]:
+    """The concepts that a run erased."""
+    stored = manifest["stages"]["unlearn"]["settings"]["concepts"]
+    return tuple(Concept(c["name"], tuple(c["synonyms"]), tuple(c["keep_senses"])) for c in stored)
 
 
 def refuse_other(folder: Path, stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from .files import hash_file, read_rows, write_json, write_rows, write_text
 from .pairs.concepts import Concept
 from .presets import Models
 from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, lines_of, pairs_of, rows_of
-from .rundir import RUNS, Run
+from .rundir import RUNS, Run, concepts_of
 
 NOTE = (
     f"Detected with probability of at least {THRESHOLD}; in brackets the 95 % Wilson interval; p: "
@@ -118,12 +118,6 @@ def score(
             tables.add(run.name, concept.name, pairs)
         write_tables(run.folder, tables)
     return tables
-
-
-def concepts_of(manifest: dict[str, Any]) -> list[Concept]:
-    """The concepts that a run erased."""
-    stored = manifest["stages"]["unlearn"]["settings"]["concepts"]
-    return [Concept(c["name"], tuple(c["synonyms"]), tuple(c["keep_senses"])) for c in stored]
 
 
 def classes_of(concepts: Sequence[Concept], given: Sequence[str]) -> dict[str, str]:

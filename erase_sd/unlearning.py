@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from . import artifact, runtime, synth
+from . import artifact, runtime
 from .encoders import Clip, TextEncoder, check_fit, load_clip, text_encoders
 from .errors import RunError
 from .files import hash_folder
 from .loop import Loop, Progress
-from .pairs.flickr30k import Dataset, read
+from .pairs.flickr30k import Dataset
 from .pairs.split import PARTS, Split, split, with_images
-from .presets import SYNTH, Models
+from .presets import Models
 from .rows import rows_of
+from .run_pairs import dataset_of
 from .rundir import Run, refuse_other
 from .settings import Settings
 
@@ -36,8 +37,7 @@ def unlearn(
     clips = [models.clip_folder(number) for number in range(len(encoders))]
     for folder, encoder in zip(clips, encoders, strict=True):
         check_fit(folder, encoder.folder)
-    made = models.data == SYNTH
-    data = read(synth.pairs(models, settings.concepts) if made else models.pairs())
+    data = dataset_of(models, settings.concepts)
     described = {
         **dataclasses.asdict(settings),
         "clip": [hash_folder(folder, "*.safetensors", "*.json") for folder in clips],

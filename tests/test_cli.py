@@ -176,7 +176,7 @@ def test_of_two_processes_on_one_run_folder_the_second_stops(tiny: Models) -> No
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "from pathlib import Path; from erase_sd.rundir import Run; import time\n"
-         "with Run(Path('runs/apple')).lock(): print('held', flush=True); time.sleep(60)"],
+         "with Run(Path('runs/apple')).lock(): print('held', flush=True); time.sleep(600)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

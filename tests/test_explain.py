@@ -181,6 +181,6 @@ def test_a_run_in_use_or_whose_pairs_changed_gets_no_pictures(tiny: Models, tmp_
     (tmp_path / "other").mkdir()
     write(tmp_path / "other", 60)
     others = Models(tiny.model, tiny.clips, tmp_path / "other", tiny.detector)
-    with pytest.raises(RunError, match=r"unlearned with another --data than .*other is now"):
+    with pytest.raises(RunError, match=r"unlearned with other caption pairs than .*other has"):
         explain(run, others)
     assert not list(run.folder.glob("*.png"))

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import synth
 from ..encoders import Clip, open_image
-from ..errors import DataError, RunError
+from ..errors import DataError
 from ..files import hash_file, key_of
 from ..pairs.concepts import Concept
-from ..pairs.flickr30k import IMAGE_SUFFIXES, read
-from ..pairs.split import ranked, split, with_images
-from ..presets import SYNTH, Models
+from ..pairs.flickr30k import IMAGE_SUFFIXES
+from ..pairs.split import ranked
+from ..presets import Models
 from ..rows import image_features
+from ..run_pairs import sides_of
 from ..rundir import Run
 from . import cifar100, shards
 from .gallery import Gallery as Gallery
@@ -32,13 +32,10 @@ def held_out(run: Run, models: Models, concepts: tuple[Concept, ...]) -> Gallery
 
     Raises RunError where the pairs are no longer those that it was unlearned with.
     """
-    settings = run.manifest["stages"]["unlearn"]["settings"]
-    data = read(synth.pairs(models, concepts) if models.data == SYNTH else models.pairs())
-    if data.digest != settings["data"]:
-        raise RunError(f"{run.folder}: unlearned with other caption pairs than {data.folder} has")
-    sides = with_images(split(data.items, concepts, settings["seed"]), data)
+    seed = run.manifest["stages"]["unlearn"]["settings"]["seed"]
+    data, sides = sides_of(run, models)
     parts = [side["held-out"] for side in (sides.forget, sides.retain)]
-    items = choose(*(ranked(part, settings["seed"]) for part in parts))
+    items = choose(*(ranked(part, seed) for part in parts))
     about: dict[str, Any] = {
         "kind": "the run's held-out pairs", "folder": str(data.folder), "digest": data.digest,
         "held_out": sum(map(len, parts)),

@@ -11,8 +11,8 @@ from ..errors import RunError
 from ..files import read_json, read_rows
 from ..pairs.concepts import Concept
 from ..rates import THRESHOLD, Row
-from ..rundir import Run
-from ..scoring import Tables, Used, concepts_of
+from ..rundir import Run, concepts_of
+from ..scoring import Tables, Used
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def read(run: Run) -> Data:
     data = Data(run, manifest, [])
     began = [stage for stage in STAGES if stage in manifest["stages"]]
     try:
-        data.concepts = concepts_of(manifest) if "unlearn" in began else []
+        data.concepts = list(concepts_of(manifest)) if "unlearn" in began else []
     except (KeyError, TypeError):
         data.missing.append("run.json does not say which concepts were erased")
     data.missing += _next_stage(data)

@@ -1,0 +1,81 @@
+"""Caption pairs: what a dataset holds, and prompts from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import facts_table
+from .app import app
+from .options import AsJson, ClipFolder, Concept, Data, KeepSense, Preset, SplitSeed, Synonym
+
+PANEL = "Data"
+
+
+@app.command(rich_help_panel=PANEL)
+def data(
+    concept: Concept,
+    folder: Annotated[Path | None, typer.Argument(help="Flickr30K folder.")] = None,
+    synonym: Synonym = None,
+    keep_sense: KeepSense = None,
+    seed: SplitSeed = None,
+    preset: Preset = "mini",
+    clip: ClipFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a Flickr30K folder: what it holds of a concept, and how it would be split."""
+    from dataclasses import asdict
+
+    from ..lengths import ruler_of
+    from ..pairs.flickr30k import read
+    from ..pairs.summary import cells, summarize
+    from ..presets import resolve
+    from ..settings import Settings, concepts_from
+
+    models = resolve(preset, clip=clip, data=folder)
+    concepts = concepts_from(concept, synonym or [], keep_sense or [])
+    pairs, ruler = read(models.pairs()), ruler_of(models)
+    split_seed = Settings.seed if seed is None else seed
+    found = summarize(pairs, concepts, split_seed, ruler.lengths, ruler.limit)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        facts_table(found.folder, cells(found))
+
+
+@app.command(rich_help_panel=PANEL)
+def prompts(
+    concept: Concept,
+    n: Annotated[int, typer.Option("--n", help="Most prompts, one an image.")] = 50,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: prompts/<concept>.txt.")
+    ] = None,
+    retain: Annotated[bool, typer.Option(help="Write a retain.txt beside it too.")] = False,
+    synonym: Synonym = None,
+    keep_sense: KeepSense = None,
+    seed: SplitSeed = None,
+    preset: Preset = "mini",
+    clip: ClipFolder = None,
+    data: Data = None,
+) -> None:
+    """Write held-out captions of a dataset as prompts, with a line that says where from."""
+    from ..lengths import ruler_of
+    from ..pairs.flickr30k import read
+    from ..presets import resolve
+    from ..prompts import from_data
+    from ..rundir import folder_of
+    from ..settings import Settings, concepts_from
+
+    models = resolve(preset, clip=clip, data=data)
+    concepts = concepts_from(concept, synonym or [], keep_sense or [])
+    file = out or Path("prompts") / f"{folder_of(None, tuple(concept)).name}.txt"
+    split_seed = Settings.seed if seed is None else seed
+    written = from_data(
+        read(models.pairs()), concepts, file, n, split_seed, ruler_of(models).fits, retain
+    )
+    for path, count in written.items():
+        note = "" if count == n else f"; the held-out images give no more than {count}"
+        print(f"{path}: {count} prompts{note}")
