@@ -21,8 +21,8 @@ class Batches:
         self.forget, self.retain = forget, retain
         self.sizes = (settings.forget_batch, settings.retain_batch)
 
-    def at(self, step: int, reads: frozenset[str]) -> Batch:
-        """The batch of that step."""
+    def at(self, step: int, steps: int, reads: frozenset[str]) -> Batch:
+        """The batch of that step, of as many."""
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
         forget, retain = self.forget, self.retain
         f = torch.randint(len(forget), (self.sizes[0],), generator=generator)
@@ -33,7 +33,7 @@ class Batches:
             index = forget.source[f][:, :, None].expand_as(states).to(states.device)
             reduced = Reduced(states.gather(1, index), forget.mask[f].to(states.device))
         sides = self._side(forget, f, False), self._side(retain, r, "states" in reads)
-        return Batch(*sides, reduced, step / self.settings.steps, generator)
+        return Batch(*sides, reduced, step / steps, generator)
 
     def shrink(self) -> None:
         """Halves the batches after memory ran out; ModelError where they are the smallest."""

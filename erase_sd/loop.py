@@ -47,9 +47,8 @@ class Loop:
         self.device, self.dtype = clip.device, runtime.dtype(settings.dtype)
         self.forget, self.retain = forget, retain
         method = settings.build()
-        self.rate = settings.rate or method.rate
-        self.forget_threshold = _first(settings.forget_threshold, method.forget_threshold)
-        self.retain_floor = _first(settings.retain_floor, method.retain_floor)
+        assert settings.rate and settings.steps  # the method's, where none were given
+        self.rate, self.steps = settings.rate, settings.steps
         # What does not train is shared: the image tower of a real CLIP is the larger part of it.
         shared = {} if settings.towers == "both" else {id(v): v for v in (clip.model.vision_model,)}
         self.original = dataclasses.replace(clip, model=copy.deepcopy(clip.model, shared))
@@ -104,31 +103,33 @@ class Loop:
 
     def train(self, progress: Progress | None) -> None:
         """Steps until the thresholds are met or the steps are used up; ends on good weights."""
-        settings = self.settings
         self._resume()
         if solved := self.prepared.solve(self.world):
             self._restore({**self.good, **solved})
             self.stopped, self.good = "solved", self.weights()
             measures = self.measure("validation")
+            if not all(map(math.isfinite, measures.values())):
+                raise DivergedError("the solution is not finite; nothing is saved")
             write_rows(self.log_path, [{"step": 0, **_validation(measures)}])
             return
+        if not self.step:
+            self.left = self.prepared.left(self)
         began, start = time.monotonic(), self.step
-        while self.step < settings.steps and self.stopped == "steps":
+        while self.step < self.steps and self.stopped == "steps":
             terms = self._take_step()
             if self.stopped != "steps":
                 break
             self.step += 1
             if progress:
-                progress(self.step, settings.steps, terms)
-            if self.step % settings.validate_every == 0 or self.step == settings.steps:
+                progress(self.step, self.steps, terms)
+            if self.step % self.settings.validate_every == 0 or self.step == self.steps:
                 pace = (time.monotonic() - began) / (self.step - start)
                 self._validate(terms, pace)
         self._restore(self.good)
 
     def _take_step(self) -> dict[str, float]:
-        done = self.step / self.settings.steps
         for group in self.optimizer.param_groups:
-            fall = 0.5 * (1 + math.cos(math.pi * done))
+            fall = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
             group["lr"] = self.rate * self.rate_scale * min(1.0, (self.step + 1) / 10) * fall
         while True:
             try:
@@ -144,17 +145,19 @@ class Loop:
         """Takes the gradients of one batch; returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            terms = self.method.loss(self, self.batches.at(self.step, self.method.reads))
+            terms = self.method.loss(
+                self, self.batches.at(self.step, self.steps, self.method.reads)
+            )
             loss = torch.stack(list(terms.values())).sum()
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            self._diverge(f"loss {float(loss.detach())}")
+            self._diverge(self.step + 1, f"loss {float(loss.detach())}")
         return terms
 
-    def _diverge(self, what: str) -> None:
+    def _diverge(self, step: int, what: str) -> None:
         """Ends on the last weights that passed a look; DivergedError where there are none."""
-        where = f"unlearning diverged by step {self.step + 1} ({what})"
+        where = f"unlearning diverged by step {step} ({what})"
         if not self.good_step:
             raise DivergedError(f"{where}, before the first look; a lower --rate may help")
         self.stopped = "diverged"
@@ -191,13 +194,13 @@ class Loop:
     def _validate(self, terms: dict[str, float], pace: float) -> None:
         measures = self.measure("validation")
         if not all(map(math.isfinite, measures.values())):
-            self._diverge("not finite on the validation captions")
+            self._diverge(self.step, "not finite on the validation captions")
             return
-        left = self.method.left(self)
-        if left is not None:
-            rolled_back = self.left is not None and left >= self.left
+        left, floor = self.method.left(self), self.settings.retain_floor
+        if left is not None and self.left is not None:
+            rolled_back = left >= self.left
         else:
-            rolled_back = self.retain_floor is not None and measures["retain"] < self.retain_floor
+            rolled_back = floor is not None and measures["retain"] < floor
         self.log.append(
             {"step": self.step, **terms, **_validation(measures),
              **({} if left is None else {"left": left, "stage": self.stage}),
@@ -214,8 +217,8 @@ class Loop:
         self._save()
 
     def _enough(self, forget: float) -> bool:
-        met = self.forget_threshold is not None and forget <= self.forget_threshold
-        return met and self.step >= self.settings.patience
+        threshold = self.settings.forget_threshold
+        return threshold is not None and forget <= threshold and self.step >= self.settings.patience
 
     def _go_back(self) -> None:
         """After a roll-back: the next stage of the method's schedule, or half the rate."""
@@ -269,8 +272,3 @@ class Loop:
 
 def _validation(measures: dict[str, float]) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in measures.items()}
-
-
-def _first(*values: float | None) -> float | None:
-    """The first that is not None."""
-    return next((value for value in values if value is not None), None)

@@ -13,10 +13,13 @@ from .methods import METHODS, Method
 from .pairs.classes import COMPOUNDS
 from .pairs.concepts import Concept
 
+# Left None, a setting of these becomes the method's own.
+OF_METHOD = ("rate", "steps", "forget_threshold", "retain_floor")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What shapes an erasure. Every field is an option of `erase-sd unlearn`."""
+    """What shapes an erasure. What OF_METHOD names and is left None becomes the method's own."""
 
     concepts: tuple[Concept, ...]
     """What goes: names, synonyms, and the senses that stay."""
@@ -27,20 +30,19 @@ class Settings:
     towers: Literal["text", "both"] = "text"
     """Which towers train; Stable Diffusion reads the text tower alone."""
     rate: float | None = None
-    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine; None:
-    the method's own."""
-    steps: int = 120
+    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine."""
+    steps: int | None = None
     """Most steps; the thresholds below can end it earlier."""
     forget_batch: int = 48
     """Forget captions a step."""
     retain_batch: int = 96
     """Retain captions a step."""
     forget_threshold: float | None = None
-    """Ends once the concept's remaining share, on validation images, is at most this (0-1); None:
-    the method's own, which is none for the methods of other papers."""
+    """Ends once the concept's remaining share, on validation images, is at most this (0-1). The
+    methods of other papers have none and run to their last step."""
     retain_floor: float | None = None
     """Kept share of the retain captions' states (0-1), on validation images; a step below it is
-    rolled back and the rate halved; None: the method's own."""
+    rolled back and the rate halved. The methods of other papers have none."""
     validate_every: int = 20
     """Steps between two looks at the validation images."""
     patience: int = 100
@@ -57,6 +59,9 @@ class Settings:
             raise SettingError(
                 f"--method {self.method}: unknown, near: {near}; needs one of {', '.join(METHODS)}"
             )
+        for name in OF_METHOD:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(METHODS[self.method], name))
         if self.towers not in ("text", "both"):
             raise SettingError(f"--towers {self.towers}: needs text or both")
         if not self.concepts:
@@ -68,7 +73,8 @@ class Settings:
                 )
         if self.retain_batch < 2:
             raise SettingError(f"--retain-batch: needs at least 2, got {self.retain_batch}")
-        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
+        assert self.rate is not None
+        if not (math.isfinite(self.rate) and self.rate > 0):
             raise SettingError(f"--rate: needs a number above 0, got {self.rate}")
         for name in ("forget_threshold", "retain_floor"):
             if not 0 <= (getattr(self, name) or 0) <= 1:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPModel
 
 from erase_sd.encoders import Clip, Encoded, load_clip, text_encoders
 from erase_sd.methods import METHODS, Batch, Reduced, Side, World
 from erase_sd.methods.emmn import EMMN
+from erase_sd.methods.hirm import HiRM
 from erase_sd.methods.lipschitz import STDS, Lipschitz
 from erase_sd.methods.projection import Projection, regression
 from erase_sd.mini import WEIGHTS
@@ -305,7 +307,25 @@ def test_projection_says_the_caption_without_the_concept_and_leaves_the_original
     assert (held - kept).square().mean() < 0.2 * (kept - kept.mean(0)).square().mean()
 
 
-# --- All three, through the stage ---
+# --- HiRM ---
+
+
+def test_hirm_turns_to_a_random_direction_or_to_a_word_at_the_states_own_length(
+    apple: World,
+) -> None:
+    drawn = [HiRM().prepare(dataclasses.replace(apple, seed=seed)) for seed in (0, 0, 1)]
+    _, states = apple.clip.encode_texts(drawn[0].ids)
+    assert len(drawn[0].ids) == len(HiRM().templates)
+    length = float(states[:, 1:].norm(dim=-1).mean())
+    assert all(float(method.target.norm()) == pytest.approx(length, rel=1e-5) for method in drawn)
+    assert torch.equal(drawn[0].target, drawn[1].target)
+    assert not torch.equal(drawn[0].target, drawn[2].target)
+    _, fruit = apple.clip.encode_texts(apple.clip.tokens(["orange"]))
+    toward = HiRM(toward="orange").prepare(apple).target
+    assert float(F.cosine_similarity(toward, fruit[0, -1], dim=0)) == pytest.approx(1, abs=1e-5)
+
+
+# --- Those that prepare, through the stage ---
 
 SMALL: dict[str, dict[str, object]] = {
     "lipschitz": {"images": 4, "iterations": 40, "batch": 2, "copies": 1},
@@ -331,8 +351,10 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("method", ["lipschitz", "emmn"])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tiny: Models, method: str
+    tiny: Models, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Taken back at the first look, kept in the second stage, taken back there.
+    monkeypatch.setattr(Lipschitz, "left", lambda method, student: 1 / (2 + method.stage))
     models = dataclasses.replace(tiny, model=WEIGHTS / "sd", clips=(WEIGHTS / "clip",))
     whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
     unlearn(short(method), models, whole)

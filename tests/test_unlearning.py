@@ -16,12 +16,15 @@ import erase_sd
 from erase_sd.errors import DataError, DivergedError, ModelError, RunError, SettingError
 from erase_sd.files import hash_folder
 from erase_sd.loop import Loop
-from erase_sd.methods import METHODS, Batch, Student
+from erase_sd.methods import METHODS, Batch, Student, World
 from erase_sd.methods.anchored import AnchoredCLIPErase
+from erase_sd.methods.lipschitz import Lipschitz
+from erase_sd.methods.projection import Projection
 from erase_sd.pairs.concepts import Concept
+from erase_sd.pairs.split import Part
 from erase_sd.presets import Models
 from erase_sd.rundir import Run
-from erase_sd.settings import Settings, concepts_from
+from erase_sd.settings import OF_METHOD, Settings, concepts_from
 from erase_sd.unlearning import unlearn
 
 APPLE = (Concept("apple"),)
@@ -45,8 +48,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    tiny: Models, method: str
+    tiny: Models, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # With random weights no noise helps, and every look would be taken back.
+    monkeypatch.setattr(Lipschitz, "left", lambda method, student: 1 / (2 + method.stage))
     runs = [Run(Path("runs") / name) for name in ("a", "b", "c")]
     for run, seed in zip(runs, (0, 0, 1), strict=True):
         unlearn(short(method=method, seed=seed), tiny, run)
@@ -173,6 +178,64 @@ def test_a_run_that_diverges_later_keeps_the_last_good_weights_and_says_so(
     )
     kept = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in weights(broken).items()}
     assert all(torch.equal(kept[n], t) for n, t in seen.items())
+
+
+def test_measures_that_are_not_finite_end_it_like_a_loss_that_is_not(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest, looks = Loop.measure, iter((False, True))
+
+    def poisoned(loop: Loop, part: Part) -> dict[str, float]:
+        bad = part == "validation" and next(looks)
+        return honest(loop, part) | ({"retain": math.nan} if bad else {})
+
+    monkeypatch.setattr(Loop, "measure", poisoned)
+    run = Run(Path("runs/a"))
+    unlearn(short(), tiny, run)
+    assert run.manifest["stages"]["unlearn"]["stopped"] == "diverged"
+    said = "diverged by step 4 (not finite on the validation captions); the weights of step 2"
+    assert said in capsys.readouterr().err
+
+
+def test_a_solution_that_is_not_finite_is_not_saved(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Projection.solve
+
+    def poisoned(self: Projection, world: World) -> dict[str, Tensor]:
+        return {name: tensor * math.nan for name, tensor in honest(self, world).items()}
+
+    monkeypatch.setattr(Projection, "solve", poisoned)
+    run = Run(Path("runs/a"))
+    with pytest.raises(DivergedError, match="solution is not finite; nothing is saved"):
+        unlearn(short(method="projection"), tiny, run)
+    assert not (run.folder / "erased").exists()
+
+
+def test_the_first_look_counts_against_what_was_left_before_the_first_step(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnchoredCLIPErase, "left", lambda method, student: 0.5)  # never a gain
+    monkeypatch.setattr(
+        AnchoredCLIPErase, "at", lambda method, stage: method if stage < 9 else None
+    )
+    run = Run(Path("runs/a"))
+    unlearn(short(), tiny, run)
+    log = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
+    assert [(row["rolled_back"], row["stage"]) for row in log] == [(True, 0), (True, 1), (True, 2)]
+    assert same(weights(run), load_file(tiny.model / "text_encoder" / "model.safetensors"))
+
+
+def test_the_record_holds_the_methods_own_numbers_where_none_were_given(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(rate=None, retain_floor=None), tiny, run)
+    settings = run.manifest["stages"]["unlearn"]["settings"]
+    assert {name: settings[name] for name in OF_METHOD} == {
+        "rate": AnchoredCLIPErase.rate, "steps": 6,
+        "forget_threshold": AnchoredCLIPErase.forget_threshold,
+        "retain_floor": AnchoredCLIPErase.retain_floor,
+    }  # fmt: skip
+    assert Settings(concepts=APPLE, method="lipschitz").steps == METHODS["lipschitz"].steps
 
 
 def test_without_a_floor_nothing_is_rolled_back(tiny: Models) -> None:

@@ -68,10 +68,6 @@ class World:
     retain: Rows
     seed: int
 
-    def prompts(self, templates: tuple[str, ...]) -> Tensor:
-        """Token ids of every concept in every template, (concepts x templates, tokens)."""
-        return self.clip.tokens([t.format(name) for name in self.concepts for t in templates])
-
 
 class Student(Protocol):
     """The model being unlearned."""
@@ -110,6 +106,8 @@ class Method:
     to encode)."""
     rate: ClassVar[float] = 1e-4
     """Learning rate."""
+    steps: ClassVar[int] = 120
+    """Most steps."""
     forget_threshold: ClassVar[float | None] = None
     """Validation measure at which it may end; None: it runs to its last step, as its paper does."""
     retain_floor: ClassVar[float | None] = None

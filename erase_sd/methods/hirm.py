@@ -33,7 +33,7 @@ class HiRM(Method):
 
     def prepare(self, world: World) -> Self:
         """The prompts' tokens, and the direction."""
-        ids = world.prompts(self.templates)
+        ids = world.clip.tokens([t.format(name) for name in world.concepts for t in self.templates])
         _, states = world.clip.encode_texts(ids)
         if self.toward == "random":
             generator = torch.Generator().manual_seed(world.seed)

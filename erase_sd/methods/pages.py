@@ -28,6 +28,7 @@ class Page:
     citation: str
     trained: str
     rate: float
+    steps: int
     settings: tuple[Setting, ...]
 
 
@@ -46,6 +47,7 @@ def page_of(name: str) -> Page:
         citation=(inspect.getdoc(kind) or "").split("\n")[0],
         trained=kind.trained,
         rate=kind.rate,
+        steps=kind.steps,
         settings=tuple(
             Setting(field, default, meanings.get(field, ""))
             for field, default in kind.settings().items()

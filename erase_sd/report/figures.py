@@ -73,7 +73,7 @@ def training_curves(
     """(title, svg) of a `train.jsonl`: the validation measures, and the terms of the loss."""
     steps = [row["step"] for row in rows]
     measures = [key for key in rows[0] if key.startswith("validation_")]
-    aside = {"step", "rolled_back", "seconds_per_step", "peak_memory_mb", *measures}
+    aside = {"step", "rolled_back", "left", "seconds_per_step", "peak_memory_mb", *measures}
     numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
     terms = [key for key in numbers if key not in aside]
     limits: dict[str, Any] = {

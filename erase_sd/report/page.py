@@ -153,10 +153,13 @@ def _curves(data: Data) -> list[dict[str, Any]]:
     for i, (name, rows) in enumerate(data.training.items()):
         back = sum(bool(row.get("rolled_back")) for row in rows)
         ended = ", ended by its thresholds" if unlearned.get("stopped") == "thresholds" else ""
+        limits = [settings.get(name) for name in ("forget_threshold", "retain_floor")]
         words = (
             f"{rows[-1]['step']} steps of at most {settings.get('steps', '?')}{ended}; {back} of "
-            f"{len(rows)} looks at the validation images led to a roll-back. Dashed: the thresholds."
+            f"{len(rows)} looks at the validation images led to a roll-back."
         )
+        if any(limit is not None for limit in limits):
+            words += " Dashed: the thresholds."
         headings = list(dict.fromkeys(key for row in rows for key in row))
         lines = [[_brief(row.get(key, "")) for key in headings] for row in rows]
         curves.append(
