@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .encoders import Clip, check_config, load
-from .errors import ModelError
+from .errors import ModelError, reason
 from .files import hash_folder, read_json
 
 if TYPE_CHECKING:
@@ -137,6 +137,5 @@ def load_blip(folder: Path) -> BlipEmbedder:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a damaged file raises differs from release to release
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--clip {folder}: tokenizer cannot be loaded ({first})") from None
+        raise ModelError(f"--clip {folder}: tokenizer cannot be loaded ({reason(error)})") from None
     return BlipEmbedder(model, tokenizer, processor, hash_folder(folder, "*.safetensors", "*.json"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, reason
 from .files import hash_file, hash_folder, key_of, read_json
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ def load(kind: Any, folder: Path) -> Any:
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # what a damaged file raises differs from release to release
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{folder}: weights cannot be loaded ({first})") from None
+        raise ModelError(f"{folder}: weights cannot be loaded ({reason(error)})") from None
     wrong = [*info["missing_keys"], *info.get("mismatched_keys", ())]
     if wrong:
         raise ModelError(f"{folder}: weights do not fit, e.g. {next(iter(wrong))}")

@@ -33,3 +33,8 @@ class RunError(EraseError):
 
 class DivergedError(EraseError):
     """Unlearning left the finite numbers."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library's error says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
+from .errors import ModelError, reason
 from .presets import Models, fetch
 
 if TYPE_CHECKING:
@@ -46,6 +46,5 @@ def ruler_of(models: Models) -> Ruler:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a damaged file raises differs from release to release
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--clip {folder}: tokenizer cannot be loaded ({first})") from None
+        raise ModelError(f"--clip {folder}: tokenizer cannot be loaded ({reason(error)})") from None
     return Ruler(tokenizer, int(config.text_config.max_position_embeddings))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import runtime
 from .encoders import Tap, text_encoders
-from .errors import DataError, ModelError
+from .errors import DataError, ModelError, reason
 from .files import read_json
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def open_pipeline(folder: Path, dtype: str = "auto") -> DiffusionPipeline:
             **{name: value for name, value in without.items() if name in takes},
         )  # fmt: skip
     except Exception as error:  # what a damaged folder raises differs from release to release
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {folder}: cannot be loaded ({first})") from None
+        raise ModelError(f"--model {folder}: cannot be loaded ({reason(error)})") from None
     width = sum(e.config.hidden_size for e in encoders_of(pipe).values())
     if pipe.unet.config.cross_attention_dim != width:
         raise ModelError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, ModelError, SettingError
+from .errors import DataError, ModelError, SettingError, reason
 from .files import hash_file, hash_folder
 from .rundir import Run
 from .runtime import say
@@ -186,7 +186,7 @@ def fetch(option: str, source: Source, files: Sequence[str], revision: str | Non
             )
         )
     except LocalEntryNotFoundError:
-        reason = "no such folder, not in the hub's cache, and the hub cannot be reached"
+        why = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        reason = f"cannot be fetched ({str(error).strip().splitlines()[0]})"
-    raise ModelError(f"{option} {source}: {reason}")
+        why = f"cannot be fetched ({reason(error)})"
+    raise ModelError(f"{option} {source}: {why}")
