@@ -16,6 +16,11 @@ NOTE = (
     "lowest of what is to go, and of what is to stay the closest to the original's: a rate above it "
     "is fine-tuning, not preservation. Table numbers are the CLIPErase paper's."
 )
+CHOICE_NOTE = (
+    "Taken on the validation images alone, which no other table but the last one looks at. Both: the "
+    "harmonic mean of the share of the concept that went (no more than all) and of the share of the "
+    "rest that is kept; bold is the best of each method, whose settings are the ones to report."
+)
 COSTS_NOTE = (
     "Of unlearning alone, mean ± standard deviation over seeds; memory is the process's largest. "
     "Left and kept: the share of the concept that is left and of the rest that is kept, in per cent, "
@@ -51,12 +56,14 @@ class Column:
         return text if value.spread is None else f"{text} ± {scale * value.spread:,.{digits}f}"
 
 
+LEFT = Column("left", "validation_forget", ("forget",))
+KEPT = Column("kept", "validation_retain", ("retain",))
 COSTS = (
     Column("seconds", "unlearn_seconds"),
     Column("peak memory, MB", "peak_memory_mb"),
     Column("steps", "steps"),
-    Column("left", "validation_forget", ("forget",)),
-    Column("kept", "validation_retain", ("retain",)),
+    LEFT,
+    KEPT,
 )
 
 
@@ -110,6 +117,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             for method in methods
             if len(by_spec(part := [row for row in single if row.method == method])) > 1
         ),
+        _choice("Settings, by the validation images", single),
         _by_size("Several concepts in one run (Figure 3)", short, rows),
         _table("Time and memory", COSTS, rows, COSTS_NOTE + _diverged(rows)),
     ]
@@ -132,6 +140,42 @@ def _table(
         return None
     headings = ("method", *(column.heading for column in filled), "runs")
     return Table(title, headings, tuple(_lines(filled, rows)), note=note)
+
+
+def _choice(title: str, rows: Sequence[Row]) -> Table | None:
+    """What the validation images say of each method that has several settings; None without one."""
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        specs = by_spec(row for row in rows if row.method == method)
+        if len(specs) < 2:
+            continue
+        sides = {name: (stat(LEFT.of(part)), stat(KEPT.of(part))) for name, part in specs.items()}
+        both = {
+            name: _both(left.mean, kept.mean)
+            for name, (left, kept) in sides.items()
+            if left and kept
+        }
+        for name, (left, kept) in sides.items():
+            share = f"{100 * both[name]:.1f}" if name in both else "-"
+            best = name in both and both[name] == max(both.values())
+            runs = Entry(_runs((LEFT, KEPT), specs[name]))
+            lines.append(
+                (
+                    Entry(name),
+                    Entry(LEFT.show(left)),
+                    Entry(KEPT.show(kept)),
+                    Entry(share, best),
+                    runs,
+                )
+            )
+    headings = ("method", LEFT.heading, KEPT.heading, "both", "runs")
+    return Table(title, headings, tuple(lines), note=CHOICE_NOTE) if lines else None
+
+
+def _both(left: float, kept: float) -> float:
+    """Harmonic mean of what went and of what is kept, each within 0-1."""
+    went, kept = (min(max(share, 0.0), 1.0) for share in (1 - left, kept))
+    return 2 * went * kept / (went + kept) if went + kept else 0.0
 
 
 def _by_size(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table | None:

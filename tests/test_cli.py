@@ -197,7 +197,7 @@ def test_a_killed_unlearning_goes_on_to_the_same_weights(
         "--concept",
         "apple",
         "--steps",
-        "400",
+        "160",
         *places(tiny, "model", "clip", "data"),
     ]
     child = subprocess.Popen(

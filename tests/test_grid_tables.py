@@ -116,6 +116,24 @@ def test_settings_of_one_method_stand_side_by_side() -> None:
     assert list(lines_of(table)) == ["cliperase", "cliperase:consistency=embedding"]
 
 
+def test_settings_are_chosen_by_the_validation_images() -> None:
+    def looks(overrides: str, left: float, kept: float) -> list[Row]:
+        sides = (("forget", left), ("retain", kept))
+        return [
+            row("ga", v, g, measure=f"validation_{g}", n=None, overrides=overrides)
+            for g, v in sides
+        ]
+
+    # Harmonic means of 0.5 and 1, of 0.8 and 0.9 (1.44 / 1.7), of 1 and 0: repelled is no more than gone.
+    rows = [*looks("", 0.5, 1.0), *looks("rate=0.1", 0.2, 0.9), *looks("rate=1", -0.4, -2.0)]
+    assert lines_of(titled(rows, "by the validation images")) == {
+        "ga": ["50.0", "100.0", "66.7", "1"],
+        "ga:rate=0.1": ["20.0", "90.0", "**84.7**", "1"],
+        "ga:rate=1": ["-40.0", "-200.0", "0.0", "1"],
+    }
+    assert not [table for table in tables(looks("", 0.5, 1.0)) if "validation" in table.title]
+
+
 def test_several_concepts_have_a_table_of_their_own_and_stay_out_of_the_others() -> None:
     rows = [
         row("ga", 0.1),
