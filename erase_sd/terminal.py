@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table as Shown
+
     from .evaluation import Evaluation
     from .grid_tables import Table
     from .methods.pages import Page
@@ -15,34 +18,43 @@ if TYPE_CHECKING:
 def rates_table(rows: list[Row], note: str) -> None:
     """Prints detection rates, `note` below them."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from .scoring import table_of
 
-    table = Table(title="Detection rates", caption=note)
     headings, lines = table_of(rows)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < 2 else "right")
+    table = _narrow("Detection rates", headings, words=2)
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    Console().print(table, Text(note))
 
 
 def evaluation_table(evaluation: Evaluation) -> None:
     """Prints the CLIP-side measures, with a note that says what they rest on."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from .evaluation import HEADINGS, cells
 
-    table = Table(title="CLIP-side measures", caption=Text(evaluation.note))
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i < 2 else "right")
+    table = _narrow("CLIP-side measures", HEADINGS, words=2)
     lines = cells(evaluation.rows)
     for line, after in zip(lines, [*lines[1:], [""]], strict=True):
         table.add_row(*line, end_section=line[0] != after[0])
-    Console().print(table)
+    Console().print(table, Text(evaluation.note))
+
+
+def _narrow(title: str, headings: Sequence[str], words: int, caption: str = "") -> Shown:
+    """An empty table without side lines; its first `words` columns hold words, the others numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as Shown
+
+    table = Shown(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        if heading == "method":
+            table.add_column(heading, min_width=24, overflow="fold")
+        else:
+            table.add_column(heading, justify="left" if i < words else "right")
+    return table
 
 
 def facts_table(title: str, lines: list[tuple[str, str]]) -> None:
@@ -77,22 +89,13 @@ def methods_list(pages: list[Page]) -> None:
 
 def grid_tables(tables: list[Table], note: str) -> None:
     """Prints a comparison's tables, `note` below the last. A file gets lines as long as they need."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table as Shown
     from rich.text import Text
 
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=240)
     for table in tables:
-        shown = Shown(
-            title=table.title, caption=table.note or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
-        for i, heading in enumerate(table.headings):
-            if heading == "method":
-                shown.add_column(heading, min_width=24, overflow="fold")
-            else:
-                shown.add_column(heading, justify="left" if i < table.words else "right")
+        shown = _narrow(table.title, table.headings, table.words, table.note)
         for line in table.lines:
             shown.add_row(*(Text(e.text, style="bold" if e.bold else "") for e in line))
         console.print(shown)
