@@ -151,6 +151,7 @@ def _environment(index: int) -> dict[str, str]:
 def _settle(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    runtime.keep_freed_memory()
 
 
 def attempt(cell: Cell, shared: Shared) -> str:

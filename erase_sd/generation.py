@@ -108,24 +108,11 @@ def generate(
     pipe = open_pipeline(models.folder, settings.dtype)
     check_lengths(pipe, {shot.prompt: shot.prompts for shot in shots})
     erased = described["weights_sha256"]
-    own, loaded = encoders_of(pipe), {n: artifact.load(run.folder, n) for n in erased}
-    texts = {shot: shot.prompt for shot in shots}
-    arms = [
-        _Arm("original", fingerprint, own, texts),
-        _Arm("erased", key_of(erased), loaded, texts),
-    ]
+    arms = _arms(pipe, run, shots, fingerprint, erased)
     if reference:
-        arms.insert(1, _Arm("reference", fingerprint, own, _without(shots, concepts)))
-    shape = asdict(settings) | {
-        "size": image_size(pipe),
-        "steps": settings.steps or models.steps,
-        "guidance": settings.guidance or models.guidance,
-        "batch": settings.batch or max(1, min(25, 2**21 // image_size(pipe) ** 2)),
-        "scheduler": type(pipe.scheduler).__name__,
-        "model": fingerprint,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "device": pipe.device.type,
-    }
+        texts = _without(shots, concepts)
+        arms.insert(1, replace(arms[0], name="reference", texts=texts))
+    shape = _shape(pipe, settings, models, fingerprint)
     stage = shape | {
         "erased": erased,
         "prompts": {path.name: hash_file(path) for path in prompts},
@@ -145,6 +132,35 @@ def generate(
         entry["batch"] = shape["batch"]
         _forget_strays(run, rows)
     return rows
+
+
+def _arms(
+    pipe: DiffusionPipeline, run: Run, shots: list[_Shot], fingerprint: str, erased: dict[str, str]
+) -> list[_Arm]:
+    """The original and the erased model, each with every shot's own prompt."""
+    own, loaded = encoders_of(pipe), {name: artifact.load(run.folder, name) for name in erased}
+    texts = {shot: shot.prompt for shot in shots}
+    return [
+        _Arm("original", fingerprint, own, texts),
+        _Arm("erased", key_of(erased), loaded, texts),
+    ]
+
+
+def _shape(
+    pipe: DiffusionPipeline, settings: Settings, models: Models, fingerprint: str
+) -> dict[str, Any]:
+    """All that shapes an image but its prompt, seed and text encoder."""
+    size = image_size(pipe)
+    return asdict(settings) | {
+        "size": size,
+        "steps": settings.steps or models.steps,
+        "guidance": settings.guidance or models.guidance,
+        "batch": settings.batch or max(1, min(25, 2**21 // size**2)),
+        "scheduler": type(pipe.scheduler).__name__,
+        "model": fingerprint,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": pipe.device.type,
+    }
 
 
 def _draw_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -45,6 +46,19 @@ def dtype(name: str = "auto") -> torch.dtype:
 def say(line: str) -> None:
     """One line on stderr, for what a user should know and no result holds."""
     print(f"erase-sd: {line}", file=sys.stderr)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc, where there is one, keep what tensors free for the tensors that follow.
+
+    By itself it maps each large tensor anew, and every page of it faults in again, which a virtual
+    machine pays for dearly. For a program of its own: the setting is the process's.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def free_memory() -> None:

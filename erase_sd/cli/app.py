@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from .. import runtime
 from ..errors import EraseError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The `erase-sd` program: one line on stderr and exit status 1 for what a user can mend."""
+    runtime.keep_freed_memory()
     try:
         app()
     except EraseError as error:
