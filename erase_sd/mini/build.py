@@ -33,8 +33,8 @@ EMPHASIS = 3.0  # how much more an error inside a thing's box counts than one ou
 # Classes that lose their place to a second copy of another thing, being thin, small or pale: how much
 # more often a scene with one is drawn, and how much more again an error inside its box counts.
 HARD = {
-    "chair": 2.0, "bicycle": 2.0, "elephant": 1.75, "umbrella": 1.75,
-    "apple": 1.5, "dog": 1.5, "cup": 1.5,
+    "chair": 2.0, "bicycle": 3.0, "elephant": 1.75, "umbrella": 1.75,
+    "apple": 2.0, "laptop": 1.25, "dog": 1.5, "cup": 1.5,
 }  # fmt: skip
 UNET = {
     "sample_size": 16,
