@@ -107,13 +107,18 @@ def pipeline_in(
         }
     if kind == "StableDiffusionPipeline":
         parts |= {"safety_checker": None, "feature_extractor": None}
+    torch.set_default_dtype(torch.bfloat16)  # SDXL's U-Net has 2.6 billion weights
+    try:
+        unet_of_size = diffusers.UNet2DConditionModel(**unet)
+    finally:
+        torch.set_default_dtype(torch.float32)
     getattr(diffusers, kind)(
         vae=diffusers.AutoencoderKL(
             block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
             sample_size=unet["sample_size"] * 8,
         ),
-        unet=diffusers.UNet2DConditionModel(**unet),
+        unet=unet_of_size,
         scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
         **parts,
     ).save_pretrained(folder)  # fmt: skip
