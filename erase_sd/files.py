@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import RunError
+from safetensors import SafetensorError
+
+from .errors import RunError, reason
 
 
 def cache_folder() -> Path:
@@ -54,21 +56,33 @@ def hash_folder(folder: Path, *patterns: str) -> str:
     return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old bytes or the new ones, never a part."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to fill; at the end it takes the place of `path`, so that a reader sees the
+    old bytes or the new ones, never a part. Gone on an error.
+
+    Raises RunError where safetensors cannot write it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        yield partial
+        _sync(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise RunError(f"{path}: cannot be written ({reason(error)})") from None
+    finally:
+        partial.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,7 +132,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `path` at the end, or is gone on an error."""
+    """A new folder to fill; it takes the place of `path` at the end, or is gone on an error.
+
+    Raises RunError where safetensors cannot write into it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
@@ -141,6 +158,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:
+        raise RunError(f"{path}: cannot be written ({reason(error)})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

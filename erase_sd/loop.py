@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import runtime
 from .batches import Batches
 from .encoders import Clip, Encoded, trainable
 from .errors import DivergedError, RunError
-from .files import read_rows, write_bytes, write_rows
+from .files import read_rows, whole_file, write_rows
 from .methods import Method, Side, World
 from .pairs.split import Part
 from .rows import Rows
@@ -236,14 +236,16 @@ class Loop:
                 parameter.copy_(weights[name])
 
     def _save(self) -> None:
+        """The good weights, which after a look are also the current ones, and Adam's state."""
         tensors = {f"good.{n}": t for n, t in self.good.items()}
-        tensors |= {f"now.{n}": t for n, t in self.weights().items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
         state = {name: getattr(self, name) for name in STATE} | {"batches": self.batches.sizes}
         write_rows(self.log_path, self.log)
-        write_bytes(self.checkpoint, save(tensors, metadata={"state": json.dumps(state)}))
+        # Straight from the tensors: those of a large tower are gigabytes.
+        with whole_file(self.checkpoint) as file:
+            save_file(tensors, file, metadata={"state": json.dumps(state)})
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
@@ -261,7 +263,7 @@ class Loop:
         self.batches.sizes = tuple(state["batches"])
         self._begin(self.stage)
         self.good = {n: tensors[f"good.{n}"] for n in self.all_parameters}
-        self._restore({n: tensors[f"now.{n}"] for n in self.all_parameters})
+        self._restore(self.good)
         for name, parameter in self.parameters.items():
             if f"step.{name}" in tensors:
                 self.optimizer.state[parameter] = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .encoders import Clip
-from .files import cache_folder, key_of, write_bytes
+from .files import cache_folder, key_of, whole_file
 from .pairs.concepts import Concept, without
 from .pairs.flickr30k import Captioned, Dataset
 from .runtime import say
@@ -83,7 +83,8 @@ def image_features(clip: Clip, data: Dataset, items: Sequence[Captioned]) -> dic
             rows = clip.encode_image(clip.pixels([data.path_of(item) for item in part])).cpu()
             table |= {item.image: row.clone() for item, row in zip(part, rows, strict=True)}
     if missing:
-        write_bytes(path, save(table))
+        with whole_file(path) as file:
+            save_file(table, file)
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -58,8 +57,7 @@ def unlearn(
             f"{data.missing[0]}; their captions are left out"
         )
     # Damaged weights end it here, before a run folder begins; a second one, 10 GB, has to wait.
-    first = load_clip(clips[0], encoders[0])
-    loaded = chain([first], map(load_clip, clips[1:], encoders[1:]))
+    clip = load_clip(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
     with run.stage("unlearn", described) as entry:
         run.update(models=models.given)
@@ -68,20 +66,37 @@ def unlearn(
             for side in ("forget", "retain")
             for part in PARTS
         }
-        for number, (clip, encoder) in enumerate(zip(loaded, encoders, strict=True)):
-            loop = _loop(settings, clip, data, sides, run, encoder)
-            loop.train(progress)
-            weights[encoder.name] = {name: t.cpu() for name, t in loop.weights().items()}
-            about: dict[str, Any] = {
-                "steps": loop.step, "stopped": loop.stopped,
-                "batches": list(loop.batches.sizes),
-                "held_out": loop.measure("held-out"),
-            }  # fmt: skip
+        for number, encoder in enumerate(encoders):
+            clip = load_clip(clips[number], encoder) if number else clip
+            weights[encoder.name], about = _erase(
+                settings, clip, data, sides, run, encoder, progress
+            )
             entry |= {encoder.name: about} if number else about
+        del clip
         artifact.save(run.folder / "erased", weights, models, described, entry["held_out"])
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
     return dict(entry["held_out"])
+
+
+def _erase(
+    settings: Settings,
+    clip: Clip,
+    data: Dataset,
+    sides: Split,
+    run: Run,
+    encoder: TextEncoder,
+    progress: Progress | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One text encoder's new weights, and how it went. What else the loop holds, several times the
+    weights, ends with it."""
+    loop = _loop(settings, clip, data, sides, run, encoder)
+    loop.train(progress)
+    about = {
+        "steps": loop.step, "stopped": loop.stopped, "batches": list(loop.batches.sizes),
+        "held_out": loop.measure("held-out"),
+    }  # fmt: skip
+    return {name: t.cpu() for name, t in loop.good.items()}, about
 
 
 def _loop(
