@@ -1,4 +1,4 @@
-"""Full-size Stable Diffusion with random weights, in the hub's own layout: `pytest -m slow`.
+"""Full-size Stable Diffusion with random weights, in the hub's own layout: `pytest -m slow -n 0`.
 
 No weights of these models can be had here, so this shows that every shape, name and layer fits, and
 nothing of quality.
