@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from erase_sd.errors import RunError
 from erase_sd.files import (
@@ -16,6 +19,7 @@ from erase_sd.files import (
     key_of,
     read_json,
     read_rows,
+    whole_file,
     whole_folder,
     write_bytes,
     write_json,
@@ -211,3 +215,16 @@ def test_a_files_hash_is_the_sha_256_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")  # the example of FIPS 180
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert hash_file(tmp_path / "x") == known
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_what_safetensors_cannot_write_is_one_line_and_leaves_nothing(
+    whole: Callable[[Path], AbstractContextManager[Path]],
+) -> None:
+    with (
+        pytest.raises(RunError, match=r"^home/new: cannot be written \(No space left\)$"),
+        whole(Path("home/new")) as partial,
+    ):
+        assert partial.exists()
+        raise SafetensorError("No space left")
+    assert list(Path("home").iterdir()) == []
