@@ -29,10 +29,10 @@ class Batches:
         r = torch.randperm(len(retain), generator=generator)[: self.sizes[1]]
         reduced = Reduced(torch.empty(0), torch.empty(0))
         if "states" in reads:
-            states = self._states(forget.reduced_ids[f])
+            states = self._original(forget.reduced_ids[f])[1]
             index = forget.source[f][:, :, None].expand_as(states).to(states.device)
             reduced = Reduced(states.gather(1, index), forget.mask[f].to(states.device))
-        sides = self._side(forget, f, False), self._side(retain, r, "states" in reads)
+        sides = self._side(forget, f), self._side(retain, r, bool(reads & {"features", "states"}))
         return Batch(*sides, reduced, step / steps, generator)
 
     def shrink(self) -> None:
@@ -44,17 +44,16 @@ class Batches:
         runtime.free_memory()
         runtime.say(f"out of memory; goes on with {forget} forget and {retain} retain captions")
 
-    def _side(self, rows: Rows, picked: Tensor, states: bool) -> Side:
+    def _side(self, rows: Rows, picked: Tensor, text: bool = False) -> Side:
         ids = rows.ids[picked]
-        then = self._states(ids) if states else torch.empty(0)
+        then = self._original(ids) if text else (torch.empty(0), torch.empty(0))
         pixels = None
         if self.settings.towers == "both":
             pixels = self.original.pixels([rows.paths[i] for i in picked.tolist()])
-        device = self.original.device
-        text, image = rows.text[picked].to(device), rows.image[picked].to(device)
-        return Side(ids, Encoded(text, image, then), pixels)
+        image = rows.image[picked].to(self.original.device)
+        return Side(ids, Encoded(then[0], image, then[1]), pixels)
 
-    def _states(self, ids: Tensor) -> Tensor:
-        """The original's token states."""
+    def _original(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The original's features and token states."""
         with torch.no_grad():
-            return self.original.encode_text(ids)[1]
+            return self.original.encode_text(ids)

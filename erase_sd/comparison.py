@@ -25,7 +25,7 @@ from .prompts import read_prompts
 from .rundir import Run, folder_of
 
 Progress = Callable[[int, int, str], None]
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by accelerate
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
 # Imported once, where each cell's process is forked: a quarter of a minute for each otherwise.
 PRELOADED = [
     *(f"erase_sd.{stage}" for stage in ("unlearning", "generation", "scoring", "evaluation")),
@@ -76,9 +76,9 @@ def compare(
 ) -> Comparison:
     """Runs the grid and writes `comparison.csv`, `.md` and the pictures into `out`.
 
-    The cells are shared out among the processes of `accelerate launch`; the main one writes when all
-    are through. Raises an EraseError, before anything starts, for what no cell could be run with;
-    what ends one cell is a row with its reason.
+    The cells are shared out among the processes of `torchrun` (`accelerate launch` starts several on
+    GPUs alone); the main one writes when all are through. Raises an EraseError, before anything
+    starts, for what no cell could be run with; what ends one cell is a row with its reason.
     """
     from accelerate import PartialState
     from accelerate.utils import gather_object

@@ -182,8 +182,9 @@ class Loop:
         others = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
         with torch.no_grad(), self._precision():
             now, _ = self.clip.encode_texts(forget.ids[mentions])
+            before, _ = self.original.encode_texts(forget.ids[mentions])
             without_it, _ = self.original.encode_texts(forget.reduced_ids[mentions])
-            image, before = (t[mentions].to(self.device) for t in (forget.image, forget.text))
+            image = forget.image[mentions].to(self.device)
             base = (image * without_it).sum(-1).mean()
             left = ((image * now).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
             _, then = self.original.encode_texts(retain.ids[others])

@@ -1,4 +1,4 @@
-"""Caption rows: token ids, the original's features, and each caption without the concept."""
+"""Caption rows: token ids, the original's image features, and each caption without the concept."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from .runtime import say
 
 @dataclass(frozen=True)
 class Rows:
-    """Captions of one side and part: token ids, the original's pooled features, and where each came from."""
+    """Captions of one side and part: token ids, the original's image features, where each came from."""
 
     texts: list[str]
     ids: Tensor  # (n, tokens)
-    text: Tensor  # (n, projection), unit norm, the original's
     image: Tensor  # (n, projection), unit norm, the original's
     paths: list[Path]
     reduced_ids: Tensor  # (n, tokens), of the caption without the concept
@@ -40,28 +39,27 @@ def rows_of(
     data: Dataset,
     items: Sequence[Captioned],
     concepts: tuple[Concept, ...],
-    features: bool,
+    images: bool,
 ) -> Rows:
     """The captions of `items`, and each less the `concepts`.
 
     Captions with more tokens than the model has room for are left out, and their number is said.
-    Without `features` the pooled ones are left empty, (n, 0).
+    Without `images` their features are left empty, (n, 0).
     """
     pairs = [(caption, item) for item in items for caption in item.captions]
     tokens = clip.tokenizer([caption for caption, _ in pairs], verbose=False)["input_ids"]
     kept = [pair for pair, ids in zip(pairs, tokens, strict=True) if len(ids) <= clip.length]
     if len(kept) < len(pairs):
         say(f"{len(pairs) - len(kept)} captions of more than {clip.length} tokens are left out")
-    texts, images = [caption for caption, _ in kept], [item for _, item in kept]
+    texts, shown = [caption for caption, _ in kept], [item for _, item in kept]
     ids = clip.tokens(texts)
-    text = image = torch.empty(len(texts), 0)
-    if features:
-        text = torch.cat([clip.encode_texts(part)[0].cpu() for part in torch.split(ids, 512)])
+    image = torch.empty(len(texts), 0)
+    if images:
         table = image_features(clip, data, items)
-        image = torch.stack([table[item.image] for item in images])
+        image = torch.stack([table[item.image] for item in shown])
     reduced, source, mask = reduce(clip, texts, ids, concepts)
-    paths = [data.path_of(item) for item in images]
-    return Rows(texts, ids, text, image, paths, reduced, source, mask)
+    paths = [data.path_of(item) for item in shown]
+    return Rows(texts, ids, image, paths, reduced, source, mask)
 
 
 def image_features(clip: Clip, data: Dataset, items: Sequence[Captioned]) -> dict[str, Tensor]:

@@ -285,11 +285,13 @@ def test_two_processes_share_the_cells_and_write_the_same_as_one(tiny: Models) -
     ]  # fmt: skip
     for name in ("model", "clip", "data"):
         words += [f"--{name}", str(places(tiny)[name])]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "erase_sd"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "erase_sd"]
     answer = subprocess.run(
-        [sys.executable, *launch, *words], capture_output=True, text=True, check=False
-    )
+        [sys.executable, *launch, *words], capture_output=True, text=True, check=False,
+        env=os.environ | {"FORCE_COLOR": "1", "COLUMNS": "240"},  # the bar speaks in a terminal only
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert "waits for the others" in answer.stderr  # said only where there are several processes
     assert answer.stdout.count("Zero-shot prediction") == 1  # the main process alone speaks
     shared_out = [row for row in rows() if row["measure"].startswith(("zero", "image", "text"))]
     shutil.move(OUT, "by-two")

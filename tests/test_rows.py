@@ -83,12 +83,12 @@ def test_image_features_are_computed_once_and_a_damaged_cache_anew(
     assert torch.equal(again[items[0].image], first[items[0].image])
 
 
-def test_pooled_features_of_the_retain_side_are_left_out_on_request(
+def test_image_features_of_the_retain_side_are_left_out_on_request(
     tiny: Models, clip: Clip
 ) -> None:
     data = read(tiny.pairs())
-    rows = rows_of(clip, data, data.items[:3], (), features=False)
-    assert rows.text.shape == rows.image.shape == (15, 0) and rows.ids.shape == (15, clip.length)
+    rows = rows_of(clip, data, data.items[:3], (), images=False)
+    assert rows.image.shape == (15, 0) and rows.ids.shape == (15, clip.length)
 
 
 def test_captions_longer_than_the_model_are_left_out_and_counted(
@@ -96,8 +96,8 @@ def test_captions_longer_than_the_model_are_left_out_and_counted(
 ) -> None:
     data = read(tiny.pairs())
     long = Captioned(data.items[0].image, ("a dog", "apple " * clip.length, "a cat"))
-    rows = rows_of(clip, data, [long, data.items[1]], (), features=True)
+    rows = rows_of(clip, data, [long, data.items[1]], (), images=True)
     assert rows.texts == ["a dog", "a cat", *data.items[1].captions]
-    assert len(rows.ids) == len(rows.text) == len(rows.image) == len(rows.paths) == 7
+    assert len(rows.ids) == len(rows.image) == len(rows.paths) == 7
     assert [path.name for path in rows.paths[:3]] == [*[long.image] * 2, data.items[1].image]
     assert capsys.readouterr().err == "erase-sd: 1 captions of more than 32 tokens are left out\n"

@@ -87,7 +87,7 @@ def compare(
     """Run methods side by side on the same concepts, prompts and seeds, and print the tables.
 
     What is done is not done again. To share the runs out among processes:
-    accelerate launch --num_processes 2 -m erase_sd compare ...
+    torchrun --nproc_per_node 2 -m erase_sd compare ...
     """
     given = {
         "seeds": seeds, "out": out, "prompts_folder": prompts_folder, "revision": revision,

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Side:
     """n caption pairs of one side, with what the ORIGINAL model makes of them.
 
-    `ids` (n, tokens); `original.text`, `original.image` unit norm, (n, projection);
-    `original.states` (n, tokens, width), of the retain side only; each is empty where the method does
-    not read it; `pixels` (n, 3, size, size) where the image tower trains, else None.
+    `ids` (n, tokens); `original.image` (n, projection), unit norm; of the retain side only
+    `original.text` likewise and `original.states` (n, tokens, width); each is empty where the method
+    does not read it; `pixels` (n, 3, size, size) where the image tower trains, else None.
     """
 
     ids: Tensor

@@ -52,7 +52,7 @@ class EMMN(Method):
         named = torch.nonzero(world.forget.mask.sum(1)).flatten()
         picked = named[torch.randperm(len(named), generator=generator)[: self.images]]
         other = torch.randperm(len(world.retain), generator=generator)[: self.images]
-        text = torch.cat([world.forget.text[picked], world.retain.text[other]]).to(clip.device)
+        text, _ = clip.encode_texts(torch.cat([world.forget.ids[picked], world.retain.ids[other]]))
         size = clip.model.config.vision_config.image_size
         pixels = torch.randn((len(picked), 3, size, size), generator=generator).to(clip.device)
         optimizer = torch.optim.Adam([pixels.requires_grad_()], lr=self.noise_rate)
