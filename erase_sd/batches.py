@@ -32,7 +32,10 @@ class Batches:
             states = self._original(forget.reduced_ids[f])[1]
             index = forget.source[f][:, :, None].expand_as(states).to(states.device)
             reduced = Reduced(states.gather(1, index), forget.mask[f].to(states.device))
-        sides = self._side(forget, f), self._side(retain, r, bool(reads & {"features", "states"}))
+        sides = (
+            self._side(forget, f, reads - {"states"}),
+            self._side(retain, r, reads),
+        )
         return Batch(*sides, reduced, step / steps, generator)
 
     def shrink(self) -> None:
@@ -44,14 +47,18 @@ class Batches:
         runtime.free_memory()
         runtime.say(f"out of memory; goes on with {forget} forget and {retain} retain captions")
 
-    def _side(self, rows: Rows, picked: Tensor, text: bool = False) -> Side:
+    def _side(self, rows: Rows, picked: Tensor, reads: frozenset[str]) -> Side:
         ids = rows.ids[picked]
-        then = self._original(ids) if text else (torch.empty(0), torch.empty(0))
+        text = states = torch.empty(0)
+        if "states" in reads:
+            text, states = self._original(ids)
+        elif "features" in reads:
+            text, _ = self._original(self.original.cut(ids))
         pixels = None
         if self.settings.towers == "both":
             pixels = self.original.pixels([rows.paths[i] for i in picked.tolist()])
         image = rows.image[picked].to(self.original.device)
-        return Side(ids, Encoded(then[0], image, then[1]), pixels)
+        return Side(ids, Encoded(text, image, states), pixels)
 
     def _original(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The original's features and token states."""

@@ -65,12 +65,11 @@ class ClipEmbedder:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         ids = self.clip.tokens(texts)
-        ends = (ids == self.clip.tokenizer.eos_token_id).int().argmax(1)
-        order, parts = ends.argsort(), []
-        for some in torch.split(order, BATCH):
-            # What follows the end never reaches the feature: the mask is causal, the end is pooled.
-            short = ids[some, : int(ends[some].max()) + 1]
-            parts.append(self.clip.encode_text(short)[0].cpu())
+        order = self.clip.ends(ids).argsort()
+        parts = [
+            self.clip.encode_text(self.clip.cut(some))[0].cpu()
+            for some in torch.split(ids[order], BATCH)
+        ]
         return torch.cat(parts)[order.argsort()]
 
     @torch.no_grad()

@@ -132,6 +132,18 @@ class Clip:
         pad = self.tokenizer.pad_token_id
         return torch.tensor([row + [pad] * (self.length - len(row)) for row in ids])
 
+    def ends(self, ids: Tensor) -> Tensor:
+        """The position of the first `<|endoftext|>` of each row, (n,)."""
+        found: Tensor = (ids == self.tokenizer.eos_token_id).int().argmax(1)
+        return found
+
+    def cut(self, ids: Tensor) -> Tensor:
+        """The rows up to the end of the longest, where the token states are of no interest.
+
+        The features stay: the mask is causal and the end is what is pooled.
+        """
+        return ids[:, : int(self.ends(ids).max()) + 1]
+
     def encode_text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
         """Features (n, projection), of unit norm or as they are, and token states (n, tokens, width)."""
         tower = self.model.text_model

@@ -93,7 +93,8 @@ class Loop:
 
     def __call__(self, side: Side) -> Encoded:
         """The student's view of one side."""
-        text, states = self.text(side.ids)
+        ids = side.ids if "states" in self.method.reads else self.clip.cut(side.ids)
+        text, states = self.text(ids)
         image = side.original.image if side.pixels is None else self.image(side.pixels)
         return Encoded(text, image, states)
 

@@ -106,9 +106,9 @@ def _loop(
     clip.model.to(runtime.device())
     reads = settings.build().reads
     forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
-    retain = {p: rows_of(clip, data, sides.retain[p], (), "features" in reads) for p in PARTS}
+    retain = {p: rows_of(clip, data, sides.retain[p], (), "images" in reads) for p in PARTS}
     if forget["train"].mask.sum() == 0:
         raise RunError(f"{run.folder}: no caption is left once the concept is taken out")
-    if settings.towers == "text" and "images" not in reads:
+    if settings.towers == "text" and "tower" not in reads:
         clip.model.vision_model.cpu()  # its features are made; the room is the text tower's
     return Loop(settings, clip, forget, retain, run, encoder.name.removeprefix("text_encoder"))

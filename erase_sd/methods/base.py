@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Side:
     """n caption pairs of one side, with what the ORIGINAL model makes of them.
 
-    `ids` (n, tokens); `original.image` (n, projection), unit norm; of the retain side only
-    `original.text` likewise and `original.states` (n, tokens, width); each is empty where the method
-    does not read it; `pixels` (n, 3, size, size) where the image tower trains, else None.
+    `ids` (n, tokens); `original.text`, `original.image` unit norm, (n, projection);
+    `original.states` (n, tokens, width), of the retain side only; each is empty where the method does
+    not read it; `pixels` (n, 3, size, size) where the image tower trains, else None.
     """
 
     ids: Tensor
@@ -101,9 +101,10 @@ class Method:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """What of the original its loss looks at, so that the rest is not computed: "features" (pooled,
-    of the retain pairs), "states" (of tokens, retain and reduced), "images" (it has images of its own
-    to encode)."""
+    """What its loss looks at, so that the rest is not computed: "images" (their features, of the retain
+    pairs; those of the forget pairs are always there), "features" (the original's, of the captions),
+    "states" (of tokens; the original's of the retain and reduced captions), "tower" (it has images of
+    its own to encode)."""
     rate: ClassVar[float] = 1e-4
     """Learning rate."""
     steps: ClassVar[int] = 120

@@ -20,7 +20,7 @@ class CLIPErase(Method):
     softmax; `consistency` chooses. A weight of 0 switches a module off.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 2e-4  # the paper's 1e-6 is for a tower a hundred times larger
     forget_weight: float = 3.0
     """Of the forgetting module (lambda 2; 3 in a secondary source); it has no lower bound but -1."""

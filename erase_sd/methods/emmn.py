@@ -25,7 +25,7 @@ class EMMN(Method):
     brings the token states back.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features", "images"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "tower"})
     rate: ClassVar[float] = 1e-4
     images: int = 32
     """Noise images, each beside a forget caption of its own (a batch of them in the paper)."""

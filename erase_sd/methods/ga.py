@@ -19,7 +19,7 @@ class GradientAscent(Method):
     """
 
     rate: ClassVar[float] = 1e-4
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images"})
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""
 

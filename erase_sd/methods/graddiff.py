@@ -17,7 +17,7 @@ class GradientDifference(Method):
     Differs: both losses are CLIP's own, over the pairs of both sides.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images"})
     rate: ClassVar[float] = 1e-4
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""

@@ -18,7 +18,7 @@ class KLMinimization(Method):
     for a caption.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 1e-4
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""

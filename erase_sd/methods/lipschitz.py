@@ -33,7 +33,7 @@ class Lipschitz(Method):
     alone, only the prompt moves.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"images"})
+    reads: ClassVar[frozenset[str]] = frozenset({"tower"})
     rate: ClassVar[float] = 5e-4  # the paper's 5e-5 is for a tower fifty times larger
     steps: ClassVar[int] = 240  # its later stages do the most
     trained: ClassVar[str] = "the tensors of the transformer blocks with the largest gradients"

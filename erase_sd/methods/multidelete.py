@@ -19,7 +19,7 @@ class MultiDelete(Method):
     retain captions shifted by a random number of images.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 2e-4
     decouple_weight: float = 1.0
     """Of the forget pairs' distance to strangers (alpha; 1 inferred)."""

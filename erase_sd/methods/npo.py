@@ -18,7 +18,7 @@ class NPO(Method):
     Differs: the log-likelihood of a pair is CLIP's contrastive one, over the pairs of both sides.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 1e-4
     temperature: float = 0.1
     """The paper's beta: the smaller, the closer to plain ascent."""
