@@ -87,8 +87,9 @@ def compare(
     words = {word for cell in cells for word in cell.concepts}
     prompts = {word: prompts_folder / f"{folder_of(None, (word,)).name}.txt" for word in words}
     models = presets.resolve(**places, detector=detector)
-    # Others may wait for hours, where most of what was left to do was one process's share.
-    state = PartialState(timeout=datetime.timedelta(days=30))
+    # Without a word accelerate takes processes that have no accelerator for strangers. Others may wait
+    # for hours, where most of what was left to do was one process's share.
+    state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
     with state.main_process_first():
         models.pairs()
         if images:

@@ -113,7 +113,7 @@ class Bar:
         console = Console(stderr=True)
         self.progress = Progress(
             *Progress.get_default_columns()[:3],
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[count]}"),  # of nothing yet, it is empty
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -124,13 +124,14 @@ class Bar:
 
     def __enter__(self) -> Bar:
         self.progress.start()
-        self.task = self.progress.add_task(self.title, total=None, note="", rate="")
+        self.task = self.progress.add_task(self.title, total=None, note="", rate="", count="")
         self.began = time.monotonic()
         return self
 
     def __call__(self, done: int, of: int, note: str) -> None:
         rate = f"{done / max(time.monotonic() - self.began, 1e-9):.1f}/s"
-        self.progress.update(self.task, completed=done, total=of, note=note, rate=rate)
+        count = f"{done}/{of}"
+        self.progress.update(self.task, completed=done, total=of, note=note, rate=rate, count=count)
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
