@@ -137,6 +137,7 @@ def compare(
     out: Path | str = "comparison",
     prompts_folder: Path | str = "prompts",
     images_per_prompt: int = 1,
+    dtype: str = "auto",
     images: bool = True,
     preset: str = "mini",
     model: str | Path | None = None,
@@ -150,17 +151,17 @@ def compare(
 
     The prompts and the images' seeds are the same in all runs; the seed is of the split and of the
     batches. Concepts joined by "+" go in one run; a method may carry settings, `cliperase:towers=both`. What
-    is done is not done again. Without `images` only the CLIP side is measured. Each run is a process
-    of its own, so a script needs `if __name__ == "__main__":`. Raises EraseError before anything
-    starts; what ends one run is told in the result.
+    is done is not done again. `dtype` is that of the images; without `images` only the CLIP side is
+    measured. Each run is a process of its own, so a script needs `if __name__ == "__main__":`. Raises
+    EraseError before anything starts; what ends one run is told in the result.
     """
     from . import comparison
 
     places = {"preset": preset, "model": model, "revision": revision, "clip": clip, "data": data}
     return comparison.compare(
         concepts, methods, seeds=seeds, out=Path(out), prompts_folder=Path(prompts_folder),
-        images_per_prompt=images_per_prompt, images=images, places=places, detector=detector,
-        progress=progress,
+        images_per_prompt=images_per_prompt, dtype=dtype, images=images, places=places,
+        detector=detector, progress=progress,
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Shared:
     prompts: dict[str, Path]
     """A prompt file for each concept."""
     images_per_prompt: int
+    dtype: str
     images: bool
 
 
@@ -69,6 +70,7 @@ def compare(
     out: Path,
     prompts_folder: Path,
     images_per_prompt: int,
+    dtype: str,
     images: bool,
     places: dict[str, Any],
     detector: Path | None,
@@ -84,6 +86,7 @@ def compare(
     from accelerate.utils import gather_object
 
     cells = cells_of(concepts, methods, seeds, out)
+    runtime.dtype(dtype)
     words = {word for cell in cells for word in cell.concepts}
     prompts = {word: prompts_folder / f"{folder_of(None, (word,)).name}.txt" for word in words}
     models = presets.resolve(**places, detector=detector)
@@ -98,7 +101,7 @@ def compare(
                 read_prompts(file)
     shared = Shared(
         places=places, models=models, prompts=prompts, images_per_prompt=images_per_prompt,
-        images=images,
+        dtype=dtype, images=images,
     )  # fmt: skip
     mine = range(len(cells))[state.process_index :: state.num_processes]
     failed = []
@@ -177,7 +180,9 @@ def _run(cell: Cell, shared: Shared) -> None:
     )
     if shared.images:
         files = [shared.prompts[word] for word in cell.concepts]
-        erase_sd.generate(files, run=folder, images_per_prompt=shared.images_per_prompt)
+        erase_sd.generate(
+            files, run=folder, images_per_prompt=shared.images_per_prompt, dtype=shared.dtype
+        )
         erase_sd.score(folder, detector=shared.models.detector)
     if not (folder / "evaluation.json").is_file():
         erase_sd.evaluate(folder)
@@ -203,5 +208,6 @@ def is_done(cell: Cell, shared: Shared) -> bool:
     return bool(
         drawn["prompts"] == {file.name: hash_file(file) for file in files}
         and drawn["images_per_prompt"] == shared.images_per_prompt
+        and f"torch.{drawn['dtype']}" == str(runtime.dtype(shared.dtype))
         and scored["detector_sha256"] == shared.models.detector_hash()
     )

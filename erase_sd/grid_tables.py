@@ -23,8 +23,8 @@ CHOICE_NOTE = (
 )
 COSTS_NOTE = (
     "Of unlearning alone, mean ± standard deviation over seeds; memory is the process's largest. "
-    "Left and kept: the share of the concept that is left and of the rest that is kept, in per cent, "
-    "on the validation images."
+    "Left and kept: the share of the concept that is left (a caption that is repelled pays for no "
+    "other) and of the rest that is kept, in per cent, on the validation images."
 )
 
 
@@ -56,7 +56,7 @@ class Column:
         return text if value.spread is None else f"{text} ± {scale * value.spread:,.{digits}f}"
 
 
-LEFT = Column("left", "validation_forget", ("forget",))
+LEFT = Column("left", "validation_remains", ("forget",))
 KEPT = Column("kept", "validation_retain", ("retain",))
 COSTS = (
     Column("seconds", "unlearn_seconds"),

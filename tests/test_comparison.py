@@ -47,14 +47,20 @@ def shared(tiny: Models, images: bool = True) -> Shared:
     return Shared(
         places=places(tiny), models=resolve(**places(tiny), detector=tiny.detector),
         prompts={word: Path("prompts", f"{word}.txt") for word in ("apple", "chair")},
-        images_per_prompt=1, images=images,
+        images_per_prompt=1, dtype="auto", images=images,
     )  # fmt: skip
 
 
 def run_grid(tiny: Models, concepts: list[str], methods: list[str], **more: Any) -> Comparison:
     given = {"seeds": 1, "out": OUT, "prompts_folder": Path("prompts"), "images": False} | more
     return compare(
-        concepts, methods, **given, images_per_prompt=1, places=places(tiny), detector=tiny.detector
+        concepts,
+        methods,
+        **given,
+        images_per_prompt=1,
+        dtype="auto",
+        places=places(tiny),
+        detector=tiny.detector,
     )
 
 

@@ -75,6 +75,9 @@ def compare(
         Path | None, typer.Option(help="Of <concept>.txt and retain.txt; default: prompts.")
     ] = None,
     images_per_prompt: PerPrompt = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the images: auto, fp32, bf16, fp16; default: auto.")
+    ] = None,
     skip_images: Annotated[bool, typer.Option("--skip-images", help="CLIP side only.")] = False,
     preset: Preset = "mini",
     model: Model = None,
@@ -91,7 +94,7 @@ def compare(
     """
     given = {
         "seeds": seeds, "out": out, "prompts_folder": prompts_folder, "revision": revision,
-        "images_per_prompt": images_per_prompt, "model": model, "clip": clip, "data": data,
+        "images_per_prompt": images_per_prompt, "dtype": dtype, "model": model, "clip": clip, "data": data,
         "detector": detector,
     }  # fmt: skip
     with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as advance:
