@@ -118,10 +118,10 @@ def test_settings_of_one_method_stand_side_by_side() -> None:
 
 def test_settings_are_chosen_by_the_validation_images() -> None:
     def looks(overrides: str, left: float, kept: float) -> list[Row]:
-        sides = (("forget", left), ("retain", kept))
+        sides = (("remains", "forget", left), ("retain", "retain", kept))
         return [
-            row("ga", v, g, measure=f"validation_{g}", n=None, overrides=overrides)
-            for g, v in sides
+            row("ga", v, g, measure=f"validation_{m}", n=None, overrides=overrides)
+            for m, g, v in sides
         ]
 
     # Harmonic means of 0.5 and 1, of 0.8 and 0.9 (1.44 / 1.7), of 1 and 0: repelled is no more than gone.
