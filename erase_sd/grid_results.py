@@ -47,10 +47,10 @@ def _costs(cell: Cell) -> list[Row]:
         _row(cell, "steps", value=entry["steps"], reason=ended),
     ]
     looks = [row for row in read_rows(cell.folder / "train.jsonl") if not row.get("rolled_back")]
-    for measure, group in (("forget", "forget"), ("remains", "forget"), ("retain", "retain")):
-        name = f"validation_{measure}"
-        if looks and name in looks[-1]:
-            rows.append(_row(cell, name, group=group, arm="erased", value=looks[-1][name]))
+    for group in ("forget", "retain"):
+        if looks and f"validation_{group}" in looks[-1]:
+            value = looks[-1][f"validation_{group}"]
+            rows.append(_row(cell, f"validation_{group}", group=group, arm="erased", value=value))
     return rows
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from .grid_rows import DIVERGED, FAILED, Row, Stat, by_spec, erased, originals, stat
 
@@ -16,15 +18,15 @@ NOTE = (
     "lowest of what is to go, and of what is to stay the closest to the original's: a rate above it "
     "is fine-tuning, not preservation. Table numbers are the CLIPErase paper's."
 )
-CHOICE_NOTE = (
-    "Taken on the validation images alone, which no other table but the last one looks at. Both: the "
-    "harmonic mean of the share of the concept that went (no more than all) and of the share of the "
-    "rest that is kept; bold is the best of each method, whose settings are the ones to report."
+BOTH_NOTE = (
+    "Both: the harmonic mean of the share of the concept that went and of the share of the others "
+    "that is kept (mean of the two columns, no more than all), as shares of the original's rates. On "
+    "prompts from the validation images it chooses settings; on any other it only sums up."
 )
 COSTS_NOTE = (
     "Of unlearning alone, mean ± standard deviation over seeds; memory is the process's largest. "
-    "Left and kept: the share of the concept that is left (a caption that is repelled pays for no "
-    "other) and of the rest that is kept, in per cent, on the validation images."
+    "Left and kept: the share of the concept that is left in the captions (below 0: they are repelled) "
+    "and of the rest that is kept, in per cent, on the validation images."
 )
 
 
@@ -56,14 +58,12 @@ class Column:
         return text if value.spread is None else f"{text} ± {scale * value.spread:,.{digits}f}"
 
 
-LEFT = Column("left", "validation_remains", ("forget",))
-KEPT = Column("kept", "validation_retain", ("retain",))
 COSTS = (
     Column("seconds", "unlearn_seconds"),
     Column("peak memory, MB", "peak_memory_mb"),
     Column("steps", "steps"),
-    LEFT,
-    KEPT,
+    Column("left", "validation_forget", ("forget",)),
+    Column("kept", "validation_retain", ("retain",)),
 )
 
 
@@ -104,7 +104,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     short = [Column("target", "detection_rate", ("target",)), *others, *zero_shot, *images[:2]]
     methods = dict.fromkeys(row.method for row in single)
     made = [
-        _table("Detection rates (Table 6)", [*target, *everything, *others], single),
+        _with_both(
+            _table("Detection rates (Table 6)", [*target, *everything, *others], single), single
+        ),
         _table(
             "Zero-shot prediction and retrieval (Table 2)",
             [*zero_shot, *_sides("zero_shot_retrieval", "retrieval")],
@@ -117,7 +119,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             for method in methods
             if len(by_spec(part := [row for row in single if row.method == method])) > 1
         ),
-        _choice("Settings, by the validation images", single),
         _by_size("Several concepts in one run (Figure 3)", short, rows),
         _table("Time and memory", COSTS, rows, COSTS_NOTE + _diverged(rows)),
     ]
@@ -142,40 +143,36 @@ def _table(
     return Table(title, headings, tuple(_lines(filled, rows)), note=note)
 
 
-def _choice(title: str, rows: Sequence[Row]) -> Table | None:
-    """What the validation images say of each method that has several settings; None without one."""
+def _with_both(table: Table | None, rows: Sequence[Row]) -> Table | None:
+    """The table with a column, last but one, of what each spec's erasing and keeping come to."""
+    found = {name: _both(part) for name, part in by_spec(rows).items()}
+    best = max((value for value in found.values() if value is not None), default=None)
+    if not table or best is None:
+        return table
     lines = []
-    for method in dict.fromkeys(row.method for row in rows):
-        specs = by_spec(row for row in rows if row.method == method)
-        if len(specs) < 2:
-            continue
-        sides = {name: (stat(LEFT.of(part)), stat(KEPT.of(part))) for name, part in specs.items()}
-        both = {
-            name: _both(left.mean, kept.mean)
-            for name, (left, kept) in sides.items()
-            if left and kept
-        }
-        for name, (left, kept) in sides.items():
-            share = f"{100 * both[name]:.1f}" if name in both else "-"
-            best = name in both and both[name] == max(both.values())
-            runs = Entry(_runs((LEFT, KEPT), specs[name]))
-            lines.append(
-                (
-                    Entry(name),
-                    Entry(LEFT.show(left)),
-                    Entry(KEPT.show(kept)),
-                    Entry(share, best),
-                    runs,
-                )
-            )
-    headings = ("method", LEFT.heading, KEPT.heading, "both", "runs")
-    return Table(title, headings, tuple(lines), note=CHOICE_NOTE) if lines else None
+    for *fields, runs in table.lines:
+        value = found.get(fields[0].text)
+        shown = (
+            "" if fields[0].text == "original" else "-" if value is None else f"{100 * value:.1f}"
+        )
+        lines.append((*fields, Entry(shown, value is not None and value == best), runs))
+    headings = (*table.headings[:-1], "both", table.headings[-1])
+    return dataclasses.replace(table, headings=headings, lines=tuple(lines), note=BOTH_NOTE)
 
 
-def _both(left: float, kept: float) -> float:
-    """Harmonic mean of what went and of what is kept, each within 0-1."""
-    went, kept = (min(max(share, 0.0), 1.0) for share in (1 - left, kept))
-    return 2 * went * kept / (went + kept) if went + kept else 0.0
+def _both(rows: Sequence[Row]) -> float | None:
+    """Harmonic mean of the shares that went and that is kept; None where one was not measured."""
+    shares = {}
+    for group in ("target", "retained_same", "retained_other"):
+        mine = [row for row in rows if row.measure == "detection_rate" and row.group == group]
+        before, after = stat(originals(mine)), stat(erased(mine))
+        if before and after and before.mean:
+            shares[group] = min(after.mean / before.mean, 1.0)
+    kept = [share for group, share in shares.items() if group in RETAIN]
+    if "target" not in shares or not kept:
+        return None
+    went, stays = 1 - shares["target"], fmean(kept)
+    return 2 * went * stays / (went + stays) if went + stays else 0.0
 
 
 def _by_size(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table | None:

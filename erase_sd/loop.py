@@ -174,7 +174,6 @@ class Loop:
 
         forget: how much closer a caption with the concept is to its image than the same caption
         without it, as a share of what that was originally; 1 untouched, 0 gone, below 0 repelled.
-        remains: the same, but a caption that is repelled counts as gone, and pays for no other.
         retain: 1 - squared change of the retain captions' token states over their variance.
         """
         forget, retain = self.forget[part], self.retain[part]
@@ -187,13 +186,12 @@ class Loop:
             before, _ = self.original.encode_texts(forget.ids[mentions])
             without_it, _ = self.original.encode_texts(forget.reduced_ids[mentions])
             image = forget.image[mentions].to(self.device)
-            near = [(image * (text - without_it)).sum(-1) for text in (now, before)]
-            left = near[0].mean() / near[1].mean()
-            remains = near[0].clamp(min=0).sum() / near[1].clamp(min=0).sum()
+            base = (image * without_it).sum(-1).mean()
+            left = ((image * now).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
             _, then = self.original.encode_texts(retain.ids[others])
             _, after = self.clip.encode_texts(retain.ids[others])
             kept = 1 - (after - then).square().mean() / (then - then.mean(0)).square().mean()
-        return {"forget": float(left), "remains": float(remains), "retain": float(kept)}
+        return {"forget": float(left), "retain": float(kept)}
 
     def _validate(self, terms: dict[str, float], pace: float) -> None:
         measures = self.measure("validation")

@@ -12,7 +12,7 @@ from .errors import DataError, SettingError
 from .files import write_text
 from .pairs.concepts import Concept
 from .pairs.flickr30k import Captioned, Dataset
-from .pairs.split import ranked, split
+from .pairs.split import PARTS, Part, ranked, split
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -41,19 +41,22 @@ def from_data(
     seed: int,
     fits: Callable[[str], bool],
     retain: bool = False,
+    part: Part = "held-out",
 ) -> dict[Path, int]:
-    """Writes at most `n` held-out captions that mention a concept, one an image, all different.
+    """Writes at most `n` captions of a part that mention a concept, one an image, all different.
 
     They are the first that fit the model, in the order of a hash of seed and image; the split is
     unlearning's own with the same seed. With `retain`, a `retain.txt` beside them gets captions of
     images that mention none. A line that begins with `#` says where they come from. Returns how
     many prompts each file got.
 
-    Raises SettingError for `n` below 1 and for a file that is there and holds anything else, and
-    DataError where there is no such caption.
+    Raises SettingError for `n` below 1, for a part that there is not, and for a file that is there
+    and holds anything else, and DataError where there is no such caption.
     """
     if n < 1:
         raise SettingError(f"--n: needs at least 1, got {n}")
+    if part not in PARTS:
+        raise SettingError(f"--part {part}: unknown; needs one of {', '.join(PARTS)}")
     sides = split(data.items, concepts, seed)
     wanted = [(out, sides.forget, concepts)]
     if retain:
@@ -62,9 +65,9 @@ def from_data(
         raise SettingError(f"--out {out}: is where --retain writes; needs another name")
     made: dict[Path, list[str]] = {}
     for path, side, mentioned in wanted:
-        made[path] = _choose(ranked(side["held-out"], seed), mentioned, n, fits)
+        made[path] = _choose(ranked(side[part], seed), mentioned, n, fits)
         if not made[path]:
-            raise DataError(f"--data {data.folder}: no held-out caption for {path.name} fits")
+            raise DataError(f"--data {data.folder}: no {part} caption for {path.name} fits")
     source = {
         "folder": data.folder.resolve().name,
         "file": data.source.relative_to(data.folder).as_posix(),
@@ -75,7 +78,7 @@ def from_data(
     texts = {}
     for path, prompts in made.items():
         side_of = "forget" if path == out else "retain"
-        header = json.dumps(source | {"part": f"{side_of}, held-out", "count": len(prompts)})
+        header = json.dumps(source | {"part": f"{side_of}, {part}", "count": len(prompts)})
         texts[path] = "\n".join([f"# {header}", *prompts, ""])
         if path.exists() and path.read_bytes() != texts[path].encode():
             raise SettingError(f"--out {path}: is there and holds something else; needs a new name")

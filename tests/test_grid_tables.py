@@ -116,22 +116,26 @@ def test_settings_of_one_method_stand_side_by_side() -> None:
     assert list(lines_of(table)) == ["cliperase", "cliperase:consistency=embedding"]
 
 
-def test_settings_are_chosen_by_the_validation_images() -> None:
-    def looks(overrides: str, left: float, kept: float) -> list[Row]:
-        sides = (("remains", "forget", left), ("retain", "retain", kept))
+def test_both_is_the_harmonic_mean_of_what_went_and_what_is_kept() -> None:
+    def seen(overrides: str, *after: float) -> list[Row]:
+        groups = zip(("target", "retained_same", "retained_other"), (0.8, 0.5, 1.0), strict=True)
         return [
-            row("ga", v, g, measure=f"validation_{m}", n=None, overrides=overrides)
-            for m, g, v in sides
+            row("ga", value, group, arm, overrides=overrides)
+            for (group, before), now in zip(groups, after, strict=True)
+            for arm, value in (("original", before), ("erased", now))
         ]
 
-    # Harmonic means of 0.5 and 1, of 0.8 and 0.9 (1.44 / 1.7), of 1 and 0: repelled is no more than gone.
-    rows = [*looks("", 0.5, 1.0), *looks("rate=0.1", 0.2, 0.9), *looks("rate=1", -0.4, -2.0)]
-    assert lines_of(titled(rows, "by the validation images")) == {
-        "ga": ["50.0", "100.0", "66.7", "1"],
-        "ga:rate=0.1": ["20.0", "90.0", "**84.7**", "1"],
-        "ga:rate=1": ["-40.0", "-200.0", "0.0", "1"],
-    }
-    assert not [table for table in tables(looks("", 0.5, 1.0)) if "validation" in table.title]
+    # Went 0.5 and kept (1 + 0.8) / 2, so 0.9 / 1.4; went all and kept half; nothing went.
+    rows = [
+        *seen("", 0.4, 0.6, 0.8),
+        *seen("rate=0.1", 0.0, 0.0, 1.0),
+        *seen("rate=1", 0.9, 0.5, 1),
+    ]
+    table = titled(rows, "Detection")
+    assert table.headings[-2] == "both"
+    assert {name: line[-2] for name, line in lines_of(table).items()} == {
+        "original": "", "ga": "64.3", "ga:rate=0.1": "**66.7**", "ga:rate=1": "0.0",
+    }  # fmt: skip
 
 
 def test_several_concepts_have_a_table_of_their_own_and_stay_out_of_the_others() -> None:

@@ -13,7 +13,7 @@ from erase_sd.cli import main
 from erase_sd.errors import DataError, SettingError
 from erase_sd.pairs.concepts import Concept
 from erase_sd.pairs.flickr30k import Dataset, read
-from erase_sd.pairs.split import split
+from erase_sd.pairs.split import Part, split
 from erase_sd.presets import Models
 from erase_sd.prompts import from_data, read_prompts
 
@@ -45,13 +45,17 @@ def header(path: Path) -> dict[str, Any]:
     return dict(json.loads(first.removeprefix("# ")))
 
 
-def test_prompts_are_held_out_captions_of_the_concept_one_an_image(data: Dataset) -> None:
-    assert from_data(data, [APPLE], OUT, 10, 0, fits) == {OUT: 10}
+@pytest.mark.parametrize("part", ["held-out", "validation"])
+def test_prompts_are_captions_of_a_part_and_the_concept_one_an_image(
+    data: Dataset, part: Part
+) -> None:
+    assert from_data(data, [APPLE], OUT, 5, 0, fits, part=part) == {OUT: 5}
     prompts = read_prompts(OUT)
-    held_out = split(data.items, [APPLE], 0).forget["held-out"]
-    image_of = {caption: item.image for item in held_out for caption in item.captions}
+    inside = split(data.items, [APPLE], 0).forget[part]
+    image_of = {caption: item.image for item in inside for caption in item.captions}
     assert all(prompt in image_of and APPLE.in_text(prompt) for prompt in prompts)
-    assert len({image_of[prompt] for prompt in prompts}) == 10
+    assert len({image_of[prompt] for prompt in prompts}) == 5
+    assert header(OUT)["part"] == f"forget, {part}"
 
 
 def test_where_there_are_fewer_all_are_taken(data: Dataset) -> None:
@@ -160,6 +164,7 @@ def test_the_command_writes_prompts_that_generate_takes(
         (["--concept", "apple", "--preset", "sd15"], "--clip"),
         (["--concept", "apple", "--out", "retain.txt", "--retain"], "is where --retain writes"),
         (["--concept", "apple", "--synonym", "x=y"], "--synonym x=y: needs concept=synonym"),
+        (["--concept", "apple", "--part", "test"], "--part test: unknown; needs one of train, "),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

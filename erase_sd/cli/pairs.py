@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..terminal import facts_table
 from .app import app
 from .options import AsJson, ClipFolder, Concept, Data, KeepSense, Preset, SplitSeed, Synonym
+
+if TYPE_CHECKING:
+    from ..pairs.split import Part
 
 PANEL = "Data"
 
@@ -54,6 +57,9 @@ def prompts(
         Path | None, typer.Option(help="File to write; default: prompts/<concept>.txt.")
     ] = None,
     retain: Annotated[bool, typer.Option(help="Write a retain.txt beside it too.")] = False,
+    part: Annotated[
+        str, typer.Option(help="held-out, to report on, or validation, to choose settings by.")
+    ] = "held-out",
     synonym: Synonym = None,
     keep_sense: KeepSense = None,
     seed: SplitSeed = None,
@@ -61,7 +67,7 @@ def prompts(
     clip: ClipFolder = None,
     data: Data = None,
 ) -> None:
-    """Write held-out captions of a dataset as prompts, with a line that says where from."""
+    """Write captions of a dataset as prompts, with a line that says where from."""
     from ..lengths import ruler_of
     from ..pairs.flickr30k import read
     from ..presets import resolve
@@ -74,8 +80,15 @@ def prompts(
     file = out or Path("prompts") / f"{folder_of(None, tuple(concept)).name}.txt"
     split_seed = Settings.seed if seed is None else seed
     written = from_data(
-        read(models.pairs()), concepts, file, n, split_seed, ruler_of(models).fits, retain
+        read(models.pairs()),
+        concepts,
+        file,
+        n,
+        split_seed,
+        ruler_of(models).fits,
+        retain,
+        cast("Part", part),
     )
     for path, count in written.items():
-        note = "" if count == n else f"; the held-out images give no more than {count}"
+        note = "" if count == n else f"; the {part} images give no more than {count}"
         print(f"{path}: {count} prompts{note}")
