@@ -16,7 +16,7 @@ from .presets import Models
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-    from .encoders import Clip
+    from .clip import Clip
 
 WEIGHTS = "model.safetensors"
 IMAGE_TOWER = "image_tower"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .encoders import Clip
+from .clip import Clip
 from .pairs.concepts import Concept
 
 

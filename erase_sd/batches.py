@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import runtime
-from .encoders import Clip, Encoded
+from .clip import Clip, Encoded
 from .errors import ModelError
 from .methods import Batch, Reduced, Side
 from .rows import Rows

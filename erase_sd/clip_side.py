@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import measures, runtime
 from .attention import words_of
+from .clip import Clip
 from .embedders import BATCH, ClipEmbedder, Embedder
-from .encoders import Clip
 from .errors import DataError
 from .labelled import Gallery, Side
 from .measures import DRIFT_GROUPS, Estimate

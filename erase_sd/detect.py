@@ -153,7 +153,7 @@ class Detector:
 
 
 def _serve(request: Path, answer: Path) -> None:
-    from .encoders import open_image
+    from .clip import open_image
     from .rates import check_class
 
     asked = json.loads(request.read_text())

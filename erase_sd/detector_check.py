@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .encoders import open_image
+from .clip import open_image
 from .errors import DataError, SettingError
 from .files import hash_file
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .encoders import Clip, check_config, load
+from .clip import Clip
+from .encoders import check_config, load
 from .errors import ModelError, reason
 from .files import hash_folder, read_json
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from . import artifact, runtime
 from . import explanation_figures as figures
 from .attention import Words, image_rollout, patch_similarity, text_attention, words_of
-from .encoders import Clip, load_clip, text_encoders
+from .clip import Clip
+from .encoders import load_clip, text_encoders
 from .errors import RunError
 from .explanation_figures import Array
 from .files import hash_folder, write_bytes

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import runtime
 from .batches import Batches
-from .encoders import Clip, Encoded, trainable
+from .clip import Clip, Encoded, trainable
 from .errors import DivergedError, RunError
 from .files import read_rows, whole_file, write_rows
 from .methods import Method, Side, World

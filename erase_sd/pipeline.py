@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import runtime
-from .encoders import Tap, text_encoders
+from .clip import Tap
+from .encoders import text_encoders
 from .errors import DataError, ModelError, reason
 from .files import read_json
 

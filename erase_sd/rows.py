@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from .encoders import Clip
+from .clip import Clip
 from .files import cache_folder, key_of, whole_file
 from .pairs.concepts import Concept, without
 from .pairs.flickr30k import Captioned, Dataset

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .encoders import open_image
+from .clip import open_image
 from .errors import RunError, SettingError
 from .files import read_rows, write_bytes
 from .rundir import Run

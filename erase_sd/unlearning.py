@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from . import artifact, runtime
-from .encoders import Clip, TextEncoder, check_fit, load_clip, text_encoders
+from .clip import Clip
+from .encoders import TextEncoder, check_fit, load_clip, text_encoders
 from .errors import RunError
 from .files import hash_folder
 from .loop import Loop, Progress

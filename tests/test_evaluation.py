@@ -28,8 +28,9 @@ from typer.testing import CliRunner
 import erase_sd
 from erase_sd import synth
 from erase_sd.cli import app
+from erase_sd.clip import Clip
 from erase_sd.clip_side import MEASURES, prompt_of
-from erase_sd.encoders import Clip, load_clip, text_encoders
+from erase_sd.encoders import load_clip, text_encoders
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
 from erase_sd.evaluation import Evaluation, Row, cells, evaluate
 from erase_sd.files import hash_file

@@ -13,7 +13,8 @@ from PIL import Image
 from erase_sd import explanation
 from erase_sd.attention import image_rollout, patch_similarity, text_attention, words_of
 from erase_sd.cli import main
-from erase_sd.encoders import Clip, load_clip
+from erase_sd.clip import Clip
+from erase_sd.encoders import load_clip
 from erase_sd.errors import RunError
 from erase_sd.explanation import Pairs, Seen, explain, places
 from erase_sd.pairs.concepts import Concept

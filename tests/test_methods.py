@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase_sd.encoders import Encoded
+from erase_sd.clip import Encoded
 from erase_sd.methods import METHODS, Batch, Method, Reduced, Side
 from erase_sd.methods.anchored import AnchoredCLIPErase
 from erase_sd.methods.cliperase import CLIPErase

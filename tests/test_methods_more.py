@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from erase_sd.encoders import Clip, Encoded, load_clip, text_encoders
+from erase_sd.clip import Clip, Encoded
+from erase_sd.encoders import load_clip, text_encoders
 from erase_sd.methods import METHODS, Batch, Reduced, Side, World
 from erase_sd.methods.emmn import EMMN
 from erase_sd.methods.hirm import HiRM

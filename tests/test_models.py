@@ -12,7 +12,8 @@ import torch
 
 import erase_sd
 from erase_sd import generation, pipeline, presets
-from erase_sd.encoders import Tap, load_clip, text_encoders
+from erase_sd.clip import Tap
+from erase_sd.encoders import load_clip, text_encoders
 from erase_sd.errors import EraseError, ModelError, SettingError
 from erase_sd.pairs.concepts import Concept
 from erase_sd.presets import Models

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from erase_sd.encoders import Clip, load_clip
+from erase_sd.clip import Clip
+from erase_sd.encoders import load_clip
 from erase_sd.pairs.concepts import Concept
 from erase_sd.pairs.flickr30k import Captioned, read
 from erase_sd.presets import Models

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoders import Clip, open_image
+from ..clip import Clip, open_image
 from ..errors import DataError
 from ..files import hash_file, key_of
 from ..pairs.concepts import Concept

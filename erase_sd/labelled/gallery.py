@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from PIL import Image
 from torch import Tensor
 
-from ..encoders import Clip
+from ..clip import Clip
 from ..errors import DataError
 from ..pairs.classes import COCO, named_classes
 from ..pairs.concepts import Concept

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..encoders import open_image
+from ..clip import open_image
 from ..errors import DataError, SettingError
 from ..files import digest, key_of
 from ..pairs.concepts import Concept

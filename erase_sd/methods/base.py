@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encoders import Clip, Encoded
+from ..clip import Clip, Encoded
 
 if TYPE_CHECKING:
     from ..rows import Rows

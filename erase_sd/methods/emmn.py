@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encoders import Encoded
+from ..clip import Encoded
 from .base import Batch, Method, Student, World, contrast, made
 
 

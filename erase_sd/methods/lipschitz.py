@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..encoders import Clip
+from ..clip import Clip
 from ..pairs.classes import COCO, named_classes
 from ..runtime import say
 from .base import Batch, Method, Student, World, made
