@@ -21,7 +21,7 @@ class CLIPErase(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
-    rate: ClassVar[float] = 7e-5  # the paper's 1e-6 is for a tower a hundred times larger
+    rate: ClassVar[float] = 4e-4  # the paper's 1e-6 is for a tower a hundred times larger
     forget_weight: float = 3.0
     """Of the forgetting module (lambda 2; 3 in a secondary source); it has no lower bound but -1."""
     retain_weight: float = 1.0

@@ -26,7 +26,7 @@ class EMMN(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "tower"})
-    rate: ClassVar[float] = 1e-4
+    rate: ClassVar[float] = 3e-3
     images: int = 32
     """Noise images, each beside a forget caption of its own (a batch of them in the paper)."""
     noise_steps: int = 40

@@ -18,7 +18,7 @@ class GradientAscent(Method):
     temperature stays, or the ascent would only change that. Nothing holds it back.
     """
 
-    rate: ClassVar[float] = 3e-5
+    rate: ClassVar[float] = 3e-4
     reads: ClassVar[frozenset[str]] = frozenset({"images"})
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""

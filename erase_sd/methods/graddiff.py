@@ -18,7 +18,7 @@ class GradientDifference(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images"})
-    rate: ClassVar[float] = 3e-5
+    rate: ClassVar[float] = 1e-3
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""
     retain_weight: float = 1.0

@@ -20,7 +20,7 @@ class HiRM(Method):
     another word or a random one. Differs: the start token stays out, as every caption shares it.
     """
 
-    rate: ClassVar[float] = 1e-4
+    rate: ClassVar[float] = 3e-4
     trained: ClassVar[str] = "the first layer of the text tower"
     toward: str = "random"
     """A word whose last state is the direction, such as the concept's superclass; or random."""

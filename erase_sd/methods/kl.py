@@ -19,7 +19,7 @@ class KLMinimization(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
-    rate: ClassVar[float] = 5e-5
+    rate: ClassVar[float] = 1e-3
     forget_weight: float = 1.0
     """Of the forget pairs' loss, which is climbed."""
     retain_weight: float = 1.0

@@ -20,7 +20,7 @@ class MultiDelete(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
-    rate: ClassVar[float] = 2e-4
+    rate: ClassVar[float] = 6e-3
     decouple_weight: float = 1.0
     """Of the forget pairs' distance to strangers (alpha; 1 inferred)."""
     retain_weight: float = 1.0

@@ -19,7 +19,7 @@ class NPO(Method):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
-    rate: ClassVar[float] = 5e-5
+    rate: ClassVar[float] = 1e-3
     temperature: float = 0.1
     """The paper's beta: the smaller, the closer to plain ascent."""
     forget_weight: float = 1.0
