@@ -115,7 +115,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         _table("Image retrieval, caption to image (Table 3)", images, single),
         _table("Text retrieval, image to caption (Table 3)", texts, single),
         *(
-            _table(f"{method}: what its settings buy (Table 4)", short, part)
+            _with_both(_table(f"{method}: what its settings buy (Table 4)", short, part), part)
             for method in methods
             if len(by_spec(part := [row for row in single if row.method == method])) > 1
         ),
@@ -152,9 +152,7 @@ def _with_both(table: Table | None, rows: Sequence[Row]) -> Table | None:
     lines = []
     for *fields, runs in table.lines:
         value = found.get(fields[0].text)
-        shown = (
-            "" if fields[0].text == "original" else "-" if value is None else f"{100 * value:.1f}"
-        )
+        shown = "" if value is None else f"{100 * value:.1f}"
         lines.append((*fields, Entry(shown, value is not None and value == best), runs))
     headings = (*table.headings[:-1], "both", table.headings[-1])
     return dataclasses.replace(table, headings=headings, lines=tuple(lines), note=BOTH_NOTE)
