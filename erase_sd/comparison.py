@@ -23,6 +23,7 @@ from .grid_results import rows_of, write
 from .grid_tables import Table
 from .prompts import read_prompts
 from .rundir import Run, folder_of
+from .show import show
 
 Progress = Callable[[int, int, str], None]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
@@ -76,7 +77,8 @@ def compare(
     detector: Path | None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Runs the grid and writes `comparison.csv`, `.md` and the pictures into `out`.
+    """Runs the grid and writes `comparison.csv`, `.md` and the pictures into `out`: those of
+    `grid_results.write`, and a contact sheet of each concept.
 
     The cells are shared out among the processes of `torchrun` (`accelerate launch` starts several on
     GPUs alone); the main one writes when all are through. Raises an EraseError, before anything
@@ -116,7 +118,30 @@ def compare(
     if not state.is_main_process:
         return Comparison(out, [], [])
     rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
-    return Comparison(out, write(out, rows), [(cells[i], reasons[i]) for i in sorted(reasons)])
+    made = write(out, rows)
+    if images:
+        _show(cells, out)
+    return Comparison(out, made, [(cells[i], reasons[i]) for i in sorted(reasons)])
+
+
+def _show(cells: Sequence[Cell], out: Path) -> None:
+    """A picture for each concept: the original's first images, and below them each spec's, of the
+    first seed."""
+    for concept in dict.fromkeys(cell.concept for cell in cells):
+        runs = {
+            str(cell.spec): Run(cell.folder)
+            for cell in cells
+            if (cell.concept, cell.seed) == (concept, 0) and _drew(cell)
+        }
+        if runs:
+            show(list(runs.values()), out / f"{concept}.png", columns=8, names=list(runs))
+
+
+def _drew(cell: Cell) -> bool:
+    try:
+        return Run(cell.folder).status("generate") == "done"
+    except EraseError:
+        return False
 
 
 def _outcome(cell: Cell, shared: Shared, index: int) -> str:

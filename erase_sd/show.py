@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,19 @@ from .errors import RunError, SettingError
 from .files import read_rows, write_bytes
 from .rundir import Run
 
-MARGIN, LABEL, GAP = 4, 96, 2  # pixels
+MARGIN, GAP = 4, 2  # pixels
 
 
-def show(runs: Sequence[Run], out: Path, columns: int = 12, scale: int = 1) -> Path:
+def show(
+    runs: Sequence[Run],
+    out: Path,
+    columns: int = 12,
+    scale: int = 1,
+    names: Sequence[str] = (),
+) -> Path:
     """Writes a PNG: a row for the original and one for each run, a column a prompt.
 
-    The prompts are the first ones of the first run, in the order of its file, one image each.
+    `names` are what the runs are called, else their own. The prompts are the first ones of the first run, in the order of its file, one image each.
     Raises RunError where a run lacks them, and SettingError for sizes below 1.
     """
     if not runs:
@@ -34,13 +41,13 @@ def show(runs: Sequence[Run], out: Path, columns: int = 12, scale: int = 1) -> P
         tables.append(read_rows(run.folder / "images.jsonl"))
     picked = _first_of_each_prompt(tables[0])[:columns]
     rows = [("original", [runs[0].folder / row["file"] for row in picked])]
-    for run, table in zip(runs, tables, strict=True):
+    for run, name, table in zip(runs, names or [r.name for r in runs], tables, strict=True):
         made = {(r["prompt"], r["seed"]): r["file"] for r in table if r["arm"] == "erased"}
         try:
             files = [run.folder / made[row["prompt"], row["seed"]] for row in picked]
         except KeyError as error:
             raise RunError(f"{run.folder}: has no image of {error}; generate the same") from None
-        rows.append((run.name, files))
+        rows.append((name, files))
     picture = _grid(rows, scale)
     encoded = io.BytesIO()
     picture.save(encoded, "PNG", optimize=True)
@@ -59,20 +66,21 @@ def _first_of_each_prompt(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _grid(rows: list[tuple[str, list[Path]]], scale: int) -> Image.Image:
     images = [(label, [open_image(path) for path in files]) for label, files in rows]
     width, height = (side * scale for side in images[0][1][0].size)
-    columns = len(images[0][1])
+    columns, font = len(images[0][1]), ImageFont.load_default(13)
+    words = ["\n".join(re.split("[:,]", label.replace("-", "\n", 1))) for label, _ in images]
+    beside = round(max(font.getlength(w) for text in words for w in text.split("\n"))) + 3 * MARGIN
     size = (
-        LABEL + columns * (width + GAP) + MARGIN,
+        beside + columns * (width + GAP) + MARGIN,
         2 * MARGIN + len(images) * (height + GAP),
     )
     picture = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for i, (label, row) in enumerate(images):
+    draw = ImageDraw.Draw(picture)
+    for i, (_, row) in enumerate(images):
         top = MARGIN + i * (height + GAP)
-        words = label.replace("-", "\n", 1)
-        draw.multiline_text((MARGIN, top + height // 2), words, "black", font, anchor="lm")
+        draw.multiline_text((MARGIN, top + height // 2), words[i], "black", font, anchor="lm")
         for j, image in enumerate(row):
             picture.paste(
                 image.resize((width, height), Image.Resampling.BICUBIC),
-                (LABEL + j * (width + GAP), top),
+                (beside + j * (width + GAP), top),
             )
     return picture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import erase_sd
 from erase_sd import comparison, grid_results
@@ -234,6 +235,9 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_prompts_ch
     assert found["detection_rate", "retained_same", "original"].n == 2  # a dog beside each
     assert found["detection_rate", "retained_other", "original"].n == 2
     assert {row.concept for row in found.values()} == {"apple+chair"}
+    assert not run_grid(tiny, ["apple+chair"], ["ga:steps=2"], images=True).failed
+    with Image.open(OUT / "apple+chair.png") as sheet:  # the original's row and one of images below
+        assert sheet.height == 2 * (32 + 2) + 8 and sheet.width > 4 * (32 + 2)
     (folder / "apple.txt").write_text("an apple\n")
     assert not is_done(cell, shared(tiny)) and is_done(cell, shared(tiny, images=False))
 
