@@ -118,10 +118,20 @@ def compare(
     if not state.is_main_process:
         return Comparison(out, [], [])
     rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
-    made = write(out, rows)
+    made = write(out, rows, _command(concepts, methods, seeds, shared))
     if images:
         _show(cells, out)
     return Comparison(out, made, [(cells[i], reasons[i]) for i in sorted(reasons)])
+
+
+def _command(concepts: Sequence[str], methods: Sequence[str], seeds: int, shared: Shared) -> str:
+    """The words that make the same again; folders by their names alone."""
+    words = ["erase-sd compare --concepts", *concepts, "--methods", *methods, "--seeds", str(seeds)]
+    if not shared.images:
+        return " ".join([*words, "--skip-images"])
+    folder = next(iter(shared.prompts.values())).parent
+    words += ["--images-per-prompt", str(shared.images_per_prompt), "--dtype", shared.dtype]
+    return " ".join([*words, "--prompts-folder", folder.name])
 
 
 def _show(cells: Sequence[Cell], out: Path) -> None:

@@ -95,15 +95,16 @@ def _evaluation(cell: Cell) -> list[Row]:
     ]
 
 
-def write(out: Path, rows: list[Row]) -> list[Table]:
-    """Writes `comparison.csv`, `comparison.md` and the pictures that the rows give; returns the tables."""
+def write(out: Path, rows: list[Row], command: str) -> list[Table]:
+    """Writes `comparison.csv`, `comparison.md`, which names the `command`, and the pictures that the
+    rows give; returns the tables."""
     made = tables(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, HEADER, lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in rows)
     write_text(out / "comparison.csv", text.getvalue())
-    write_text(out / "comparison.md", markdown(made, rows))
+    write_text(out / "comparison.md", markdown(made, rows, command))
     plots.pareto(rows, out / "pareto.png")
     plots.several(rows, out / "several.png")
     return made

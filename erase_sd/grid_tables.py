@@ -244,9 +244,9 @@ def _diverged(rows: Sequence[Row]) -> str:
     return f" Diverged, and ended on the last good weights: {runs} runs." if runs else ""
 
 
-def markdown(made: Sequence[Table], rows: Sequence[Row]) -> str:
-    """The tables in Markdown, and below them what failed and why."""
-    parts = ["# Comparison", "", NOTE, ""]
+def markdown(made: Sequence[Table], rows: Sequence[Row], command: str = "") -> str:
+    """The tables in Markdown, above them the command, and below them what failed and why."""
+    parts = ["# Comparison", "", *([f"    {command}", ""] if command else []), NOTE, ""]
     for table in made:
         rule = "|---" * table.words + "|--:" * (len(table.headings) - table.words) + "|"
         parts += [f"## {table.title}", "", _line(table.headings), rule]

@@ -65,6 +65,10 @@ def run_grid(tiny: Models, concepts: list[str], methods: list[str], **more: Any)
     )
 
 
+def read_text(name: str) -> str:
+    return (OUT / name).read_text()
+
+
 def rows() -> list[dict[str, str]]:
     with (OUT / "comparison.csv").open(newline="") as file:
         reader = csv.DictReader(file)
@@ -236,6 +240,10 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_prompts_ch
     assert found["detection_rate", "retained_other", "original"].n == 2
     assert {row.concept for row in found.values()} == {"apple+chair"}
     assert not run_grid(tiny, ["apple+chair"], ["ga:steps=2"], images=True).failed
+    again = (
+        "--methods ga:steps=2 --seeds 1 --images-per-prompt 1 --dtype auto --prompts-folder prompts"
+    )
+    assert f"    erase-sd compare --concepts apple+chair {again}\n" in read_text("comparison.md")
     with Image.open(OUT / "apple+chair.png") as sheet:  # the original's row and one of images below
         assert sheet.height == 2 * (32 + 2) + 8 and sheet.width > 4 * (32 + 2)
     (folder / "apple.txt").write_text("an apple\n")
