@@ -13,11 +13,11 @@ from erase_sd.cli import app
 from erase_sd.generation import Settings
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = re.sub(r"\\\n\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"))  # long lines joined
 COMMANDS = sorted(
     set(
         re.findall(
-            r"erase-sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&]*)",
+            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&]*)",
             TEXT,
         )
     )
