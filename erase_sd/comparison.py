@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import presets, runtime
 from .errors import EraseError
@@ -24,6 +24,9 @@ from .grid_tables import Table
 from .prompts import read_prompts
 from .rundir import Run, folder_of
 from .show import show
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Progress = Callable[[int, int, str], None]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
@@ -85,7 +88,6 @@ def compare(
     starts, for what no cell could be run with; what ends one cell is a row with its reason.
     """
     from accelerate import PartialState
-    from accelerate.utils import gather_object
 
     cells = cells_of(concepts, methods, seeds, out)
     runtime.dtype(dtype)
@@ -105,6 +107,22 @@ def compare(
         places=places, models=models, prompts=prompts, images_per_prompt=images_per_prompt,
         dtype=dtype, images=images,
     )  # fmt: skip
+    reasons = _run_all(cells, shared, state, progress)
+    if not state.is_main_process:
+        return Comparison(out, [], [])
+    rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
+    made = write(out, rows, _command(concepts, methods, seeds, shared))
+    if images:
+        _show([cell for i, cell in enumerate(cells) if i not in reasons], out)
+    return Comparison(out, made, [(cells[i], reasons[i]) for i in sorted(reasons)])
+
+
+def _run_all(
+    cells: Sequence[Cell], shared: Shared, state: PartialState, progress: Progress | None
+) -> dict[int, str]:
+    """Runs this process's share of the cells; of all processes the numbers that failed, and why."""
+    from accelerate.utils import gather_object
+
     mine = range(len(cells))[state.process_index :: state.num_processes]
     failed = []
     for done, number in enumerate(mine):
@@ -114,14 +132,7 @@ def compare(
             failed.append((number, reason))
     if progress and state.is_main_process:
         progress(len(mine), len(mine), "waits for the others" if state.num_processes > 1 else "")
-    reasons = dict(gather_object(failed))
-    if not state.is_main_process:
-        return Comparison(out, [], [])
-    rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
-    made = write(out, rows, _command(concepts, methods, seeds, shared))
-    if images:
-        _show(cells, out)
-    return Comparison(out, made, [(cells[i], reasons[i]) for i in sorted(reasons)])
+    return dict(gather_object(failed))
 
 
 def _command(concepts: Sequence[str], methods: Sequence[str], seeds: int, shared: Shared) -> str:
@@ -141,17 +152,10 @@ def _show(cells: Sequence[Cell], out: Path) -> None:
         runs = {
             str(cell.spec): Run(cell.folder)
             for cell in cells
-            if (cell.concept, cell.seed) == (concept, 0) and _drew(cell)
+            if (cell.concept, cell.seed) == (concept, 0)
         }
         if runs:
             show(list(runs.values()), out / f"{concept}.png", columns=8, names=list(runs))
-
-
-def _drew(cell: Cell) -> bool:
-    try:
-        return Run(cell.folder).status("generate") == "done"
-    except EraseError:
-        return False
 
 
 def _outcome(cell: Cell, shared: Shared, index: int) -> str:

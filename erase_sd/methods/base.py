@@ -106,8 +106,7 @@ class Method:
     "states" (of tokens; the original's of the retain and reduced captions), "tower" (it has images of
     its own to encode)."""
     rate: ClassVar[float] = 1e-4
-    """Learning rate; of each method here what images of validation captions chose, on the miniature
-    world (README)."""
+    """Learning rate; those here were chosen on the miniature world (README: How the rates were chosen)."""
     steps: ClassVar[int] = 120
     """Most steps."""
     forget_threshold: ClassVar[float | None] = None
