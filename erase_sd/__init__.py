@@ -149,8 +149,8 @@ def compare(
 ) -> Comparison:
     """Runs every concept with every method from every seed, and puts them side by side in `out`.
 
-    The prompts and the images' seeds are the same in all runs; the seed is of the split and of the
-    batches. Concepts joined by "+" go in one run; a method may carry settings, `cliperase:towers=both`. What
+    The split, the prompts and the images' seeds are the same in all runs; the seed is of the batches.
+    Concepts joined by "+" go in one run; a method may carry settings, `cliperase:towers=both`. What
     is done is not done again. `dtype` is that of the images; without `images` only the CLIP side is
     measured. Each run is a process of its own, so a script needs `if __name__ == "__main__":`. Raises
     EraseError before anything starts; what ends one run is told in the result.

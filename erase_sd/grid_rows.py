@@ -53,7 +53,8 @@ class Stat:
     spread: float | None
     """Sample standard deviation; None of one seed."""
     n: int
-    """What was counted, all rows together; 0 of a measure that counts nothing."""
+    """What a seed counts, its rows together; 0 of a measure that counts nothing. Other seeds count
+    the same prompts again, which makes no more of them."""
 
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean as a share of n (Wilson); for a mean of values in 0-1 too wide,
@@ -64,15 +65,16 @@ class Stat:
 def stat(rows: Iterable[Row]) -> Stat | None:
     """None where no row has a value."""
     by_seed: dict[int, list[float]] = {}
-    n = 0
+    counted = 0
     for row in rows:
         if row.value is not None:
             by_seed.setdefault(row.seed, []).append(row.value)
-            n += row.n or 0
+            counted += row.n or 0
     means = [fmean(values) for values in by_seed.values()]
     if not means:
         return None
-    return Stat(fmean(means), stdev(means) if len(means) > 1 else None, n)
+    spread = stdev(means) if len(means) > 1 else None
+    return Stat(fmean(means), spread, round(counted / len(means)))
 
 
 def by_spec(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -14,9 +14,10 @@ RETAIN = ("retained_same", "retained_other", "retain")
 """Groups of what is to stay; the others hold what is to go."""
 NOTE = (
     "Per cent, mean ± standard deviation over seeds; of several concepts, of their mean. Bold: the "
-    "best, and what its 95 % interval (Wilson, counts of all seeds) cannot tell from it. Best is the "
-    "lowest of what is to go, and of what is to stay the closest to the original's: a rate above it "
-    "is fine-tuning, not preservation. Table numbers are the CLIPErase paper's."
+    "best, and what its 95 % interval (Wilson; one seed's counts, for all draw the same prompts) "
+    "cannot tell from it. Best is the lowest of what is to go, and of what is to stay the closest to "
+    "the original's: a rate above it is fine-tuning, not preservation. Table numbers are the "
+    "CLIPErase paper's."
 )
 BOTH_NOTE = (
     "Both: the harmonic mean of the share of the concept that went and of the share of the others "

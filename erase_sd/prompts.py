@@ -46,7 +46,7 @@ def from_data(
     """Writes at most `n` captions of a part that mention a concept, one an image, all different.
 
     They are the first that fit the model, in the order of a hash of seed and image; the split is
-    unlearning's own with the same seed. With `retain`, a `retain.txt` beside them gets captions of
+    unlearning's own. With `retain`, a `retain.txt` beside them gets captions of
     images that mention none. A line that begins with `#` says where they come from. Returns how
     many prompts each file got.
 
@@ -57,7 +57,7 @@ def from_data(
         raise SettingError(f"--n: needs at least 1, got {n}")
     if part not in PARTS:
         raise SettingError(f"--part {part}: unknown; needs one of {', '.join(PARTS)}")
-    sides = split(data.items, concepts, seed)
+    sides = split(data.items, concepts)
     wanted = [(out, sides.forget, concepts)]
     if retain:
         wanted.append((out.with_name("retain.txt"), sides.retain, ()))

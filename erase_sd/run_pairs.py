@@ -28,4 +28,4 @@ def sides_of(run: Run, models: Models) -> tuple[Dataset, Split]:
     data = dataset_of(models, concepts)
     if data.digest != settings["data"]:
         raise RunError(f"{run.folder}: unlearned with other caption pairs than {data.folder} has")
-    return data, with_images(split(data.items, concepts, settings["seed"]), data)
+    return data, with_images(split(data.items, concepts), data)

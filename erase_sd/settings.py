@@ -48,7 +48,7 @@ class Settings:
     patience: int = 100
     """Least steps before the threshold may end the run: what is drawn settles after what is said."""
     seed: int = 0
-    """Of the split and of every batch."""
+    """Of every batch, and of what a method draws at random; not of the split."""
     dtype: str = "auto"
     """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; the
     weights and Adam's state are fp32 throughout."""

@@ -51,7 +51,7 @@ def unlearn(
         refuse_other(run.folder, "unlearn", before["settings"], described)
         artifact.check(run.folder / "erased")
         return dict(before["held_out"])
-    sides = with_images(split(data.items, settings.concepts, settings.seed), data)
+    sides = with_images(split(data.items, settings.concepts), data)
     if data.missing:
         runtime.say(
             f"{data.folder}: {len(data.missing)} of {len(data.items)} images are missing, first "

@@ -103,7 +103,7 @@ def test_the_pairs_are_the_held_out_ones_of_the_runs_own_split(tiny: Models) -> 
     seeded = Run(Path("runs/seeded"))
     unlearn(settings(seed=3), tiny, seeded)
     found = evaluate(seeded, tiny)
-    sides = split(read(tiny.pairs()).items, APPLES, 3)
+    sides = split(read(tiny.pairs()).items, APPLES)
     forget, retain = (side["held-out"] for side in (sides.forget, sides.retain))
     about = found.about["data"]
     assert (about["forget"], about["retain"]) == (len(forget), len(retain))
@@ -120,7 +120,7 @@ def test_retrieval_is_what_counting_by_hand_over_clips_own_features_gives(
     found = table(evaluate(run, tiny))
     clip = load_clip(tiny.clips[0], text_encoders(tiny.folder)[0])
     data = read(tiny.pairs())
-    sides = split(data.items, APPLES, 0)
+    sides = split(data.items, APPLES)
     items = [*sides.forget["held-out"], *sides.retain["held-out"]]
     with torch.no_grad():
         images = clip.encode_image(clip.pixels([data.path_of(item) for item in items]))

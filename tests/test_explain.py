@@ -85,7 +85,7 @@ def test_what_is_shown_is_held_out_and_the_forget_captions_mention_the_concept(
 
     explain(erased(tiny), tiny)
     [(pairs, _)] = drawn
-    sides = split(read(tiny.pairs()).items, APPLE, Settings(concepts=APPLE).seed)
+    sides = split(read(tiny.pairs()).items, APPLE)
     forget, retain = (pairs.items[rows] for rows in pairs.sides.values())
     assert forget == list(sides.forget["held-out"]) and retain == list(sides.retain["held-out"])
     mentions = [APPLE[0].in_text(caption) for caption in pairs.captions]

@@ -356,7 +356,7 @@ def unlearn(tiny: Models, pairs: Path) -> Path:
 def test_unlearning_goes_on_without_the_missing_images_and_names_the_first(
     tiny: Models, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sides = split(read(pairs).items, concepts_from(["apple"]), seed=0)
+    sides = split(read(pairs).items, concepts_from(["apple"]))
     lost = [sides.forget["train"][0].image, sides.retain["validation"][0].image]
     for name in lost:
         (pairs / IMAGE_FOLDER / name).unlink()
@@ -430,7 +430,7 @@ def test_real_captions_mention_a_concept_where_a_person_says_so(
         if wanted.in_text(caption) != says(caption, set(words.split()), pairs)
     ]
     assert not wrong
-    found = split(real.items, [wanted], seed=0)
+    found = split(real.items, [wanted])
     forget = [item.image for part in found.forget.values() for item in part]
     retain = [item.image for part in found.retain.values() for item in part]
     assert len(forget) == images

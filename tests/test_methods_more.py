@@ -139,7 +139,7 @@ def apple(tiny: Models) -> World:
 
 def world_of(models: Models, clip: Clip) -> World:
     data = read(models.pairs())
-    sides = with_images(split(data.items, APPLE, 0), data)
+    sides = with_images(split(data.items, APPLE), data)
     forget = rows_of(clip, data, sides.forget["train"], APPLE, True)
     return World(clip, ("apple",), forget, rows_of(clip, data, sides.retain["train"], (), True), 0)
 

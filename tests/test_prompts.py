@@ -51,7 +51,7 @@ def test_prompts_are_captions_of_a_part_and_the_concept_one_an_image(
 ) -> None:
     assert from_data(data, [APPLE], OUT, 5, 0, fits, part=part) == {OUT: 5}
     prompts = read_prompts(OUT)
-    inside = split(data.items, [APPLE], 0).forget[part]
+    inside = split(data.items, [APPLE]).forget[part]
     image_of = {caption: item.image for item in inside for caption in item.captions}
     assert all(prompt in image_of and APPLE.in_text(prompt) for prompt in prompts)
     assert len({image_of[prompt] for prompt in prompts}) == 5
@@ -90,7 +90,7 @@ def test_captions_that_are_alike_too_long_or_read_as_a_comment_are_left_out() ->
 def test_the_retain_file_has_held_out_captions_of_the_other_images(data: Dataset) -> None:
     retain = OUT.with_name("retain.txt")
     assert from_data(data, [APPLE], OUT, 8, 0, fits, retain=True) == {OUT: 8, retain: 8}
-    held_out = split(data.items, [APPLE], 0).retain["held-out"]
+    held_out = split(data.items, [APPLE]).retain["held-out"]
     captions = {caption for item in held_out for caption in item.captions}
     assert set(read_prompts(retain)) <= captions
     assert header(retain) == header(OUT) | {"part": "retain, held-out"}

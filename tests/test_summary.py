@@ -38,24 +38,24 @@ def folder(present: int = 40) -> Path:
 
 
 def test_images_captions_and_mentions_are_counted() -> None:
-    found = summarize(read(folder()), [APPLE], 0, words_of, room=4)
+    found = summarize(read(folder()), [APPLE], words_of, room=4)
     assert (found.images, found.captions, found.mentions) == (40, 100, 40)
     assert (found.missing_images, found.first_missing) == (0, None)
     assert (found.shortest, found.median, found.longest) == (2, 3, 5)
     assert (found.room, found.too_long) == (4, 20)
     assert found.forget.images == {"train": 14, "validation": 2, "held-out": 4}
     assert found.retain.images == {"train": 14, "validation": 2, "held-out": 4}
-    assert found.forget.split == found.retain.split == "ours, seed 0"
+    assert found.forget.split == found.retain.split == "ours"
 
 
 def test_three_examples_of_both_sides_are_given() -> None:
-    found = summarize(read(folder()), [APPLE], 0, words_of, room=4)
+    found = summarize(read(folder()), [APPLE], words_of, room=4)
     assert found.forget.examples == ["an apple"] * 3  # the caption that mentions it, not the first
     assert found.retain.examples == ["a dog runs"] * 3
 
 
 def test_missing_images_are_counted_in_every_part() -> None:
-    found = summarize(read(folder(present=30)), [APPLE], 0, words_of, room=4)
+    found = summarize(read(folder(present=30)), [APPLE], words_of, room=4)
     assert (found.missing_images, found.first_missing) == (10, "30.jpg")
     assert found.forget.images_there == found.forget.images
     assert sum(found.retain.images.values()) == 20
@@ -66,7 +66,7 @@ def test_missing_images_are_counted_in_every_part() -> None:
 
 
 def test_captions_without_images_can_be_looked_at() -> None:
-    found = summarize(read(folder(present=0)), [APPLE], 0, words_of, room=4)
+    found = summarize(read(folder(present=0)), [APPLE], words_of, room=4)
     assert found.missing_images == 40 and found.first_missing == "0.jpg"
     assert found.forget.images == {"train": 14, "validation": 2, "held-out": 4}
 
@@ -78,8 +78,8 @@ def test_the_datasets_own_split_is_told_from_ours() -> None:
         file.writelines(others)
     for name, numbers in (("train", range(60)), ("val", range(60, 80)), ("test", range(80, 100))):
         (pairs / f"{name}.txt").write_text("".join(f"{n}\n" for n in numbers))
-    found = summarize(read(pairs), [APPLE], 3, words_of, room=4)
-    assert found.forget.split == "ours, seed 3"
+    found = summarize(read(pairs), [APPLE], words_of, room=4)
+    assert found.forget.split == "ours"
     assert found.retain.split == "the dataset's own"
     assert found.retain.images == {"train": 40, "validation": 20, "held-out": 20}
 
@@ -106,7 +106,7 @@ def test_the_command_prints_a_table_without_reading_weights(
     out = capsys.readouterr()
     assert out.err == ""
     for what in ("750 of 150 images", "150 of 150", "tokens a caption", "forget images",
-                 "held-out; ours, seed 0", "retain, for example"):  # fmt: skip
+                 "held-out; ours", "retain, for example"):  # fmt: skip
         assert what in out.out
 
 

@@ -43,8 +43,7 @@ Weight = Annotated[
 Towers = Annotated[str | None, typer.Option(help="text or both.")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate.")]
 Steps = Annotated[int | None, typer.Option(help="Most unlearning steps.")]
-Seed = Annotated[int | None, typer.Option(help="Of the split and the batches.")]
-SplitSeed = Annotated[int | None, typer.Option("--seed", help="Of the split, as in unlearn.")]
+Seed = Annotated[int | None, typer.Option(help="Of the batches.")]
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(help="File of prompts, one a line; may be given more than once."),

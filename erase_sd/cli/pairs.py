@@ -10,7 +10,7 @@ import typer
 
 from ..terminal import facts_table
 from .app import app
-from .options import AsJson, ClipFolder, Concept, Data, KeepSense, Preset, SplitSeed, Synonym
+from .options import AsJson, ClipFolder, Concept, Data, KeepSense, Preset, Synonym
 
 if TYPE_CHECKING:
     from ..pairs.split import Part
@@ -24,7 +24,6 @@ def data(
     folder: Annotated[Path | None, typer.Argument(help="Flickr30K folder.")] = None,
     synonym: Synonym = None,
     keep_sense: KeepSense = None,
-    seed: SplitSeed = None,
     preset: Preset = "mini",
     clip: ClipFolder = None,
     as_json: AsJson = False,
@@ -36,13 +35,12 @@ def data(
     from ..pairs.flickr30k import read
     from ..pairs.summary import cells, summarize
     from ..presets import resolve
-    from ..settings import Settings, concepts_from
+    from ..settings import concepts_from
 
     models = resolve(preset, clip=clip, data=folder)
     concepts = concepts_from(concept, synonym or [], keep_sense or [])
     pairs, ruler = read(models.pairs()), ruler_of(models)
-    split_seed = Settings.seed if seed is None else seed
-    found = summarize(pairs, concepts, split_seed, ruler.lengths, ruler.limit)
+    found = summarize(pairs, concepts, ruler.lengths, ruler.limit)
     if as_json:
         print(json.dumps(asdict(found)))
     else:
@@ -62,7 +60,7 @@ def prompts(
     ] = "held-out",
     synonym: Synonym = None,
     keep_sense: KeepSense = None,
-    seed: SplitSeed = None,
+    seed: Annotated[int, typer.Option(help="Of which of the captions are taken.")] = 0,
     preset: Preset = "mini",
     clip: ClipFolder = None,
     data: Data = None,
@@ -73,18 +71,17 @@ def prompts(
     from ..presets import resolve
     from ..prompts import from_data
     from ..rundir import folder_of
-    from ..settings import Settings, concepts_from
+    from ..settings import concepts_from
 
     models = resolve(preset, clip=clip, data=data)
     concepts = concepts_from(concept, synonym or [], keep_sense or [])
     file = out or Path("prompts") / f"{folder_of(None, tuple(concept)).name}.txt"
-    split_seed = Settings.seed if seed is None else seed
     written = from_data(
         read(models.pairs()),
         concepts,
         file,
         n,
-        split_seed,
+        seed,
         ruler_of(models).fits,
         retain,
         cast("Part", part),

@@ -32,10 +32,9 @@ def held_out(run: Run, models: Models, concepts: tuple[Concept, ...]) -> Gallery
 
     Raises RunError where the pairs are no longer those that it was unlearned with.
     """
-    seed = run.manifest["stages"]["unlearn"]["settings"]["seed"]
     data, sides = sides_of(run, models)
     parts = [side["held-out"] for side in (sides.forget, sides.retain)]
-    items = choose(*(ranked(part, seed) for part in parts))
+    items = choose(*(ranked(part) for part in parts))
     about: dict[str, Any] = {
         "kind": "the run's held-out pairs", "folder": str(data.folder), "digest": data.digest,
         "held_out": sum(map(len, parts)),

@@ -49,7 +49,6 @@ class Summary:
 def summarize(
     data: Dataset,
     concepts: Sequence[Concept],
-    seed: int,
     lengths: Callable[[list[str]], list[int]],
     room: int,
 ) -> Summary:
@@ -57,7 +56,7 @@ def summarize(
 
     Raises DataError where the concepts leave nothing to forget or to retain.
     """
-    sides = split(data.items, concepts, seed)
+    sides = split(data.items, concepts)
     texts = [caption for item in data.items for caption in item.captions]
     tokens = lengths(texts)
     return Summary(
@@ -76,8 +75,8 @@ def summarize(
         longest=max(tokens),
         room=room,
         too_long=sum(length > room for length in tokens),
-        forget=_side(data, sides.forget, concepts, seed),
-        retain=_side(data, sides.retain, (), seed),
+        forget=_side(data, sides.forget, concepts),
+        retain=_side(data, sides.retain, ()),
     )
 
 
@@ -85,14 +84,13 @@ def _side(
     data: Dataset,
     parts: dict[Part, tuple[Captioned, ...]],
     concepts: Sequence[Concept],
-    seed: int,
 ) -> Side:
     """A side's counts; its examples mention one of `concepts`, where there are any."""
     own = all(item.part == part for part in PARTS for item in parts[part])
     return Side(
         images={part: len(parts[part]) for part in PARTS},
         images_there={part: sum(i.image in data.files for i in parts[part]) for part in PARTS},
-        split="the dataset's own" if own else f"ours, seed {seed}",
+        split="the dataset's own" if own else "ours",
         examples=[
             next(t for t in item.captions if not concepts or any(c.in_text(t) for c in concepts))
             for item in parts["train"][:EXAMPLES]
