@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import artifact, image_cache, kinds, runtime
-from .errors import DataError, ModelError, RunError, SettingError
+from .errors import ModelError, RunError, SettingError
 from .files import digest, hash_file, key_of, read_rows, write_bytes, write_rows
-from .pairs.concepts import Concept, without
 from .pipeline import check_lengths, draw, encoders_of, image_size, open_pipeline, swap
 from .presets import Models
-from .prompts import read_prompts
 from .rundir import Run, concepts_of
+from .shots import Shot, plan, reduced
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,16 +58,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Shot:
-    """One image to make."""
-
-    file: str
-    prompts: str
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class _Arm:
     """One side of the comparison: its name, what identifies its weights, its text encoders, and the
     text that it draws for each shot, where it draws any."""
@@ -76,7 +65,7 @@ class _Arm:
     name: str
     weights: str
     encoders: dict[str, Any]
-    texts: dict[_Shot, str]
+    texts: dict[Shot, str]
 
 
 def generate(
@@ -104,13 +93,13 @@ def generate(
         raise RunError(
             f"{run.folder}: unlearned from {described['base']['model']}, not {models.model}"
         )
-    shots = _plan(prompts, settings)
+    shots = plan(prompts, settings.images_per_prompt, settings.seed)
     pipe = open_pipeline(models.folder, settings.dtype)
     check_lengths(pipe, {shot.prompt: shot.prompts for shot in shots})
     erased = described["weights_sha256"]
     arms = _arms(pipe, run, shots, fingerprint, erased)
     if reference:
-        texts = _without(shots, concepts)
+        texts = reduced(shots, concepts)
         arms.insert(1, replace(arms[0], name="reference", texts=texts))
     shape = _shape(pipe, settings, models, fingerprint)
     stage = shape | {
@@ -135,7 +124,7 @@ def generate(
 
 
 def _arms(
-    pipe: DiffusionPipeline, run: Run, shots: list[_Shot], fingerprint: str, erased: dict[str, str]
+    pipe: DiffusionPipeline, run: Run, shots: list[Shot], fingerprint: str, erased: dict[str, str]
 ) -> list[_Arm]:
     """The original and the erased model, each with every shot's own prompt."""
     own, loaded = encoders_of(pipe), {name: artifact.load(run.folder, name) for name in erased}
@@ -166,7 +155,7 @@ def _shape(
 def _draw_all(
     pipe: DiffusionPipeline,
     arms: list[_Arm],
-    shots: list[_Shot],
+    shots: list[Shot],
     shape: dict[str, Any],
     run: Run,
     progress: Progress | None,
@@ -202,30 +191,6 @@ def _draw_all(
     return rows
 
 
-def _plan(prompts: list[Path], settings: Settings) -> list[_Shot]:
-    names = [path.stem for path in prompts]
-    if len(set(names)) < len(names):
-        raise DataError(f"--prompts: two files of one name ({', '.join(names)})")
-    shots = []
-    for path in prompts:
-        for p, prompt in enumerate(read_prompts(path)):
-            for k in range(settings.images_per_prompt):
-                number = p * settings.images_per_prompt + k
-                file = f"{path.stem}-{number:04}.png"
-                shots.append(_Shot(file, path.stem, prompt, settings.seed + number))
-    return shots
-
-
-def _without(shots: list[_Shot], concepts: Sequence[Concept]) -> dict[_Shot, str]:
-    """The texts of the shots that mean a concept and mention it, with each mention's phrase out."""
-    return {
-        shot: without(shot.prompt, concepts)[0]
-        for shot in shots
-        if kinds.read_name(shot.prompts)[1] in (None, *kinds.MEANT)
-        and any(concept.in_text(shot.prompt) for concept in concepts)
-    }
-
-
 def _kept(run: Run) -> dict[str, tuple[str, str]]:
     """Images of an earlier, interrupted pass: file -> (batch key, sha256)."""
     rows = read_rows(run.folder / "images.jsonl")
@@ -234,7 +199,7 @@ def _kept(run: Run) -> dict[str, tuple[str, str]]:
 
 def _batch(
     pipe: DiffusionPipeline,
-    batch: list[_Shot],
+    batch: list[Shot],
     shape: dict[str, Any],
     key: str,
     arm: str,

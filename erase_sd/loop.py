@@ -25,6 +25,7 @@ from .pairs.split import Part
 from .rows import Rows
 from .rundir import Run
 from .settings import Settings
+from .shares import shares
 
 # Of a checkpoint, beside the weights.
 STATE = ("step", "good_step", "rate_scale", "stopped", "stage", "left")
@@ -169,29 +170,10 @@ class Loop:
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
-    def measure(self, part: Part, most: int = 512) -> dict[str, float]:
-        """The concept's remaining share and the kept share, of one part's captions.
-
-        forget: how much closer a caption with the concept is to its image than the same caption
-        without it, as a share of what that was originally; 1 untouched, 0 gone, below 0 repelled.
-        retain: 1 - squared change of the retain captions' token states over their variance.
-        """
-        forget, retain = self.forget[part], self.retain[part]
-        mentions = torch.nonzero(forget.mask.sum(1)).flatten()[:most]
-        if not len(mentions):
-            raise RunError(f"no {part} caption mentions the concept by name; needs more pairs")
-        others = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
-        with torch.no_grad(), self._precision():
-            now, _ = self.clip.encode_texts(forget.ids[mentions])
-            before, _ = self.original.encode_texts(forget.ids[mentions])
-            without_it, _ = self.original.encode_texts(forget.reduced_ids[mentions])
-            image = forget.image[mentions].to(self.device)
-            base = (image * without_it).sum(-1).mean()
-            left = ((image * now).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
-            _, then = self.original.encode_texts(retain.ids[others])
-            _, after = self.clip.encode_texts(retain.ids[others])
-            kept = 1 - (after - then).square().mean() / (then - then.mean(0)).square().mean()
-        return {"forget": float(left), "retain": float(kept)}
+    def measure(self, part: Part) -> dict[str, float]:
+        """`shares.shares` of one part's captions."""
+        with self._precision():
+            return shares(self.clip, self.original, self.forget[part], self.retain[part], part)
 
     def _validate(self, terms: dict[str, float], pace: float) -> None:
         measures = self.measure("validation")

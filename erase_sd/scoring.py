@@ -14,8 +14,9 @@ from .errors import RunError, SettingError
 from .files import hash_file, read_rows, write_json, write_rows, write_text
 from .pairs.concepts import Concept
 from .presets import Models
-from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, lines_of, pairs_of, rows_of
+from .rates import THRESHOLD, THRESHOLDS, Pair, Row, as_json, pairs_of, rows_of
 from .rundir import RUNS, Run, concepts_of
+from .score_table import table_of
 
 NOTE = (
     f"Detected with probability of at least {THRESHOLD}; in brackets the 95 % Wilson interval; p: "
@@ -208,53 +209,9 @@ def all_runs() -> list[Run]:
     return [run for run in runs if run.status("generate") == "done"]
 
 
-HEADINGS = ("run", "looked for", "n", "original %", "erased %", "change", "p")
-REFERENCE_HEADINGS = ("without it %", "erased less that", "its p")
-
-
-def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Headings, and a line for each run, concept, kind of prompt and group: what both arms show, and
-    the difference; where any row is of the reference arm, that and erased against it too."""
-    lines = lines_of(rows)
-    referred = any(reference for _, _, reference in lines)
-    cells = []
-    for before, after, reference in lines:
-        cells.append(
-            [
-                after.run,
-                _looked_for(after),
-                str(after.n),
-                _rate(before),
-                _rate(after),
-                *_change(after),
-            ]
-        )
-        if referred:
-            cells[-1] += [_rate(reference), *_change(reference)] if reference else [""] * 3
-    return HEADINGS + REFERENCE_HEADINGS * referred, cells
-
-
-def _looked_for(row: Row) -> str:
-    if row.group == "target":
-        return f"{row.concept}, {row.kind}" if row.kind else row.concept
-    others, same = row.name or "others", row.group == "retained_same"
-    if row.kind:
-        return f"{others}, {row.kind} captions" if same else f"{others}, {row.kind}"
-    return f"{others}, same captions" if same else f"{others}, elsewhere"
-
-
 def markdown(tables: Tables) -> str:
     """The table of `table_of` in Markdown, with a line that says how to read it."""
     headings, cells = table_of(tables.rows)
     lines = ["| " + " | ".join(headings) + " |", "|---|---|" + "--:|" * (len(headings) - 2)]
     lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join(lines) + f"\n\n{tables.note}\n"
-
-
-def _rate(row: Row) -> str:
-    return f"{100 * row.rate:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-
-
-def _change(row: Row) -> tuple[str, str]:
-    assert row.difference is not None and row.p_value is not None
-    return f"{100 * row.difference:+.1f}", f"{row.p_value:.1g}"

@@ -20,7 +20,7 @@ def rates_table(rows: list[Row], note: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .scoring import table_of
+    from .score_table import table_of
 
     headings, lines = table_of(rows)
     table = _narrow("Detection rates", headings, words=2)

@@ -26,7 +26,7 @@ from erase_sd.report.data import read
 from erase_sd.report.shots import shots_of
 from erase_sd.report.verdict import verdict_of
 from erase_sd.rundir import Run
-from erase_sd.scoring import HEADINGS, REFERENCE_HEADINGS, table_of
+from erase_sd.score_table import HEADINGS, REFERENCE_HEADINGS, table_of
 from erase_sd.settings import Settings
 from erase_sd.unlearning import unlearn
 

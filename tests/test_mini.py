@@ -12,7 +12,6 @@ from PIL import ImageChops
 import erase_sd
 from erase_sd.kinds import KINDS, read_name
 from erase_sd.mini import WEIGHTS, dataset
-from erase_sd.mini.build import TRAIN_SCENES, TRAIN_SEED
 from erase_sd.mini.captions import (
     NAME_FREE,
     SYNONYMS,
@@ -21,6 +20,7 @@ from erase_sd.mini.captions import (
     held_out,
     held_out_caption,
 )
+from erase_sd.mini.data import TRAIN_SCENES, TRAIN_SEED
 from erase_sd.mini.dataset import DATASET_SEED, IMAGES
 from erase_sd.mini.scenes import CLASS_OF, CLASSES, SIZE, render, sample
 from erase_sd.pairs.classes import named_classes

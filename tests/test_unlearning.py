@@ -56,7 +56,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     for run, seed in zip(runs, (0, 0, 1), strict=True):
         unlearn(short(method=method, seed=seed), tiny, run)
     assert same(weights(runs[0]), weights(runs[1]))
-    assert not same(weights(runs[0]), weights(runs[2]))
+    # The pairs are parted alike for every seed, and a closed form draws nothing else at random.
+    assert same(weights(runs[0]), weights(runs[2])) == (method == "projection")
 
 
 def test_the_original_is_left_as_it_was(tiny: Models) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .draw import COLOURS, PLACES, THINGS, Pen
+from .pen import COLOURS, Pen
+from .places import PLACES
+from .things import THINGS
 
 SIZE = 64  # pixels, width and height of an image
 SUPERSAMPLE = 4  # drawn this many times larger, then averaged down

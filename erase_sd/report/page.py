@@ -17,7 +17,7 @@ from ..files import write_text
 from ..kinds import KINDS as FILE_KINDS
 from ..rates import GROUPS, Row, lines_of
 from ..rundir import Run
-from ..scoring import table_of
+from ..score_table import table_of
 from .data import STAGES, Data, read
 from .figures import training_curves
 from .shots import KINDS, OUTCOMES, Shot, shots_of
