@@ -131,8 +131,8 @@ class Clip:
 def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:
     """The parameters that unlearning moves.
 
-    The projections and the temperature stay: Stable Diffusion reads neither, so a concept
-    forgotten there would still be drawn.
+    The projections and the temperature stay: Stable Diffusion reads neither (but SDXL its second
+    encoder's projection), so a concept forgotten there would still be drawn.
     """
     parts = ("text_model.",) if towers == "text" else ("text_model.", "vision_model.")
     return {n: p for n, p in clip.model.named_parameters() if n.startswith(parts)}
@@ -147,5 +147,5 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         file = path if data is None else io.BytesIO(data)
         with Image.open(file, formats=list(IMAGE_FORMATS)) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: no readable image ({error})") from None

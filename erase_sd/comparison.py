@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import json
 import multiprocessing
 import os
-import traceback
+import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import presets, runtime
+from . import generation, presets, runtime, unlearning
 from .errors import EraseError
-from .files import hash_file
 from .grid import Cell, cells_of
+from .grid_cell import Shared, attempt, is_done
 from .grid_results import rows_of, write
 from .grid_tables import Table
 from .prompts import read_prompts
@@ -40,20 +38,6 @@ PRELOADED = [
     "inflect",
     "scipy.stats",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What all cells share: where the models lie, and the images, of which there may be none."""
-
-    places: dict[str, Any]
-    """Arguments of `erase_sd.unlearn`: preset, model, revision, clip, data."""
-    models: presets.Models
-    prompts: dict[str, Path]
-    """A prompt file for each concept."""
-    images_per_prompt: int
-    dtype: str
-    images: bool
 
 
 @dataclass(frozen=True)
@@ -90,7 +74,7 @@ def compare(
     from accelerate import PartialState
 
     cells = cells_of(concepts, methods, seeds, out)
-    runtime.dtype(dtype)
+    generation.Settings(images_per_prompt=images_per_prompt, dtype=dtype)
     words = {word for cell in cells for word in cell.concepts}
     prompts = {word: prompts_folder / f"{folder_of(None, (word,)).name}.txt" for word in words}
     models = presets.resolve(**places, detector=detector)
@@ -98,19 +82,19 @@ def compare(
     # for hours, where most of what was left to do was one process's share.
     state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
     with state.main_process_first():
-        models.pairs()
+        origin = _origin(models)
         if images:
             models.detector_file()
             for file in (*prompts.values(), prompts_folder / "retain.txt"):
                 read_prompts(file)
     shared = Shared(
-        places=places, models=models, prompts=prompts, images_per_prompt=images_per_prompt,
-        dtype=dtype, images=images,
+        places=places, models=models, origin=origin, prompts=prompts,
+        images_per_prompt=images_per_prompt, dtype=dtype, images=images,
     )  # fmt: skip
     reasons = _run_all(cells, shared, state, progress)
     if not state.is_main_process:
         return Comparison(out, [], [])
-    rows = [row for i, cell in enumerate(cells) for row in rows_of(cell, reasons.get(i, ""))]
+    rows = [r for i, cell in enumerate(cells) for r in rows_of(cell, images, reasons.get(i, ""))]
     made = write(out, rows, _command(concepts, methods, seeds, shared))
     if images:
         _show([cell for i, cell in enumerate(cells) if i not in reasons], out)
@@ -135,14 +119,28 @@ def _run_all(
     return dict(gather_object(failed))
 
 
+def _origin(models: presets.Models) -> dict[str, Any]:
+    """`unlearning.origin` of what all cells have in common."""
+    from .pairs.flickr30k import read
+
+    if models.data != presets.SYNTH:
+        return unlearning.origin(models, read(models.pairs()))
+    return {"model": models.fingerprint()}  # the pairs are made by it, of the cell's own concepts
+
+
 def _command(concepts: Sequence[str], methods: Sequence[str], seeds: int, shared: Shared) -> str:
-    """The words that make the same again; folders by their names alone."""
-    words = ["erase-sd compare --concepts", *concepts, "--methods", *methods, "--seeds", str(seeds)]
+    """The words that make the same again; files and folders by their names alone."""
+    words = ["erase-sd", "compare", "--concepts", *concepts, "--methods", *methods]
+    words += ["--seeds", str(seeds)]
+    for option, value in shared.models.given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one != "mini":
+                words += [f"--{option}", Path(one).name if Path(one).exists() else str(one)]
     if not shared.images:
-        return " ".join([*words, "--skip-images"])
+        return shlex.join([*words, "--skip-images"])
     folder = next(iter(shared.prompts.values())).parent
     words += ["--images-per-prompt", str(shared.images_per_prompt), "--dtype", shared.dtype]
-    return " ".join([*words, "--prompts-folder", folder.name])
+    return shlex.join([*words, "--prompts-folder", folder.name])
 
 
 def _show(cells: Sequence[Cell], out: Path) -> None:
@@ -195,58 +193,3 @@ def _settle(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     runtime.keep_freed_memory()
-
-
-def attempt(cell: Cell, shared: Shared) -> str:
-    """Runs a cell; the reason where it fails, else nothing. A bug of one method ends no other."""
-    try:
-        _run(cell, shared)
-    except EraseError as error:
-        return " ".join(str(error).split())
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        return " ".join(f"{type(error).__name__}: {error} ({where})".split())
-    return ""
-
-
-def _run(cell: Cell, shared: Shared) -> None:
-    import erase_sd
-
-    folder = cell.folder
-    erase_sd.unlearn(
-        cell.concepts, run=folder, seed=cell.seed, **cell.spec.settings, **shared.places
-    )
-    if shared.images:
-        files = [shared.prompts[word] for word in cell.concepts]
-        erase_sd.generate(
-            files, run=folder, images_per_prompt=shared.images_per_prompt, dtype=shared.dtype
-        )
-        erase_sd.score(folder, detector=shared.models.detector)
-    if not (folder / "evaluation.json").is_file():
-        erase_sd.evaluate(folder)
-
-
-def is_done(cell: Cell, shared: Shared) -> bool:
-    """Whether the run folder holds all that the cell is to leave, made with these very settings."""
-    run = Run(cell.folder)
-    if run.status("unlearn") != "done" or not (cell.folder / "evaluation.json").is_file():
-        return False
-    stages = run.manifest["stages"]
-    wanted = json.loads(json.dumps(dataclasses.asdict(cell.settings())))
-    wanted["model"] = shared.models.fingerprint()
-    if not wanted.items() <= stages["unlearn"]["settings"].items():
-        return False
-    if not shared.images:
-        return True
-    if run.status("generate") != "done" or run.status("score") != "done":
-        return False
-    drawn, scored = (stages[name]["settings"] for name in ("generate", "score"))
-    retain = next(iter(shared.prompts.values())).with_name("retain.txt")
-    files = [*(shared.prompts[word] for word in cell.concepts), retain]
-    return bool(
-        drawn["prompts"] == {file.name: hash_file(file) for file in files}
-        and drawn["images_per_prompt"] == shared.images_per_prompt
-        and f"torch.{drawn['dtype']}" == str(runtime.dtype(shared.dtype))
-        and scored["detector_sha256"] == shared.models.detector_hash()
-    )

@@ -13,18 +13,21 @@ from .errors import EraseError
 from .files import read_json, read_rows, write_text
 from .grid import Cell
 from .grid_rows import DIVERGED, FAILED, HEADER, Row
-from .grid_tables import Table, markdown, tables
+from .grid_tables import Table, tables
+from .grid_text import markdown
 from .rates import wilson
 from .rundir import Run
 
 
-def rows_of(cell: Cell, reason: str = "") -> list[Row]:
-    """What a cell left, as tidy rows; with a `reason`, or where it cannot be read, a row that says so."""
+def rows_of(cell: Cell, images: bool = True, reason: str = "") -> list[Row]:
+    """What a cell left, as tidy rows, its images' rates on request; with a `reason`, or where it
+    cannot be read, a row that says so alone, for the rest may be of an earlier try."""
     try:
-        rows = [*_costs(cell), *_detections(cell), *_evaluation(cell)]
+        if not reason:
+            return [*_costs(cell), *(_detections(cell) if images else ()), *_evaluation(cell)]
     except EraseError as error:
-        rows, reason = [], reason or str(error)
-    return [*rows, _row(cell, FAILED, reason=reason)] if reason else rows
+        reason = str(error)
+    return [_row(cell, FAILED, reason=reason)]
 
 
 def _row(cell: Cell, measure: str, **fields: Any) -> Row:
@@ -35,28 +38,28 @@ def _row(cell: Cell, measure: str, **fields: Any) -> Row:
 
 
 def _costs(cell: Cell) -> list[Row]:
-    """What unlearning took, and its last look at the validation images that was not rolled back."""
+    """What unlearning took, without the time where it was killed once and went on, and its last look
+    at the validation images that was not rolled back: before the first there is everything left."""
     run = Run(cell.folder)
     if run.status("unlearn") != "done":
         return []
     entry = run.manifest["stages"]["unlearn"]
     ended = DIVERGED if entry["stopped"] == DIVERGED else ""
     rows = [
-        _row(cell, "unlearn_seconds", value=entry["seconds"]),
+        _row(cell, "unlearn_seconds", value=None if entry.get("resumed_at") else entry["seconds"]),
         _row(cell, "peak_memory_mb", value=entry["peak_memory_mb"]),
         _row(cell, "steps", value=entry["steps"], reason=ended),
     ]
     looks = [row for row in read_rows(cell.folder / "train.jsonl") if not row.get("rolled_back")]
     for group in ("forget", "retain"):
-        if looks and f"validation_{group}" in looks[-1]:
-            value = looks[-1][f"validation_{group}"]
-            rows.append(_row(cell, f"validation_{group}", group=group, arm="erased", value=value))
+        value = looks[-1][f"validation_{group}"] if looks else 1.0
+        rows.append(_row(cell, f"validation_{group}", group=group, arm="erased", value=value))
     return rows
 
 
 def _detections(cell: Cell) -> list[Row]:
     """The rates of the plain prompts. Those of several concepts come together; what is to stay
-    elsewhere is nearly the same for each of them, and counts once."""
+    elsewhere is the same for each of them, and counts once."""
     if Run(cell.folder).status("score") != "done":
         return []
     scored = [
@@ -67,9 +70,8 @@ def _detections(cell: Cell) -> list[Row]:
     rows = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in scored):
         part = [row for row in scored if (row["group"], row["arm"]) == (group, arm)]
+        part = part[:1] if group == "retained_other" else part
         found, n = (sum(row[key] for row in part) for key in ("found", "n"))
-        if group == "retained_other":
-            found, n = round(found / len(part)), round(n / len(part))
         low, high = wilson(found, n)
         rows.append(
             _row(

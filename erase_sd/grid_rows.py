@@ -42,6 +42,8 @@ class Row:
         return self.concept.count("+") + 1
 
 
+SHARED = ("retained_other", "retain")
+"""Groups of which every concept's run sees nearly the same prompts and pairs."""
 HEADER = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -54,7 +56,7 @@ class Stat:
     """Sample standard deviation; None of one seed."""
     n: int
     """What a seed counts, its rows together; 0 of a measure that counts nothing. Other seeds count
-    the same prompts again, which makes no more of them."""
+    the same prompts again, and so do the concepts' rows of SHARED: that makes no more of them."""
 
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean as a share of n (Wilson); for a mean of values in 0-1 too wide,
@@ -64,17 +66,21 @@ class Stat:
 
 def stat(rows: Iterable[Row]) -> Stat | None:
     """None where no row has a value."""
-    by_seed: dict[int, list[float]] = {}
-    counted = 0
+    by_seed: dict[int, list[Row]] = {}
     for row in rows:
         if row.value is not None:
-            by_seed.setdefault(row.seed, []).append(row.value)
-            counted += row.n or 0
-    means = [fmean(values) for values in by_seed.values()]
+            by_seed.setdefault(row.seed, []).append(row)
+    means = [fmean(row.value or 0.0 for row in part) for part in by_seed.values()]
     if not means:
         return None
     spread = stdev(means) if len(means) > 1 else None
-    return Stat(fmean(means), spread, round(counted / len(means)))
+    return Stat(fmean(means), spread, round(fmean(map(_counted, by_seed.values()))))
+
+
+def _counted(rows: list[Row]) -> int:
+    """What the rows of one seed count: of groups that all concepts share the most of any."""
+    apart = sum(row.n or 0 for row in rows if row.group not in SHARED)
+    return apart + max((row.n or 0 for row in rows if row.group in SHARED), default=0)
 
 
 def by_spec(rows: Iterable[Row]) -> dict[str, list[Row]]:

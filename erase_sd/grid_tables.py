@@ -8,17 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .grid_rows import DIVERGED, FAILED, Row, Stat, by_spec, erased, originals, stat
+from .grid_rows import DIVERGED, Row, Stat, by_spec, erased, originals, stat
 
 RETAIN = ("retained_same", "retained_other", "retain")
 """Groups of what is to stay; the others hold what is to go."""
-NOTE = (
-    "Per cent, mean ± standard deviation over seeds; of several concepts, of their mean. Bold: the "
-    "best, and what its 95 % interval (Wilson; one seed's counts, for all draw the same prompts) "
-    "cannot tell from it. Best is the lowest of what is to go, and of what is to stay the closest to "
-    "the original's: a rate above it is fine-tuning, not preservation. Table numbers are the "
-    "CLIPErase paper's."
-)
+OF_CLASSES = ("zero_shot_retrieval",)
+"""Measures that count classes: one to forget for each concept, so that everything would tie."""
 BOTH_NOTE = (
     "Both: the harmonic mean of the share of the concept that went and of the share of the others "
     "that is kept (mean of the two columns, no more than all), as shares of the original's rates. On "
@@ -147,14 +142,13 @@ def _table(
 def _with_both(table: Table | None, rows: Sequence[Row]) -> Table | None:
     """The table with a column, last but one, of what each spec's erasing and keeping come to."""
     found = {name: _both(part) for name, part in by_spec(rows).items()}
-    best = max((value for value in found.values() if value is not None), default=None)
-    if not table or best is None:
+    if not table or not any(value is not None for value in found.values()):
         return table
     lines = []
     for *fields, runs in table.lines:
         value = found.get(fields[0].text)
         shown = "" if value is None else f"{100 * value:.1f}"
-        lines.append((*fields, Entry(shown, value is not None and value == best), runs))
+        lines.append((*fields, Entry(shown), runs))
     headings = (*table.headings[:-1], "both", table.headings[-1])
     return dataclasses.replace(table, headings=headings, lines=tuple(lines), note=BOTH_NOTE)
 
@@ -216,10 +210,14 @@ def _lines(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[Entry, 
 
 
 def _best(column: Column, stats: dict[str, Stat | None], before: Stat | None) -> set[str]:
-    """Names of the best value and of all that its interval overlaps; none where nothing is counted,
-    and where there is nothing to be better than."""
+    """Names of the best value and of all that its interval overlaps; none where nothing is counted, or
+    a handful of classes, and where there is nothing to be better than."""
     counted = {name: found for name, found in stats.items() if found and found.n}
-    if len(counted) < 2 or (column.groups[0] in RETAIN and not before):
+    if (
+        column.measure in OF_CLASSES
+        or len(counted) < 2
+        or (column.groups[0] in RETAIN and not before)
+    ):
         return set()
     aim = before.mean if before and column.groups[0] in RETAIN else 0.0
     low, high = min(counted.values(), key=lambda found: abs(found.mean - aim)).interval()
@@ -243,30 +241,3 @@ def _diverged(rows: Sequence[Row]) -> str:
     ended = Counter(row.spec for row in rows if row.reason == DIVERGED)
     runs = ", ".join(f"{spec} {count}" for spec, count in ended.items())
     return f" Diverged, and ended on the last good weights: {runs} runs." if runs else ""
-
-
-def markdown(made: Sequence[Table], rows: Sequence[Row], command: str = "") -> str:
-    """The tables in Markdown, above them the command, and below them what failed and why."""
-    parts = ["# Comparison", "", *([f"    {command}", ""] if command else []), NOTE, ""]
-    for table in made:
-        rule = "|---" * table.words + "|--:" * (len(table.headings) - table.words) + "|"
-        parts += [f"## {table.title}", "", _line(table.headings), rule]
-        parts += [
-            _line([f"**{e.text}**" if e.bold else e.text for e in line]) for line in table.lines
-        ]
-        parts += ["", *([table.note, ""] if table.note else [])]
-    failed = [row for row in rows if row.measure == FAILED]
-    if failed:
-        parts += [
-            "## Failed",
-            "",
-            _line(("concept", "method", "seed", "reason")),
-            "|---|---|--:|---|",
-        ]
-        parts += [_line((r.concept, r.spec, str(r.seed), r.reason)) for r in failed]
-        parts.append("")
-    return "\n".join(parts)
-
-
-def _line(words: Iterable[str]) -> str:
-    return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"

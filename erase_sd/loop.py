@@ -62,7 +62,7 @@ class Loop:
         self.checkpoint = run.folder / f"checkpoint{suffix}.safetensors"
         self.log_path = run.folder / f"train{suffix}.jsonl"
         self.log: list[dict[str, Any]] = []
-        self.step, self.good_step, self.rate_scale = 0, 0, 1.0
+        self.step, self.good_step, self.rate_scale, self.resumed_at = 0, 0, 1.0, 0
         self.left: float | None = None
         self.stopped = "steps"
         self.good = self.weights()
@@ -86,11 +86,13 @@ class Loop:
 
     def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
         """The student's features and token states of token ids."""
-        return self.clip.encode_text(ids, unit)
+        with self._precision():
+            return self.clip.encode_text(ids, unit)
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
         """The student's features of processed pixels."""
-        return self.clip.encode_image(pixels, unit)
+        with self._precision():
+            return self.clip.encode_image(pixels, unit)
 
     def __call__(self, side: Side) -> Encoded:
         """The student's view of one side."""
@@ -106,7 +108,7 @@ class Loop:
     def train(self, progress: Progress | None) -> None:
         """Steps until the thresholds are met or the steps are used up; ends on good weights."""
         self._resume()
-        if solved := self.prepared.solve(self.world):
+        if (solved := self.prepared.solve(self.world)) is not None:
             self._restore({**self.good, **solved})
             self.stopped, self.good = "solved", self.weights()
             measures = self.measure("validation")
@@ -128,6 +130,8 @@ class Loop:
                 pace = (time.monotonic() - began) / (self.step - start)
                 self._validate(terms, pace)
         self._restore(self.good)
+        if not self.good_step:
+            runtime.say("every look was rolled back: the weights are still the original's")
 
     def _take_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -147,10 +151,10 @@ class Loop:
         """Takes the gradients of one batch; returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._precision():
-            terms = self.method.loss(
-                self, self.batches.at(self.step, self.steps, self.method.reads)
-            )
-            loss = torch.stack(list(terms.values())).sum()
+            batch = self.batches.at(self.step, self.steps, self.method.reads)
+        # Outside of it: a similarity times CLIP's temperature has no two decimals left in bf16.
+        terms = self.method.loss(self, batch)
+        loss = torch.stack(list(terms.values())).sum()
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]
         else:
@@ -161,19 +165,19 @@ class Loop:
         """Ends on the last weights that passed a look; DivergedError where there are none."""
         where = f"unlearning diverged by step {step} ({what})"
         if not self.good_step:
-            raise DivergedError(f"{where}, before the first look; a lower --rate may help")
+            raise DivergedError(f"{where}, before a look that was kept; a lower --rate may help")
         self.stopped = "diverged"
         runtime.say(f"{where}; the weights of step {self.good_step} are kept; try a lower --rate")
 
     def _precision(self) -> torch.autocast:
-        """Autocast of the settings' precision; none in float32."""
+        """Autocast of the settings' precision, for the passes through the towers; none in float32."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
     def measure(self, part: Part) -> dict[str, float]:
         """`shares.shares` of one part's captions."""
         with self._precision():
-            return shares(self.clip, self.original, self.forget[part], self.retain[part], part)
+            return shares(self.clip, self.original, self.forget[part], self.retain[part])
 
     def _validate(self, terms: dict[str, float], pace: float) -> None:
         measures = self.measure("validation")
@@ -181,10 +185,9 @@ class Loop:
             self._diverge(self.step, "not finite on the validation captions")
             return
         left, floor = self.method.left(self), self.settings.retain_floor
+        rolled_back = floor is not None and measures["retain"] < floor
         if left is not None and self.left is not None:
-            rolled_back = left >= self.left
-        else:
-            rolled_back = floor is not None and measures["retain"] < floor
+            rolled_back |= left >= self.left
         self.log.append(
             {"step": self.step, **terms, **_validation(measures),
              **({} if left is None else {"left": left, "stage": self.stage}),
@@ -244,14 +247,17 @@ class Loop:
             ) from None
         for name in STATE:
             setattr(self, name, state[name])
+        self.resumed_at = self.step
         self.batches.sizes = tuple(state["batches"])
         self._begin(self.stage)
         self.good = {n: tensors[f"good.{n}"] for n in self.all_parameters}
         self._restore(self.good)
         for name, parameter in self.parameters.items():
             if f"step.{name}" in tensors:
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                # As `Adam.load_state_dict` would: the count of steps stays where it is.
+                self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"]} | {
+                    key: tensors[f"{key}.{name}"].to(parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
                 }
         self.log = [row for row in read_rows(self.log_path) if row["step"] <= self.step]
 

@@ -1,4 +1,4 @@
-"""A diffusers Stable Diffusion: opening it, what its U-Net reads, one batch; the only diffusers user."""
+"""A diffusers Stable Diffusion: opening it, what its U-Net reads, one batch."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def play(
     try:
         import gradio  # noqa: F401
     except ImportError:
-        raise SettingError("play: needs Gradio; pip install 'erase-sd[play]'") from None
+        raise SettingError("play: needs Gradio; pip install -e '.[play]' in the clone") from None
     player = Player(run, models)
     blocks = page(player, _examples(run))
     _, address, _ = blocks.queue(max_size=WAITING, api_open=False).launch(

@@ -102,7 +102,7 @@ def pairs_of(
     `images` are rows of `images.jsonl`, `detections` maps their files to boxes; `target` is the
     concept's class, `erased` all concepts of the run, `names` the detector's classes. A class that
     a prompt names counts once an image. The prompts of a kind count for the concept that they are
-    of. Raises SettingError where a class is none of the detector's, and where an image lacks its
+    of; what stands beside another erased concept counts with that one. Raises SettingError where a class is none of the detector's, and where an image lacks its
     other arm.
     """
     check_class(target, names)
@@ -111,6 +111,7 @@ def pairs_of(
         key = (image["prompts"], image["prompt"], image["seed"])
         shots.setdefault(key, {})[image["arm"]] = image
     gone = {target} | {e.name for e in erased}
+    others = [e for e in erased if e.name not in (concept.name, target)]
     pairs = []
     for (prompts, prompt, seed), arms in shots.items():
         if not {"original", "erased"} <= set(arms):
@@ -121,6 +122,8 @@ def pairs_of(
         if kind and not is_of(owner, concept.name):
             continue
         hit = concept.in_text(prompt)
+        if not kind and not hit and any(e.in_text(prompt) for e in others):
+            continue
         meant = kind in MEANT if kind else hit
         rest: Group = "retained_same" if meant else "retained_other"
         looked: list[tuple[Group, str]] = [("target", target)] if meant else []

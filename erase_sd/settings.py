@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -34,9 +34,9 @@ class Settings:
     steps: int | None = None
     """Most steps; the thresholds below can end it earlier."""
     forget_batch: int = 48
-    """Forget captions a step."""
+    """Forget captions a step (ours; the paper has 16 of both)."""
     retain_batch: int = 96
-    """Retain captions a step."""
+    """Retain captions a step (ours)."""
     forget_threshold: float | None = None
     """Ends once the concept's remaining share, on validation images, is at most this (0-1). The
     methods of other papers have none and run to their last step."""
@@ -44,7 +44,7 @@ class Settings:
     """Kept share of the retain captions' states (0-1), on validation images; a step below it is
     rolled back and the rate halved. The methods of other papers have none."""
     validate_every: int = 20
-    """Steps between two looks at the validation images."""
+    """Steps between two looks at the validation images (ours)."""
     patience: int = 100
     """Least steps before the threshold may end the run: what is drawn settles after what is said."""
     seed: int = 0
@@ -95,13 +95,17 @@ class Settings:
                 raise SettingError(
                     f"--weight {name}: {self.method} has none; near: {', '.join(near)}"
                 )
+        bounds = {f.name: f.metadata for f in fields(kind)}
         return kind(
-            **{n: _value_of(n, value, known[n], hints[n]) for n, value in self.weights.items()}
+            **{
+                n: _value_of(n, value, known[n], hints[n], bounds[n])
+                for n, value in self.weights.items()
+            }
         )
 
 
-def _value_of(name: str, value: Any, default: Any, hint: Any) -> Any:
-    """The value in its field's own type. Raises SettingError where it is of another."""
+def _value_of(name: str, value: Any, default: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
+    """The value in its field's own type. Raises SettingError where it is of another or out of bounds."""
     allowed = get_args(hint) if get_origin(hint) is Literal else ()
     if allowed and value not in allowed:
         raise SettingError(f"--weight {name}: needs {' or '.join(allowed)}, got {value}")
@@ -110,6 +114,10 @@ def _value_of(name: str, value: Any, default: Any, hint: Any) -> Any:
             raise SettingError(f"--weight {name}: needs a finite number, got {value}")
         if isinstance(default, int) and value != int(value):
             raise SettingError(f"--weight {name}: needs a whole number, got {value}")
+        if "least" in bounds and value < bounds["least"]:
+            raise SettingError(f"--weight {name}: needs at least {bounds['least']}, got {value}")
+        if "above" in bounds and value <= bounds["above"]:
+            raise SettingError(f"--weight {name}: needs more than {bounds['above']}, got {value}")
         return type(default)(value)
     return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
 

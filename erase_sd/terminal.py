@@ -79,7 +79,9 @@ def methods_list(pages: list[Page]) -> None:
     console = Console()
     for page in pages:
         console.print(Text(page.name, style="bold"))
-        facts = f"{page.citation}\nTrains {page.trained}; learning rate {page.rate:g}, {page.steps} steps."
+        costs = f"Trains {page.trained}"
+        costs += f"; learning rate {page.rate:g}, {page.steps} steps." if page.rate else "."
+        facts = "\n".join(filter(None, (page.citation, page.about, costs)))
         console.print(Padding(Text(facts), (0, 0, 0, 2)))
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for setting in page.settings:

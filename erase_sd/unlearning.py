@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -33,19 +34,11 @@ def unlearn(
     is left. Raises an EraseError for every cause that is the user's.
     """
     runtime.quiet_libraries()
-    encoders = text_encoders(models.folder)
-    clips = [models.clip_folder(number) for number in range(len(encoders))]
+    encoders, clips = text_encoders(models.folder), clips_of(models)
     for folder, encoder in zip(clips, encoders, strict=True):
         check_fit(folder, encoder.folder)
     data = dataset_of(models, settings.concepts)
-    described = {
-        **dataclasses.asdict(settings),
-        "clip": [hash_folder(folder, "*.safetensors", "*.json") for folder in clips],
-        "data": data.digest,
-        "missing_images": len(data.missing),
-        "model": models.fingerprint(),
-    }
-    described = json.loads(json.dumps(described))
+    described = json.loads(json.dumps(dataclasses.asdict(settings))) | origin(models, data)
     if run.status("unlearn") == "done":
         before = run.manifest["stages"]["unlearn"]
         refuse_other(run.folder, "unlearn", before["settings"], described)
@@ -80,6 +73,21 @@ def unlearn(
     return dict(entry["held_out"])
 
 
+def clips_of(models: Models) -> list[Path]:
+    """The CLIP folder of each text encoder of the pipeline."""
+    return [models.clip_folder(number) for number in range(len(text_encoders(models.folder)))]
+
+
+def origin(models: Models, data: Dataset) -> dict[str, Any]:
+    """What an erasure begins with, as hashes, beside its settings."""
+    return {
+        "clip": [hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)],
+        "data": data.digest,
+        "missing_images": len(data.missing),
+        "model": models.fingerprint(),
+    }
+
+
 def _erase(
     settings: Settings,
     clip: Clip,
@@ -94,8 +102,8 @@ def _erase(
     loop = _loop(settings, clip, data, sides, run, encoder)
     loop.train(progress)
     about = {
-        "steps": loop.step, "stopped": loop.stopped, "batches": list(loop.batches.sizes),
-        "held_out": loop.measure("held-out"),
+        "steps": loop.step, "stopped": loop.stopped, "resumed_at": loop.resumed_at,
+        "batches": list(loop.batches.sizes), "held_out": loop.measure("held-out"),
     }  # fmt: skip
     return {name: t.cpu() for name, t in loop.good.items()}, about
 
@@ -108,8 +116,13 @@ def _loop(
     reads = settings.build().reads
     forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
     retain = {p: rows_of(clip, data, sides.retain[p], (), "images" in reads) for p in PARTS}
-    if forget["train"].mask.sum() == 0:
-        raise RunError(f"{run.folder}: no caption is left once the concept is taken out")
+    for part in PARTS:
+        if forget[part].mask.sum() == 0:
+            raise RunError(f"{run.folder}: no {part} caption is left once the concept is taken out")
+        if len(retain[part]) < 2:
+            raise RunError(
+                f"{run.folder}: one {part} caption without the concept; needs at least 2"
+            )
     if settings.towers == "text" and "tower" not in reads:
         clip.model.vision_model.cpu()  # its features are made; the room is the text tower's
     return Loop(settings, clip, forget, retain, run, encoder.name.removeprefix("text_encoder"))

@@ -51,6 +51,18 @@ def test_a_batch_has_what_is_read_and_no_more(batches: Batches, clip: Clip) -> N
                 torch.testing.assert_close(given.text, clip.encode_text(side.ids)[0])
 
 
+def test_each_position_of_a_reduced_caption_holds_what_it_should_be(
+    batches: Batches, clip: Clip
+) -> None:
+    batch = batches.at(0, 10, frozenset({"states"}))
+    rows = batches.forget
+    for ids, states in zip(batch.forget.ids, batch.reduced.states, strict=True):
+        [row] = {i for i in range(len(rows)) if torch.equal(rows.ids[i], ids)} or {-1}
+        then = clip.encode_text(rows.reduced_ids[row : row + 1])[1][0]
+        for position, source in enumerate(rows.source[row].tolist()):
+            torch.testing.assert_close(states[position], then[source])
+
+
 def test_features_do_not_see_what_is_cut_off(clip: Clip) -> None:
     ids = clip.tokens(["a dog", "a dog next to a red apple"])
     short = clip.cut(ids)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from erase_sd.grid_rows import DIVERGED, FAILED, Row, Stat, originals, stat
-from erase_sd.grid_tables import Table, markdown, tables
+from erase_sd.grid_tables import Table, tables
+from erase_sd.grid_text import markdown
 
 
 def row(
@@ -68,6 +69,25 @@ def test_the_same_prompts_from_another_seed_break_no_tie() -> None:
     rows = [row(m, v, seed=seed) for m, v in (("ga", 0.0), ("npo", 0.05)) for seed in (0, 1)]
     found = lines_of(titled(rows, "Detection"))
     assert (found["ga"][0], found["npo"][0]) == ("**0.0 ± 0.0**", "**5.0 ± 0.0**")
+
+
+def test_the_prompts_that_all_concepts_share_count_once() -> None:
+    rows = [
+        row("ga", 0.9, group, concept=concept, seed=seed, n=50)
+        for group in ("target", "retained_other")
+        for concept in ("apple", "chair", "cow")
+        for seed in (0, 1)
+    ]
+    counted = [stat(r for r in rows if r.group == group) for group in ("target", "retained_other")]
+    assert [found.n for found in counted if found] == [150, 50]
+
+
+def test_nothing_is_marked_where_a_handful_of_classes_is_counted() -> None:
+    rows = [
+        row(m, v, "forget", measure="zero_shot_retrieval", n=4)
+        for m, v in (("ga", 0.0), ("kl", 1.0))
+    ]
+    assert lines_of(titled(rows, "Zero-shot")) == {"ga": ["0.0", "1"], "kl": ["100.0", "1"]}
 
 
 def test_best_kept_is_what_is_closest_to_the_original_not_what_is_highest() -> None:
@@ -134,7 +154,7 @@ def test_both_is_the_harmonic_mean_of_what_went_and_what_is_kept() -> None:
     table = titled(rows, "Detection")
     assert table.headings[-2] == "both"
     assert {name: line[-2] for name, line in lines_of(table).items()} == {
-        "original": "", "ga": "64.3", "ga:rate=0.1": "**66.7**", "ga:rate=1": "0.0",
+        "original": "", "ga": "64.3", "ga:rate=0.1": "66.7", "ga:rate=1": "0.0",
     }  # fmt: skip
 
 

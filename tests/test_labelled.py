@@ -235,6 +235,19 @@ def test_no_more_images_than_the_customary_thousand_are_kept(
     ] * 2
 
 
+def test_a_concept_that_comes_late_in_the_shards_is_among_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erase_sd.labelled import shards
+
+    for module in (shards, gallery):
+        monkeypatch.setattr(module, "MOST", 4)
+    write_shard(tmp_path / "0.tar", samples(["an apple"] * 5 + ["a dog"] * 3 + ["a pear"]))
+    found = open_folder(tmp_path, (*FRUIT, Concept("pear")))
+    captions = [picture.captions[0] for picture in found.pictures]
+    assert captions == ["a pear", "an apple", "a dog", "a dog"]
+
+
 def test_the_choice_is_half_to_forget_unless_a_side_has_fewer() -> None:
     many = list(range(2000))
     for forget, retain, kept in ((2000, 2000, 500), (2000, 100, 900), (30, 2000, 30), (3, 4, 3)):
@@ -297,7 +310,7 @@ def test_without_the_library_shards_say_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     write_shard(tmp_path / "0.tar", samples(["an apple", "a dog"]))
-    with pytest.raises(SettingError, match=r"pip install 'erase-sd\[shards\]'"):
+    with pytest.raises(SettingError, match=r"pip install -e '\.\[shards\]' in the clone"):
         open_folder(tmp_path, FRUIT)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from erase_sd.clip import Encoded
 from erase_sd.methods import METHODS, Batch, Method, Reduced, Side
 from erase_sd.methods.anchored import AnchoredCLIPErase
+from erase_sd.methods.base import contrast
 from erase_sd.methods.cliperase import CLIPErase
 from erase_sd.methods.ga import GradientAscent
 from erase_sd.methods.graddiff import GradientDifference
@@ -65,13 +66,13 @@ def test_cliperase_terms_equal_the_sums_done_by_hand() -> None:
         retain=Encoded(unit(X, Y), unit(X, X), NONE),
     )
     batch = both(before)
-    terms = CLIPErase(forget_weight=3, retain_weight=1, consistency_weight=3).loss(student, batch)
+    terms = CLIPErase(forget_weight=3, retain_weight=2, consistency_weight=3).loss(student, batch)
 
     high, low = math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)
     by_image = (-math.log(high) - math.log(low)) / 2
     by_text = math.log(2)  # columns are constant
     assert float(terms["forget"]) == pytest.approx(1.5)
-    assert float(terms["retain"]) == pytest.approx((by_image + by_text) / 2)
+    assert float(terms["retain"]) == pytest.approx(2 * (by_image + by_text) / 2)
     # Rows: the first is the same, the second turned round: KL = (high - low) * 2. Columns: each
     # before is (high, low), now (1/2, 1/2).
     turned = (high - low) * 2 / 2
@@ -92,7 +93,7 @@ def test_the_embedding_reading_of_consistency_is_tiny_even_for_opposite_vectors(
     rest = (1 - p) / (size - 1), (1 - q) / (size - 1)
     by_hand = p * math.log(p / q) + (1 - p) * math.log(rest[0] / rest[1])
     assert float(terms["consistency"]) == pytest.approx(by_hand, rel=1e-3)
-    assert by_hand < 2 * 4 / size
+    assert by_hand < 0.01  # where the other reading would give 2
 
 
 def test_anchored_terms_equal_the_sums_done_by_hand() -> None:
@@ -155,9 +156,9 @@ def test_the_contrastive_loss_by_hand_is_what_a_pencil_gives() -> None:
         ),
         (KLMinimization(forget_weight=2.0), {"forget": -2 * FORGET_LOSS, "retain": 0.0}),
         (
-            NPO(temperature=0.5, retain_weight=3.0),
+            NPO(temperature=0.5, forget_weight=5.0, retain_weight=3.0),
             {
-                "forget": 4 * sum(
+                "forget": 5 * 4 * sum(
                     math.log(1 + math.exp(-0.5 * (now - then)))
                     for now, then in zip(NOW[:2], THEN[:2], strict=True)
                 ) / 2,
@@ -171,11 +172,17 @@ def test_the_ascents_equal_the_sums_done_by_hand(method: Method, terms: dict[str
     assert {name: float(term) for name, term in got.items()} == pytest.approx(terms, abs=1e-6)
 
 
+def test_clips_temperature_multiplies_every_similarity() -> None:
+    # The first image's row is 0 0 0 3 now, its caption's column 0 0 3 0.
+    [first, *_] = contrast(Fixed(3.0, FORGET, RETAIN), FORGET, RETAIN)[0].tolist()
+    assert first == pytest.approx(math.log(3 + math.exp(3)))
+
+
 def test_kl_holds_the_retain_pairs_to_what_the_original_says_of_them() -> None:
     turned = Encoded(unit(Y, X), unit(X, Y), NONE)  # each caption now goes with the other image
-    terms = KLMinimization().loss(Fixed(1.0, FORGET, turned), both(RETAIN))
+    terms = KLMinimization(retain_weight=3.0).loss(Fixed(1.0, FORGET, turned), both(RETAIN))
     high, low = math.e / (math.e + 1), 1 / (math.e + 1)
-    assert float(terms["retain"]) == pytest.approx(2 * (high - low))  # rows and columns alike
+    assert float(terms["retain"]) == pytest.approx(3 * 2 * (high - low))  # rows and columns alike
 
 
 def test_multidelete_terms_equal_the_sums_done_by_hand() -> None:
@@ -206,3 +213,4 @@ def test_every_method_says_where_it_comes_from_and_what_its_settings_mean() -> N
         assert "arXiv" in page.citation or "source" in page.citation, name
         assert {setting.name for setting in page.settings} == set(kind.settings()), name
         assert all(setting.meaning for setting in page.settings), name
+        assert "Differs: " in page.about, name

@@ -76,7 +76,7 @@ def test_the_lipschitz_constant_equals_the_sum_done_by_hand() -> None:
     assert method is not None
     method = dataclasses.replace(
         method, ids=torch.tensor([[0], [1]]), pixels=flat([3.0, 4.0], [1.0, 0.0]),
-        labels=torch.tensor([0, 0]),
+        labels=torch.tensor([0, 1]),
     )  # fmt: skip
     got = method.loss(Plain([[0.0, 0.0], Y]), batch())["lipschitz"]
 
@@ -88,7 +88,8 @@ def test_the_lipschitz_constant_equals_the_sum_done_by_hand() -> None:
         for number, (dx, dy) in zip(order, noise, strict=True):
             x, y = [(3.0, 4.0), (1.0, 0.0)][number]
             size = math.hypot(dx, dy)
-            by_hand += (math.hypot(x + dx, y + dy) + size) / (2 * size)  # the caption is at 0, 0
+            # The first image's caption is at 0, 0, the second's at Y.
+            by_hand += (math.hypot(x + dx, y + dy - number) + size) / (2 * size)
     assert float(got.detach()) == pytest.approx(by_hand / 4, rel=1e-5)
 
 

@@ -140,7 +140,7 @@ def test_without_gradio_and_on_a_port_in_use_play_ends_in_one_line(
     monkeypatch.setattr(sys, "argv", ["erase-sd", "play", "--run", str(run.folder), "--port", "0"])
     with pytest.raises(SystemExit):
         main()
-    line = "erase-sd: play: needs Gradio; pip install 'erase-sd[play]'\n"
+    line = "erase-sd: play: needs Gradio; pip install -e '.[play]' in the clone\n"
     assert capsys.readouterr().err == line
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

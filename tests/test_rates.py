@@ -86,6 +86,11 @@ def test_another_erased_concept_is_not_retained() -> None:
     assert [(p.group, p.name) for p in found] == [("target", "apple"), ("retained_same", "person")]
 
 
+def test_what_stands_beside_another_erased_concept_is_not_elsewhere() -> None:
+    assert pairs("a dog on a chair", {"dog": 0.8}, {}, Concept("chair")) == []
+    assert len(pairs("a dog on a couch", {"dog": 0.8}, {}, Concept("chair"))) == 1
+
+
 def test_a_prompt_that_names_no_class_gives_no_pair() -> None:
     assert pairs("a sunset", {"dog": 0.8}, {"dog": 0.8}) == []
 

@@ -130,13 +130,26 @@ def test_a_finished_run_is_left_alone(tiny: Models) -> None:
     assert (run.folder / "run.json").stat().st_mtime_ns == changed
 
 
-def test_a_broken_floor_is_rolled_back_with_half_the_rate(tiny: Models) -> None:
+def test_a_broken_floor_is_rolled_back_with_half_the_rate(
+    tiny: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(Path("runs/a"))
     unlearn(short(retain_floor=1.0), tiny, run)  # no step can keep everything
     log = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
     assert [row["rolled_back"] for row in log] == [True, True, True]
+    assert "every look was rolled back: the weights are still the" in capsys.readouterr().err
     base = load_file(tiny.model / "text_encoder" / "model.safetensors")
     assert same(base, weights(run))
+
+
+def test_a_schedule_of_its_own_does_not_switch_the_floor_off(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lipschitz, "left", lambda method, student: 1 / (2 + method.stage))
+    run = Run(Path("runs/a"))
+    unlearn(short(method="lipschitz", retain_floor=1.0), tiny, run)
+    log = [json.loads(line) for line in (run.folder / "train.jsonl").read_text().splitlines()]
+    assert all(row["rolled_back"] for row in log)
 
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
@@ -147,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
 
     monkeypatch.setattr(AnchoredCLIPErase, "loss", poisoned)
     run = Run(Path("runs/a"))
-    with pytest.raises(DivergedError, match=r"step 1 .*before the first look"):
+    with pytest.raises(DivergedError, match=r"step 1 .*before a look that was kept"):
         unlearn(short(), tiny, run)
     assert not (run.folder / "erased").exists()
 

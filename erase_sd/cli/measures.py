@@ -102,7 +102,7 @@ def compare(
             concepts, methods, images=not skip_images, preset=preset, **given_of(given),
             progress=advance,
         )  # fmt: skip
-    from ..grid_tables import NOTE
+    from ..grid_text import NOTE
 
     if found.tables:
         grid_tables(found.tables, NOTE)

@@ -26,6 +26,9 @@ from .gallery import Picture as Picture
 from .gallery import Side as Side
 from .gallery import choose, of_captions, of_classes
 
+HELD_OUT = "the run's held-out pairs"
+"""The kind of an evaluation's pictures, where they are these."""
+
 
 def held_out(run: Run, models: Models, concepts: tuple[Concept, ...]) -> Gallery:
     """The run's own held-out images, at most MOST of them.
@@ -36,7 +39,7 @@ def held_out(run: Run, models: Models, concepts: tuple[Concept, ...]) -> Gallery
     parts = [side["held-out"] for side in (sides.forget, sides.retain)]
     items = choose(*(ranked(part) for part in parts))
     about: dict[str, Any] = {
-        "kind": "the run's held-out pairs", "folder": str(data.folder), "digest": data.digest,
+        "kind": HELD_OUT, "folder": str(data.folder), "digest": data.digest,
         "held_out": sum(map(len, parts)),
     }  # fmt: skip
 

@@ -21,24 +21,29 @@ SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def read(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept]) -> Gallery:
-    """The first images of each side, in the shards' order, at most MOST in all.
+    """The first images of each side, in the shards' order, at most MOST in all; the first of each
+    concept is among them.
 
     What has no caption in UTF-8, or no image that can be read, is left out and counted. Raises
     DataError for a shard that is damaged, and where a side has no image.
     """
     sides: dict[Side, list[tuple[str, bytes]]] = {"forget": [], "retain": []}
-    left_out = 0
+    left_out, unseen = 0, list(concepts)
     for sample in itertools.chain.from_iterable(map(_samples, shards)):
         pair = _pair(sample, folder)
         if pair is None:
             left_out += 1
-        elif len(side := sides[side_of(pair[:1], concepts)]) < MOST:
+            continue
+        side = sides[side_of(pair[:1], concepts)]
+        if any(concept.in_text(pair[0]) for concept in unseen):
+            side.insert(0, pair)
+            unseen = [concept for concept in unseen if not concept.in_text(pair[0])]
+        elif len(side) < MOST:
             side.append(pair)
-        if min(map(len, sides.values())) >= MOST // 2:
+        if not unseen and min(map(len, sides.values())) >= MOST // 2:
             break
-    for concept in concepts:
-        if not any(concept.in_text(caption) for caption, _ in sides["forget"]):
-            raise DataError(f"--images {folder}: no caption with an image mentions {concept.name}")
+    if unseen:
+        raise DataError(f"--images {folder}: no caption with an image mentions {unseen[0].name}")
     if not sides["retain"]:
         raise DataError(f"--images {folder}: every caption mentions a concept; none is to retain")
     if left_out:
@@ -60,7 +65,7 @@ def _samples(shard: Path) -> Iterator[dict[str, Any]]:
         from webdataset.tariterators import group_by_keys, tar_file_expander
     except ModuleNotFoundError:
         raise SettingError(
-            f"--images {shard}: needs the library webdataset; pip install 'erase-sd[shards]'"
+            f"--images {shard}: needs the library webdataset; pip install -e '.[shards]' in the clone"
         ) from None
     webdataset.utils.enforce_security = True  # what WDS_SECURE=1 sets, where nobody has imported it
     try:

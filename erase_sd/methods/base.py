@@ -93,6 +93,16 @@ def made() -> Any:
     )
 
 
+def at_least(least: int, default: int) -> Any:
+    """A whole number from `least` on."""
+    return dataclasses.field(default=default, metadata={"least": least})
+
+
+def above(bound: float, default: float) -> Any:
+    """A number above `bound`."""
+    return dataclasses.field(default=default, metadata={"above": bound})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A frozen dataclass of hyperparameters with one idea. Its first docstring line is the citation.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clip import Encoded
-from .base import Batch, Method, Student, World, contrast, made
+from .base import Batch, Method, Student, World, at_least, contrast, made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EMMN(Method):
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "tower"})
     rate: ClassVar[float] = 3e-3
-    images: int = 32
+    images: int = at_least(1, 32)
     """Noise images, each beside a forget caption of its own (a batch of them in the paper)."""
     noise_steps: int = 40
     """Of Adam, to the noise (5 x 8)."""
@@ -38,9 +38,9 @@ class EMMN(Method):
     impair_share: float = 0.1
     """Of the steps that impair; the others repair (one epoch each in the paper)."""
     impair_weight: float = 1.0
-    """Of the noise pairs' loss."""
+    """Of the noise pairs' loss (1)."""
     retain_weight: float = 1.0
-    """Of the retain pairs' loss, in both."""
+    """Of the retain pairs' loss, in both (1)."""
     ids: Tensor = made()
     """Of the noise images' captions, (images, tokens)."""
     pixels: Tensor = made()

@@ -21,7 +21,7 @@ class GradientAscent(Method):
     rate: ClassVar[float] = 3e-4
     reads: ClassVar[frozenset[str]] = frozenset({"images"})
     forget_weight: float = 1.0
-    """Of the forget pairs' loss, which is climbed."""
+    """Of the forget pairs' loss, which is climbed (1)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """One scalar, below zero."""

@@ -20,9 +20,9 @@ class GradientDifference(Method):
     reads: ClassVar[frozenset[str]] = frozenset({"images"})
     rate: ClassVar[float] = 1e-3
     forget_weight: float = 1.0
-    """Of the forget pairs' loss, which is climbed."""
+    """Of the forget pairs' loss, which is climbed (1)."""
     retain_weight: float = 1.0
-    """Of the retain pairs' loss."""
+    """Of the retain pairs' loss (1)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Two scalars."""

@@ -21,9 +21,9 @@ class KLMinimization(Method):
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 1e-3
     forget_weight: float = 1.0
-    """Of the forget pairs' loss, which is climbed."""
+    """Of the forget pairs' loss, which is climbed (1)."""
     retain_weight: float = 1.0
-    """Of KL(original || now) on the retain pairs."""
+    """Of KL(original || now) on the retain pairs (1)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Two scalars."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clip import Clip
 from ..pairs.classes import COCO, named_classes
 from ..runtime import say
-from .base import Batch, Method, Student, World, made
+from .base import Batch, Method, Student, World, at_least, made
 
 # Stage by stage (the paper, and the authors' code): standard deviation of the noise, in processed
 # pixels, and how many more tensors of each tower train than in the first.
@@ -28,9 +28,12 @@ class Lipschitz(Method):
     """Kravets and Namboodiri (WACV 2025, arXiv 2407.07485): smooth around the concept.
 
     On images that the original itself takes for the concept, its prompt and they are pulled to what
-    noise makes of them. Differs: fewer images and copies, for two CPU cores; an epoch is a look of
-    the loop; tensors are ranked once, not at each step; no weight decay. Where the text tower trains
-    alone, only the prompt moves.
+    noise makes of them. Differs: fewer images and copies, for two CPU cores; an image that is not
+    surely the concept's when the iterations are used up is kept, and that is said; the other classes
+    are those that the retain captions name, so it is not wholly without data; an epoch is a look of
+    the loop; a roll-back begins the next stage with a fresh optimizer; tensors are ranked once, not
+    at each step; no weight decay; pixels stay in an image's range. Where the text tower trains alone,
+    only the prompt moves.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"tower"})
@@ -39,19 +42,19 @@ class Lipschitz(Method):
     trained: ClassVar[str] = "the tensors of the transformer blocks with the largest gradients"
     prompt: str = "A picture of {}"
     """Of a class (the paper's)."""
-    images: int = 32
+    images: int = at_least(1, 32)
     """Synthetic images of each concept (64)."""
-    iterations: int = 200
+    iterations: int = at_least(1, 200)
     """Most steps of gradient ascent to an image (3,000)."""
     ascent: float = 25.0
     """Length of a step, in processed pixels of a 224 px image (25); less on smaller ones."""
     probability: float = 0.8
     """From which on an image is the concept's (0.8 in the authors' code)."""
-    batch: int = 16
+    batch: int = at_least(1, 16)
     """Images a step (64)."""
-    copies: int = 2
+    copies: int = at_least(1, 2)
     """Noisy copies of each (25)."""
-    tensors: int = 25
+    tensors: int = at_least(1, 25)
     """Tensors of each tower that train in the first stage (25, of a ViT-B's 192)."""
     stop: float = 0.1
     """Share of the synthetic images that may still be the concept's at the end (0.1)."""

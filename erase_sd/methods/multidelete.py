@@ -16,7 +16,9 @@ class MultiDelete(Method):
     """Cheng and Amiri, MultiDelete (ECCV 2024, arXiv 2311.12047): the forget pairs as strangers.
 
     Differs: a pair's representation is its similarity, as CLIP has no joint one; strangers are the
-    retain captions shifted by a random number of images.
+    batch's retain images with its retain captions shifted by a random number of rows, so that a few
+    may be two captions of one image; the unimodal term is the squared distance of unit features,
+    summed over their dimensions, not its mean.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
@@ -29,7 +31,7 @@ class MultiDelete(Method):
     """Of the distance of the retain images and captions themselves (gamma; 1 inferred)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """Three scalars, mean squared differences."""
+        """Three scalars: two mean squared differences of similarities, one mean squared distance."""
         forget, retain = student(batch.forget), student(batch.retain)
         then, n = batch.retain.original, len(batch.retain.original.text)
         shift = int(torch.randint(1, n, (1,), generator=batch.generator))

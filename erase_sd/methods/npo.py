@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Batch, Method, Student, contrast
+from .base import Batch, Method, Student, above, contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class NPO(Method):
 
     reads: ClassVar[frozenset[str]] = frozenset({"images", "features"})
     rate: ClassVar[float] = 1e-3
-    temperature: float = 0.1
+    temperature: float = above(0, 0.1)
     """The paper's beta: the smaller, the closer to plain ascent."""
     forget_weight: float = 1.0
-    """Of the preference term."""
+    """Of the preference term (1)."""
     retain_weight: float = 1.0
-    """Of the retain pairs' loss."""
+    """Of the retain pairs' loss (1)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Two scalars: 2 / beta * -log sigmoid(beta (loss - original's loss)), and the retain loss."""

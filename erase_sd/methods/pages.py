@@ -1,4 +1,4 @@
-"""What `erase-sd methods` says of a method, read from its own file: citation, settings, meanings."""
+"""What `erase-sd methods` says of a method, read from its own file: citation, idea, settings, meanings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from . import METHODS
+from . import METHODS, Method
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,11 @@ class Page:
 
     name: str
     citation: str
+    about: str
+    """Its idea, and where it differs from the paper."""
     trained: str
-    rate: float
+    rate: float | None
+    """None, and no steps, where it is solved in closed form."""
     steps: int
     settings: tuple[Setting, ...]
 
@@ -42,11 +45,13 @@ def page_of(name: str) -> Page:
         if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
             assert isinstance(line.target, ast.Name)
             meanings[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    citation, _, about = (inspect.getdoc(kind) or "").partition("\n")
     return Page(
         name,
-        citation=(inspect.getdoc(kind) or "").split("\n")[0],
+        citation=citation,
+        about=" ".join(about.split()),
         trained=kind.trained,
-        rate=kind.rate,
+        rate=kind.rate if kind.solve is Method.solve else None,
         steps=kind.steps,
         settings=tuple(
             Setting(field, default, meanings.get(field, ""))

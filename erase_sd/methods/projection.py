@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Method, World
+from ..errors import SettingError
+from .base import Method, World, at_least
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -31,19 +32,23 @@ class Projection(Method):
 
     trained: ClassVar[str] = "the MLP output matrices of the text tower, in one solution each"
     first_layer: int = 0
-    """The first that is edited, from 0; the last is the last that the U-Net reads."""
+    """The first that is edited, from 0; the last is the last that the U-Net reads (ours: all)."""
     retain_weight: float = 0.3
-    """Of the retain captions' mean squared change beside the forget captions' 1."""
+    """Of the retain captions' mean squared change beside the forget captions' 1 (ours)."""
     ridge: float = 1e-4
-    """Of the matrix's own change, as a share of the inputs' mean square."""
-    captions: int = 500
-    """Most captions of each side that are looked at."""
+    """Of the matrix's own change, as a share of the inputs' mean square (ours)."""
+    captions: int = at_least(1, 500)
+    """Most captions of each side that are looked at (ours, for two CPU cores)."""
 
     def solve(self, world: World) -> Mapping[str, Tensor]:
         """The edited layers' `mlp.fc2.weight`, (width, inner)."""
         original: CLIPTextModel = world.clip.model.text_model
         edited = copy.deepcopy(original)
         read = max((tap.layer for tap in world.clip.taps), default=len(edited.encoder.layers))
+        if not 0 <= self.first_layer < read:
+            raise SettingError(
+                f"--weight first_layer: needs 0 to {read - 1} here, got {self.first_layer}"
+            )
         solved = {}
         for number in range(self.first_layer, read):
             weight = edited.encoder.layers[number].mlp.fc2.weight
@@ -100,8 +105,8 @@ def _moments(
         then = then.gather(1, source[part][:, :, None].expand_as(then).to(then.device))
         there = mask[part].bool().to(now.device)
         key, lack = key[there], (then - now)[there]
-        keys = keys + (key.T @ key).double().cpu()
-        wanted = wanted + (lack.T @ key).double().cpu()
+        keys = keys + (key.T @ key).cpu().double()
+        wanted = wanted + (lack.T @ key).cpu().double()
     return keys / mask.sum(), wanted / mask.sum()
 
 

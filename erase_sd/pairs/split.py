@@ -23,8 +23,8 @@ def parts_of(items: Sequence[Captioned]) -> dict[Part, tuple[Captioned, ...]]:
 
     Ours: 70 / 10 / 20 % of the images, in the order of a hash of the name; each at least one. The
     paper's 70 / 30, of whose 30 a third chooses and two thirds report. With fewer than three images
-    a part stays empty. It takes no seed: what one run holds out no other one trains on, so the same
-    prompts are held out from all.
+    a part stays empty. It takes no seed: runs that erase the same concepts hold out the same images,
+    so the same prompts are held out from all of them.
     """
     own = {part: tuple(item for item in items if item.part == part) for part in PARTS}
     if min(len(inside) for inside in own.values()) >= LEAST:
