@@ -115,9 +115,9 @@ def _value_of(name: str, value: Any, default: Any, hint: Any, bounds: Mapping[st
         if isinstance(default, int) and value != int(value):
             raise SettingError(f"--weight {name}: needs a whole number, got {value}")
         if "least" in bounds and value < bounds["least"]:
-            raise SettingError(f"--weight {name}: needs at least {bounds['least']}, got {value}")
+            raise SettingError(f"--weight {name}: needs at least {bounds['least']}, got {value:g}")
         if "above" in bounds and value <= bounds["above"]:
-            raise SettingError(f"--weight {name}: needs more than {bounds['above']}, got {value}")
+            raise SettingError(f"--weight {name}: needs more than {bounds['above']}, got {value:g}")
         return type(default)(value)
     return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
 

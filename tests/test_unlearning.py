@@ -60,6 +60,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert same(weights(runs[0]), weights(runs[2])) == (method == "projection")
 
 
+def test_a_first_layer_beyond_the_last_is_refused(tiny: Models) -> None:
+    with pytest.raises(SettingError, match="--weight first_layer: needs at most 1 here, got 2"):
+        unlearn(short(method="projection", weights={"first_layer": 2}), tiny, Run(Path("runs/a")))
+
+
 def test_the_original_is_left_as_it_was(tiny: Models) -> None:
     before = hash_folder(tiny.model, "*"), hash_folder(tiny.clips[0], "*")
     unlearn(short(), tiny, Run(Path("runs/a")))
@@ -353,6 +358,14 @@ def test_a_text_encoder_of_another_width_is_refused_before_any_step(
         ({"method": "clipperase"}, "--method clipperase: unknown, near: cliperase, "),
         ({"weights": {"forget_wait": 1.0}}, "--weight forget_wait: .*none; near: forget_weight"),
         ({"weights": {"forget_weight": "much"}}, "--weight forget_weight: needs a finite number"),
+        (
+            {"method": "lipschitz", "weights": {"copies": 0.0}},
+            "--weight copies: needs at least 1, got 0",
+        ),
+        (
+            {"method": "npo", "weights": {"temperature": 0.0}},
+            "--weight temperature: needs more than 0, got 0",
+        ),
         (
             {"method": "cliperase", "weights": {"consistency": "both"}},
             "--weight consistency: needs similarity or embedding, got both",

@@ -31,7 +31,7 @@ class Projection(Method):
     """
 
     trained: ClassVar[str] = "the MLP output matrices of the text tower, in one solution each"
-    first_layer: int = 0
+    first_layer: int = at_least(0, 0)
     """The first that is edited, from 0; the last is the last that the U-Net reads (ours: all)."""
     retain_weight: float = 0.3
     """Of the retain captions' mean squared change beside the forget captions' 1 (ours)."""
@@ -45,9 +45,9 @@ class Projection(Method):
         original: CLIPTextModel = world.clip.model.text_model
         edited = copy.deepcopy(original)
         read = max((tap.layer for tap in world.clip.taps), default=len(edited.encoder.layers))
-        if not 0 <= self.first_layer < read:
+        if self.first_layer >= read:
             raise SettingError(
-                f"--weight first_layer: needs 0 to {read - 1} here, got {self.first_layer}"
+                f"--weight first_layer: needs at most {read - 1} here, got {self.first_layer}"
             )
         solved = {}
         for number in range(self.first_layer, read):
