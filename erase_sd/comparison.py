@@ -123,9 +123,8 @@ def _origin(models: presets.Models) -> dict[str, Any]:
     """`unlearning.origin` of what all cells have in common."""
     from .pairs.flickr30k import read
 
-    if models.data != presets.SYNTH:
-        return unlearning.origin(models, read(models.pairs()))
-    return {"model": models.fingerprint()}  # the pairs are made by it, of the cell's own concepts
+    # Those of `--data synth` are made by the model, of each cell's own concepts.
+    return unlearning.origin(models, None if models.data == presets.SYNTH else read(models.pairs()))
 
 
 def _command(concepts: Sequence[str], methods: Sequence[str], seeds: int, shared: Shared) -> str:

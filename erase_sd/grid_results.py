@@ -50,8 +50,9 @@ def _costs(cell: Cell) -> list[Row]:
         _row(cell, "peak_memory_mb", value=entry["peak_memory_mb"]),
         _row(cell, "steps", value=entry["steps"], reason=ended),
     ]
-    looks = [row for row in read_rows(cell.folder / "train.jsonl") if not row.get("rolled_back")]
-    for group in ("forget", "retain"):
+    log = read_rows(cell.folder / "train.jsonl")
+    looks = [row for row in log if not row.get("rolled_back")]
+    for group in ("forget", "retain") if log else ():
         value = looks[-1][f"validation_{group}"] if looks else 1.0
         rows.append(_row(cell, f"validation_{group}", group=group, arm="erased", value=value))
     return rows

@@ -78,14 +78,11 @@ def clips_of(models: Models) -> list[Path]:
     return [models.clip_folder(number) for number in range(len(text_encoders(models.folder)))]
 
 
-def origin(models: Models, data: Dataset) -> dict[str, Any]:
-    """What an erasure begins with, as hashes, beside its settings."""
-    return {
-        "clip": [hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)],
-        "data": data.digest,
-        "missing_images": len(data.missing),
-        "model": models.fingerprint(),
-    }
+def origin(models: Models, data: Dataset | None) -> dict[str, Any]:
+    """What an erasure begins with, as hashes, beside its settings; without `data`, but the pairs."""
+    clips = [hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)]
+    pairs = {"data": data.digest, "missing_images": len(data.missing)} if data else {}
+    return {"clip": clips, "model": models.fingerprint()} | pairs
 
 
 def _erase(

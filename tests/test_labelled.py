@@ -163,6 +163,18 @@ def test_an_image_of_a_class_folder_that_cannot_be_read_is_named(
         open_folder(tmp_path, FRUIT).pictures[1].open()
 
 
+def test_an_image_too_large_to_open_is_named(
+    tmp_path: Path, plain_pillow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("apple", "pear"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(jpeg(1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    picture = open_folder(tmp_path, FRUIT).pictures[0]
+    with pytest.raises(DataError, match=r"apple/1\.jpg: .*decompression bomb"):
+        picture.open()
+
+
 @pytest.mark.parametrize("counts", [{}, {"apple": 3}, {"apple": 0, "dog": 0}])
 def test_a_folder_of_nothing_known_says_what_it_may_be(
     tmp_path: Path, counts: dict[str, int]

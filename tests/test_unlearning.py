@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import erase_sd
+from erase_sd import unlearning
+from erase_sd.clip import Clip
 from erase_sd.errors import DataError, DivergedError, ModelError, RunError, SettingError
 from erase_sd.files import hash_folder
 from erase_sd.loop import Loop
@@ -21,7 +24,7 @@ from erase_sd.methods.anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.projection import Projection
 from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.split import Part
+from erase_sd.pairs.split import Part, Split
 from erase_sd.presets import Models
 from erase_sd.rundir import Run
 from erase_sd.settings import OF_METHOD, Settings, concepts_from
@@ -58,6 +61,46 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert same(weights(runs[0]), weights(runs[1]))
     # The pairs are parted alike for every seed, and a closed form draws nothing else at random.
     assert same(weights(runs[0]), weights(runs[2])) == (method == "projection")
+
+
+def test_in_bf16_the_towers_alone_run_in_it_and_no_similarity_does(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[bool]] = {"loss": set(), "tower": set()}
+    honest, encode = AnchoredCLIPErase.loss, Clip.encode_text
+
+    def loss(self: AnchoredCLIPErase, student: Student, batch: Batch) -> dict[str, Tensor]:
+        seen["loss"].add(torch.is_autocast_enabled("cpu"))
+        return honest(self, student, batch)
+
+    def tower(self: Clip, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+        seen["tower"].add(torch.is_autocast_enabled("cpu"))
+        return encode(self, ids, unit)
+
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", loss)
+    monkeypatch.setattr(Clip, "encode_text", tower)
+    unlearn(short(dtype="bf16"), tiny, Run(Path("runs/a")))
+    assert seen == {"loss": {False}, "tower": {True}}
+
+
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_a_part_too_small_to_be_measured_is_refused_before_the_first_step(
+    tiny: Models, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = unlearning.split
+
+    def small(*given: Any) -> Split:
+        sides = whole(*given)
+        if side == "retain":
+            [first, *_] = sides.retain["held-out"]
+            one = dataclasses.replace(first, captions=first.captions[:1])
+            return Split(sides.forget, sides.retain | {"held-out": (one,)})
+        return Split(sides.forget | {"held-out": sides.retain["held-out"]}, sides.retain)
+
+    monkeypatch.setattr(unlearning, "split", small)
+    why = {"forget": "no held-out caption is left", "retain": "one held-out caption without"}
+    with pytest.raises(RunError, match=why[side]):
+        unlearn(short(), tiny, Run(Path("runs/a")))
 
 
 def test_a_first_layer_beyond_the_last_is_refused(tiny: Models) -> None:
