@@ -15,9 +15,9 @@ from .errors import DataError, DivergedError, EraseError, ModelError, RunError, 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-    from .comparison import Comparison
-    from .evaluation import Evaluation
-    from .scoring import Tables
+    from .comparison.runner import Comparison
+    from .evaluation.stage import Evaluation
+    from .scoring.stage import Tables
 
 __version__ = "0.1.0"
 __all__ = [
@@ -54,10 +54,12 @@ def unlearn(
     """Erases one or more concepts from a text encoder; returns the run folder.
 
     `model` and `clip` are folders or model hub ids; `settings` are fields of
-    `erase_sd.settings.Settings`. Raises EraseError.
+    `erase_sd.unlearning.settings.Settings`. Raises EraseError.
     """
-    from . import presets, rundir, unlearning
-    from .settings import Settings, concepts_from
+    from . import run as rundir
+    from .models import presets
+    from .unlearning import stage as unlearning
+    from .unlearning.settings import Settings, concepts_from
 
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     made = Settings(concepts=concepts_from(names, synonyms, keep_senses), **settings)
@@ -84,11 +86,13 @@ def generate(
     The run is found by the first file's name where none is given, and a `retain.txt` beside that
     file is drawn too; with `kinds` also the files of the prompts' kinds, `apple.synonym.txt` beside
     `apple.txt`. `reference` adds the original's images of the prompts without the concept. The model
-    is the run's own where none is named. `settings` are fields of `erase_sd.generation.Settings`.
+    is the run's own where none is named. `settings` are fields of `erase_sd.generation.stage.Settings`.
     Raises EraseError.
     """
-    from . import generation, presets, rundir
-    from .kinds import beside, read_name
+    from . import run as rundir
+    from .data.kinds import beside, read_name
+    from .generation import stage as generation
+    from .models import presets
 
     files = [Path(p) for p in ([prompts] if isinstance(prompts, str | Path) else prompts)]
     if not files:
@@ -117,7 +121,9 @@ def score(
     `detector_class` is the detector's word for the concept; `concept=class`, or several of these,
     where a run erased more than one. Raises EraseError.
     """
-    from . import presets, rundir, scoring
+    from . import run as rundir
+    from .models import presets
+    from .scoring import stage as scoring
 
     runs = [rundir.Run(rundir.folder_of(run))] if run is not None else scoring.all_runs()
     if not runs:
@@ -155,7 +161,7 @@ def compare(
     measured. Each run is a process of its own, so a script needs `if __name__ == "__main__":`. Raises
     EraseError before anything starts; what ends one run is told in the result.
     """
-    from . import comparison
+    from .comparison import runner as comparison
 
     places = {"preset": preset, "model": model, "revision": revision, "clip": clip, "data": data}
     return comparison.compare(
@@ -182,7 +188,9 @@ def evaluate(
     class's name. `clip` is a folder or hub id of a CLIP whose text tower the erased one fits, or of a
     BLIP, which is measured alone. Raises EraseError.
     """
-    from . import evaluation, presets, rundir
+    from . import run as rundir
+    from .evaluation import stage as evaluation
+    from .models import presets
 
     found = rundir.Run(rundir.folder_of(run))
     models = presets.of_run(found, preset=preset, clip=clip)
@@ -198,7 +206,9 @@ def explain(run: str | Path) -> list[Path]:
     t-SNE of the held-out pairs, and where the text and the image tower look on forget pairs, before
     and after. Raises EraseError.
     """
-    from . import explanation, presets, rundir
+    from . import run as rundir
+    from .evaluation.explain import stage as explanation
+    from .models import presets
 
     found = rundir.Run(rundir.folder_of(run))
     return explanation.explain(found, presets.of_run(found))
@@ -209,6 +219,6 @@ def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:
 
     SDXL has a second one, `text_encoder_2`. Raises EraseError.
     """
-    from . import artifact
+    from .models import erased as artifact
 
     return artifact.load(run, encoder)

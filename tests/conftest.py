@@ -11,7 +11,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, below
 
-from erase_sd.presets import Models
+from erase_sd.models.presets import Models
 
 
 @pytest.fixture(autouse=True)

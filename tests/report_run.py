@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from erase_sd import generation, scoring
+from erase_sd.data.concept import Concept
+from erase_sd.generation import stage as generation
 from erase_sd.mini.scenes import CLASSES
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import stage as scoring
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 MARKUP = "a <b>red</b> apple & an orange"
 # Prompt, what is found in the original image, what in the erased one.

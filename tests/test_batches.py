@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from erase_sd.batches import Batches
-from erase_sd.clip import Clip
-from erase_sd.encoders import load_clip
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.presets import Models
-from erase_sd.rows import rows_of
-from erase_sd.settings import Settings
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.models.clip import Clip
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip
+from erase_sd.unlearning.batches import Batches
+from erase_sd.unlearning.captions import rows_of
+from erase_sd.unlearning.settings import Settings
 
 APPLE = (Concept("apple"),)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from erase_sd.cli import main
-from erase_sd.presets import Models
+from erase_sd.models.presets import Models
 
 
 def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tiny: Models) -> Non
 def test_of_two_processes_on_one_run_folder_the_second_stops(tiny: Models) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c",
-         "from pathlib import Path; from erase_sd.rundir import Run; import time\n"
+         "from pathlib import Path; from erase_sd.run import Run; import time\n"
          "with Run(Path('runs/apple')).lock(): print('held', flush=True); time.sleep(600)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -17,17 +17,18 @@ import pytest
 from PIL import Image
 
 import erase_sd
-from erase_sd import comparison, grid_results
 from erase_sd.cli import main
-from erase_sd.comparison import Comparison, compare
+from erase_sd.comparison import results as grid_results
+from erase_sd.comparison import runner as comparison
+from erase_sd.comparison.cell import Shared, attempt, is_done
+from erase_sd.comparison.grid import Cell, Spec, cells_of, spec_of
+from erase_sd.comparison.rows import HEADER, Row
+from erase_sd.comparison.runner import Comparison, compare
+from erase_sd.data.flickr30k import read
 from erase_sd.errors import DataError, SettingError
-from erase_sd.grid import Cell, Spec, cells_of, spec_of
-from erase_sd.grid_cell import Shared, attempt, is_done
-from erase_sd.grid_rows import HEADER, Row
-from erase_sd.pairs.flickr30k import read
-from erase_sd.presets import Models, resolve
-from erase_sd.rundir import Run
-from erase_sd.unlearning import origin, unlearn
+from erase_sd.models.presets import Models, resolve
+from erase_sd.run import Run
+from erase_sd.unlearning.stage import origin, unlearn
 
 OUT = Path("comparison")
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erase_sd.data.coco import named_classes
+from erase_sd.data.concept import Concept, plurals_of, without
 from erase_sd.errors import SettingError
-from erase_sd.pairs.classes import named_classes
-from erase_sd.pairs.concepts import Concept, plurals_of, without
-from erase_sd.settings import concepts_from
+from erase_sd.unlearning.settings import concepts_from
 
 APPLE = Concept("apple", keep_senses=("apple laptop",))
 CLASSES = ("person", "car", "cat", "dog", "elephant", "apple", "hot dog", "laptop", "tv")

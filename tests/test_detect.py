@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from erase_sd.detect import Detector, detect
-from erase_sd.detector_check import Measured, check, measure, read_boxes
+from erase_sd.detection.benchmark import Measured, check, measure, read_boxes
+from erase_sd.detection.detector import Detector, detect
+from erase_sd.detection.yolov5 import SCALES, AnchorHead, _build, load
 from erase_sd.errors import DataError, ModelError, SettingError
-from erase_sd.pickled import Inert, read
-from erase_sd.presets import Models
-from erase_sd.yolov5 import SCALES, AnchorHead, _build, load
+from erase_sd.models.presets import Models
+from erase_sd.models.unpickle import Inert, read
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 REAL = DATA / "yolov5" / "yolov5n.pt"
@@ -207,7 +207,9 @@ def test_boxes_do_not_depend_on_how_many_images_are_given(
     rng = np.random.default_rng(3)
     images = [Image.fromarray(rng.integers(0, 255, (k, 40, 3), np.uint8)) for k in range(20, 26)]
     detector = Detector(tiny.detector_file())
-    monkeypatch.setattr("erase_sd.detect.PIXELS", 4 * 64 * 64)  # four go through at once
+    monkeypatch.setattr(
+        "erase_sd.detection.detector.PIXELS", 4 * 64 * 64
+    )  # four go through at once
     together = detector(images, lowest=0.001)
     alone = [detector([image], lowest=0.001)[0] for image in images]
     for a, b in zip(together, alone, strict=True):
@@ -432,13 +434,13 @@ def test_labels_are_read_in_pixels_and_refused_with_their_line(tmp_path: Path) -
 def test_the_check_command_prints_figures_or_one_line(tiny: Models, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "erase_sd.detect", "--check", str(tiny.detector_file()), *words],
+            [sys.executable, "-m", "erase_sd.detection.detector", "--check", str(tiny.detector_file()), *words],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     empty = run("photographs")
     assert (empty.returncode, empty.stdout) == (1, "")
-    assert empty.stderr == "erase_sd.detect: photographs/images: no images\n"
+    assert empty.stderr == "erase_sd.detection.detector: photographs/images: no images\n"
     for folder in ("images", "labels"):
         Path("photographs", folder).mkdir(parents=True)
     Image.new("RGB", (40, 30)).save("photographs/images/a.png")

@@ -9,11 +9,11 @@ import torch
 from blip_model import make_blip
 from PIL import Image
 
-from erase_sd.embedders import BlipEmbedder, ClipEmbedder, is_blip, load_blip
-from erase_sd.encoders import load_clip, with_weights
+from erase_sd.data.flickr30k import read
 from erase_sd.errors import ModelError
-from erase_sd.pairs.flickr30k import read
-from erase_sd.presets import Models
+from erase_sd.evaluation.embedders import BlipEmbedder, ClipEmbedder, is_blip, load_blip
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip, with_weights
 
 TEXTS = ["a red apple", "a dog in the snow", "a"]
 

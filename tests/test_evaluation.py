@@ -26,21 +26,21 @@ from test_models import sd2, sdxl  # noqa: F401  (fixtures)
 from typer.testing import CliRunner
 
 import erase_sd
-from erase_sd import synth
 from erase_sd.cli import app
-from erase_sd.clip import Clip
-from erase_sd.clip_side import MEASURES, prompt_of
-from erase_sd.encoders import load_clip, text_encoders
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.data.split import split
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
-from erase_sd.evaluation import Evaluation, Row, cells, evaluate
+from erase_sd.evaluation.clip_measures import MEASURES, prompt_of
+from erase_sd.evaluation.stage import Evaluation, Row, cells, evaluate
 from erase_sd.files import hash_file
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.pairs.split import split
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.models.clip import Clip
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.run import Run
+from erase_sd.unlearning import synthetic as synth
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 APPLES = (Concept("apple"),)
 DRIFT = [name for name in MEASURES if name.startswith("drift")]
@@ -418,7 +418,7 @@ def test_the_table_has_shares_in_percent_and_drifts_as_they_are() -> None:
 def test_the_command_prints_a_table_or_one_json_object(
     tiny: Models, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erase_sd.presets.of_run", lambda *_, **__: tiny)
+    monkeypatch.setattr("erase_sd.models.presets.of_run", lambda *_, **__: tiny)
     monkeypatch.setenv("COLUMNS", "120")
     write_class_folders(tmp_path / "c", {"apple": 2, "dog": 2})
     asked = ["evaluate", "--run", "apple", "--images", str(tmp_path / "c"), "--quiet"]

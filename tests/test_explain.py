@@ -10,18 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from erase_sd import explanation
-from erase_sd.attention import image_rollout, patch_similarity, text_attention, words_of
 from erase_sd.cli import main
-from erase_sd.clip import Clip
-from erase_sd.encoders import load_clip
+from erase_sd.data.concept import Concept
 from erase_sd.errors import RunError
-from erase_sd.explanation import Pairs, Seen, explain, places
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.evaluation.explain import stage as explanation
+from erase_sd.evaluation.explain.attention import (
+    image_rollout,
+    patch_similarity,
+    text_attention,
+    words_of,
+)
+from erase_sd.evaluation.explain.stage import Pairs, Seen, explain, places
+from erase_sd.models.clip import Clip
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 APPLE = (Concept("apple"),)
 NAMES = ["tsne.png", "attention-text.png", "attention-image.png"]
@@ -80,8 +85,8 @@ def test_three_pictures_appear_whole_and_the_arms_differ_where_they_were_trained
 def test_what_is_shown_is_held_out_and_the_forget_captions_mention_the_concept(
     tiny: Models, drawn: list[tuple[Pairs, tuple[Seen, Seen]]]
 ) -> None:
-    from erase_sd.pairs.flickr30k import read
-    from erase_sd.pairs.split import split
+    from erase_sd.data.flickr30k import read
+    from erase_sd.data.split import split
 
     explain(erased(tiny), tiny)
     [(pairs, _)] = drawn

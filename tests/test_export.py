@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import erase_sd
+from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, RunError, SettingError
-from erase_sd.export import export, hugging_face, open_clip
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.models.export import export, hugging_face, open_clip
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 QUICK: dict[str, Any] = {
     "concepts": (Concept("apple"),), "steps": 2, "validate_every": 2, "forget_batch": 8,

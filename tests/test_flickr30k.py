@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import erase_sd
+from erase_sd.data.flickr30k import IMAGE_FOLDER, PARTS, TOKEN_FILE, Captioned, Dataset, Part, read
+from erase_sd.data.split import split
 from erase_sd.errors import DataError
-from erase_sd.pairs.flickr30k import IMAGE_FOLDER, PARTS, TOKEN_FILE, Captioned, Dataset, Part, read
-from erase_sd.pairs.split import split
-from erase_sd.presets import Models
-from erase_sd.settings import concepts_from
+from erase_sd.models.presets import Models
+from erase_sd.unlearning.settings import concepts_from
 
 REAL = Path(__file__).parents[2] / "shared/data/flickr30k"
 SPLIT: dict[Part, str] = {"train": "train", "validation": "val", "held-out": "test"}

@@ -17,15 +17,16 @@ import pytest
 import torch
 
 import erase_sd
-from erase_sd import generation, pipeline
-from erase_sd.encoders import load_clip, load_text_encoder, text_encoders
+from erase_sd.data.concept import Concept
+from erase_sd.generation import stage as generation
 from erase_sd.mini.dataset import write
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.scoring import score
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.models import pipeline
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip, load_text_encoder, text_encoders
+from erase_sd.run import Run
+from erase_sd.scoring.stage import score
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = [

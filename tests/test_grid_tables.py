@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from erase_sd.grid_rows import DIVERGED, FAILED, Row, Stat, originals, stat
-from erase_sd.grid_tables import Table, tables
-from erase_sd.grid_text import markdown
+from erase_sd.comparison.markdown import markdown
+from erase_sd.comparison.rows import DIVERGED, FAILED, Row, Stat, originals, stat
+from erase_sd.comparison.tables import Table, tables
 
 
 def row(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from erase_sd import image_cache
 from erase_sd.files import cache_folder, whole_folder
+from erase_sd.generation import cache as image_cache
 
 BATCH = [b"one", b"two"]
 

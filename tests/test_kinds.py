@@ -13,22 +13,24 @@ from typing import Any
 import pytest
 
 import erase_sd
-from erase_sd import generation, report, scoring
+from erase_sd import report
 from erase_sd.cli import main
+from erase_sd.data.concept import Concept
+from erase_sd.data.kinds import beside, check, is_of, read_name
 from erase_sd.errors import SettingError
 from erase_sd.files import read_rows
-from erase_sd.kinds import beside, check, is_of, read_name
+from erase_sd.generation import stage as generation
 from erase_sd.mini.scenes import CLASSES
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rates import Group, Pair, Row, lines_of, mcnemar, pairs_of, rows_of, wilson
+from erase_sd.models.presets import Models
 from erase_sd.report.data import read
 from erase_sd.report.shots import shots_of
 from erase_sd.report.verdict import verdict_of
-from erase_sd.rundir import Run
-from erase_sd.score_table import HEADINGS, REFERENCE_HEADINGS, table_of
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.run import Run
+from erase_sd.scoring import stage as scoring
+from erase_sd.scoring.rates import Group, Pair, Row, lines_of, mcnemar, pairs_of, rows_of, wilson
+from erase_sd.scoring.table import HEADINGS, REFERENCE_HEADINGS, table_of
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 QUICK: dict[str, Any] = {"steps": 2, "batch": 2}
 PROMPTS = {

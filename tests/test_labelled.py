@@ -24,10 +24,10 @@ from labelled_data import (
 )
 from PIL import Image
 
+from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, SettingError
-from erase_sd.labelled import Gallery, gallery, open_folder
-from erase_sd.labelled.gallery import choose, classes_of, of_captions
-from erase_sd.pairs.concepts import Concept
+from erase_sd.evaluation.galleries import Gallery, gallery, open_folder
+from erase_sd.evaluation.galleries.gallery import choose, classes_of, of_captions
 
 FRUIT = (Concept("apple"),)
 LABELS = [APPLE, 0, PEPPER, APPLE]
@@ -236,7 +236,7 @@ def test_what_a_shard_holds_of_no_use_is_left_out_and_counted(
 def test_no_more_images_than_the_customary_thousand_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erase_sd.labelled import shards
+    from erase_sd.evaluation.galleries import shards
 
     for module in (shards, gallery):
         monkeypatch.setattr(module, "MOST", 4)
@@ -250,7 +250,7 @@ def test_no_more_images_than_the_customary_thousand_are_kept(
 def test_a_concept_that_comes_late_in_the_shards_is_among_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erase_sd.labelled import shards
+    from erase_sd.evaluation.galleries import shards
 
     for module in (shards, gallery):
         monkeypatch.setattr(module, "MOST", 4)

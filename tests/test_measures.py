@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from erase_sd.measures import (
+from erase_sd.evaluation.measures import (
     DRIFT_GROUPS,
     average_precision,
     class_features,

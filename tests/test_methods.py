@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase_sd.clip import Encoded
 from erase_sd.methods import METHODS, Batch, Method, Reduced, Side
 from erase_sd.methods.anchored import AnchoredCLIPErase
 from erase_sd.methods.base import contrast
 from erase_sd.methods.cliperase import CLIPErase
+from erase_sd.methods.descriptions import page_of
 from erase_sd.methods.ga import GradientAscent
 from erase_sd.methods.graddiff import GradientDifference
 from erase_sd.methods.hirm import HiRM
 from erase_sd.methods.kl import KLMinimization
 from erase_sd.methods.multidelete import MultiDelete
 from erase_sd.methods.npo import NPO
-from erase_sd.methods.pages import page_of
+from erase_sd.models.clip import Encoded
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
 NONE = torch.empty(0)

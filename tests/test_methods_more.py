@@ -15,22 +15,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from erase_sd.clip import Clip, Encoded
-from erase_sd.encoders import load_clip, text_encoders
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.data.split import split, with_images
 from erase_sd.methods import METHODS, Batch, Reduced, Side, World
 from erase_sd.methods.emmn import EMMN
 from erase_sd.methods.hirm import HiRM
 from erase_sd.methods.lipschitz import STDS, Lipschitz
 from erase_sd.methods.projection import Projection, regression
 from erase_sd.mini import WEIGHTS
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.pairs.split import split, with_images
-from erase_sd.presets import Models
-from erase_sd.rows import rows_of
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.models.clip import Clip, Encoded
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.run import Run
+from erase_sd.unlearning.captions import rows_of
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 APPLE = (Concept("apple"),)
 NONE = torch.empty(0)

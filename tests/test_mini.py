@@ -10,7 +10,11 @@ import pytest
 from PIL import ImageChops
 
 import erase_sd
-from erase_sd.kinds import KINDS, read_name
+from erase_sd.data.coco import named_classes
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.data.kinds import KINDS, read_name
+from erase_sd.data.prompts import read_prompts
 from erase_sd.mini import WEIGHTS, dataset
 from erase_sd.mini.captions import (
     NAME_FREE,
@@ -20,14 +24,10 @@ from erase_sd.mini.captions import (
     held_out,
     held_out_caption,
 )
-from erase_sd.mini.data import TRAIN_SCENES, TRAIN_SEED
 from erase_sd.mini.dataset import DATASET_SEED, IMAGES
 from erase_sd.mini.scenes import CLASS_OF, CLASSES, SIZE, render, sample
-from erase_sd.pairs.classes import named_classes
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.prompts import read_prompts
-from erase_sd.rates import Row
+from erase_sd.mini.training.data import TRAIN_SCENES, TRAIN_SEED
+from erase_sd.scoring.rates import Row
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 FILES = sorted(PROMPTS.glob("*.txt"))

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 import erase_sd
-from erase_sd import generation, pipeline, presets
-from erase_sd.clip import Tap
-from erase_sd.encoders import load_clip, text_encoders
+from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, SettingError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.generation import stage as generation
+from erase_sd.models import pipeline, presets
+from erase_sd.models.clip import Tap
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 QUICK: dict[str, Any] = {
     "concepts": (Concept("apple"),), "steps": 4, "validate_every": 2, "forget_batch": 8,

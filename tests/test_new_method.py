@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from erase_sd.cli import app
 from erase_sd.methods import METHODS
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings, concepts_from
-from erase_sd.unlearning import unlearn
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings, concepts_from
+from erase_sd.unlearning.stage import unlearn
 
 FILE = '''"""A method of nobody's."""
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from erase_sd import generation, scoring
+from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
 from erase_sd.files import read_rows
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.generation import stage as generation
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import stage as scoring
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 QUICK = generation.Settings(steps=2, batch=2)
 
@@ -249,7 +250,7 @@ def test_scoring_leaves_this_process_as_it_was(tiny: Models, run: Run) -> None:
     generation.generate([Path("apple.txt")], QUICK, tiny, run)
     code = (
         "import sys; from PIL import Image; before = Image.open\n"
-        "from pathlib import Path; from erase_sd.detect import detect\n"
+        "from pathlib import Path; from erase_sd.detection.detector import detect\n"
         f"found = detect(Path({str(tiny.detector)!r}), [Path({str(run.folder / 'images/erased/apple-0000.png')!r})])\n"
         "assert len(found['rows']) == 1 and found['size'] == 64\n"
         "assert Image.open is before and 'ultralytics' not in sys.modules\n"

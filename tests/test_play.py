@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from erase_sd import generation, play
 from erase_sd.cli import main
+from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, RunError, SettingError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.player import Player
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.generation import stage as generation
+from erase_sd.models.presets import Models
+from erase_sd.report.play import page as play
+from erase_sd.report.play.player import Player
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 
 @pytest.fixture(scope="module")

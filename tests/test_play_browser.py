@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models, resolve
-from erase_sd.rundir import Run
-from erase_sd.settings import Settings
-from erase_sd.unlearning import unlearn
+from erase_sd.data.concept import Concept
+from erase_sd.models.presets import Models, resolve
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.stage import unlearn
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from erase_sd import plots
-from erase_sd.grid_rows import Row
+from erase_sd.comparison import plots
+from erase_sd.comparison.rows import Row
 
 
 def rows(measure: str = "detection_rate", concepts: tuple[str, ...] = ("apple",)) -> list[Row]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from erase_sd.cli import main
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import Dataset, read
+from erase_sd.data.prompts import from_data, read_prompts
+from erase_sd.data.split import Part, split
 from erase_sd.errors import DataError, SettingError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import Dataset, read
-from erase_sd.pairs.split import Part, split
-from erase_sd.presets import Models
-from erase_sd.prompts import from_data, read_prompts
+from erase_sd.models.presets import Models
 
 APPLE = Concept("apple")
 OUT = Path("prompts/apple.txt")

@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 
+from erase_sd.data.concept import Concept
 from erase_sd.errors import SettingError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.rates import THRESHOLD, Group, Pair, as_json, mcnemar, pairs_of, rows_of, wilson
+from erase_sd.scoring.rates import (
+    THRESHOLD,
+    Group,
+    Pair,
+    as_json,
+    mcnemar,
+    pairs_of,
+    rows_of,
+    wilson,
+)
 
 APPLE = Concept("apple", keep_senses=("apple laptop",))
 NAMES = ("person", "dog", "apple", "laptop")

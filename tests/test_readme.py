@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from erase_sd.cli import app
-from erase_sd.generation import Settings
+from erase_sd.generation.stage import Settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = re.sub(r"\\\n\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"))  # long lines joined

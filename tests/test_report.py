@@ -18,10 +18,10 @@ from report_run import APPLE, MARKUP, RETAIN, make
 from erase_sd import report
 from erase_sd.cli import main
 from erase_sd.errors import RunError
-from erase_sd.presets import Models
+from erase_sd.models.presets import Models
 from erase_sd.report.data import read
 from erase_sd.report.shots import shots_of
-from erase_sd.rundir import Run
+from erase_sd.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from report_run import APPLE, MARKUP, RETAIN, make
 
 from erase_sd import report
-from erase_sd.presets import Models
+from erase_sd.models.presets import Models
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

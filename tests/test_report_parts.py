@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from erase_sd import report
+from erase_sd.data.concept import Concept
 from erase_sd.files import digest
-from erase_sd.pairs.concepts import Concept
-from erase_sd.rates import Pair
 from erase_sd.report import pictures
 from erase_sd.report.data import Data
 from erase_sd.report.index import front
 from erase_sd.report.pictures import SIDE, embed
 from erase_sd.report.shots import Shot
 from erase_sd.report.verdict import verdict_of
-from erase_sd.rundir import Run
-from erase_sd.scoring import Tables
+from erase_sd.run import Run
+from erase_sd.scoring.rates import Pair
+from erase_sd.scoring.stage import Tables
 
 
 def pairs(group: str, name: str, both: int, lost: int, gained: int, neither: int) -> list[Pair]:

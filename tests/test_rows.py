@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from erase_sd.clip import Clip
-from erase_sd.encoders import load_clip
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import Captioned, read
-from erase_sd.presets import Models
-from erase_sd.rows import image_features, reduce, rows_of
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import Captioned, read
+from erase_sd.models.clip import Clip
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip
+from erase_sd.unlearning.captions import image_features, reduce, rows_of
 
 APPLE = (Concept("apple"),)
 

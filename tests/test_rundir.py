@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from erase_sd.errors import RunError, SettingError
-from erase_sd.rundir import Run, folder_of
+from erase_sd.run import Run, folder_of
 
 HOLDER = """
 import sys
 from pathlib import Path
-from erase_sd.rundir import Run
+from erase_sd.run import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()

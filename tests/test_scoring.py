@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import erase_sd
-from erase_sd import scoring
+from erase_sd.data.concept import Concept
 from erase_sd.errors import SettingError
 from erase_sd.files import hash_file, read_rows, write_rows
-from erase_sd.pairs.concepts import Concept
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.scoring import Tables, Used, classes_of
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import stage as scoring
+from erase_sd.scoring.stage import Tables, Used, classes_of
 
 
 def drawn(*concepts: str) -> Run:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase_sd.clip import Clip
-from erase_sd.rows import Rows
-from erase_sd.shares import shares
+from erase_sd.models.clip import Clip
+from erase_sd.unlearning.captions import Rows
+from erase_sd.unlearning.metrics import shares
 
 
 class Said:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import Captioned, Dataset
+from erase_sd.data.split import LEAST, PARTS, Part, Split, parts_of, split, with_images
 from erase_sd.errors import DataError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import Captioned, Dataset
-from erase_sd.pairs.split import LEAST, PARTS, Part, Split, parts_of, split, with_images
 
 APPLE = Concept("apple")
 

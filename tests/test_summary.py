@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from erase_sd.cli import main
-from erase_sd.lengths import ruler_of
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.pairs.summary import cells, summarize
-from erase_sd.presets import Models, resolve
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.data.summary import cells, summarize
+from erase_sd.models.presets import Models, resolve
+from erase_sd.models.tokens import ruler_of
 
 APPLE = Concept("apple")
 SHARED = Path(__file__).parents[2] / "shared/data"

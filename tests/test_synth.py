@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import erase_sd
-from erase_sd import synth
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read
+from erase_sd.data.prompts import read_prompts
 from erase_sd.errors import DataError
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.flickr30k import read
-from erase_sd.presets import SYNTH, Models
-from erase_sd.prompts import read_prompts
+from erase_sd.models.presets import SYNTH, Models
+from erase_sd.unlearning import synthetic as synth
 
 CONCEPTS = (Concept("apple", ("pippin",), ("apple laptop",)),)
 PROMPTS = Path(__file__).parents[1] / "prompts"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from erase_sd.terminal import Bar
+from erase_sd.cli.terminal import Bar
 
 
 def test_a_bar_waits_for_its_first_step_and_then_counts(

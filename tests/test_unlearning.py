@@ -14,21 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import erase_sd
-from erase_sd import unlearning
-from erase_sd.clip import Clip
+from erase_sd.data.concept import Concept
+from erase_sd.data.split import Part, Split
 from erase_sd.errors import DataError, DivergedError, ModelError, RunError, SettingError
 from erase_sd.files import hash_folder
-from erase_sd.loop import Loop
 from erase_sd.methods import METHODS, Batch, Student, World
 from erase_sd.methods.anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.projection import Projection
-from erase_sd.pairs.concepts import Concept
-from erase_sd.pairs.split import Part, Split
-from erase_sd.presets import Models
-from erase_sd.rundir import Run
-from erase_sd.settings import OF_METHOD, Settings, concepts_from
-from erase_sd.unlearning import unlearn
+from erase_sd.models.clip import Clip
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning import stage as unlearning
+from erase_sd.unlearning.settings import OF_METHOD, Settings, concepts_from
+from erase_sd.unlearning.stage import unlearn
+from erase_sd.unlearning.trainer import Loop
 
 APPLE = (Concept("apple"),)
 

@@ -1,13 +1,13 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command runs."""
 
 # Each registers its commands, in the order in which the help lists them.
-from . import stages  # isort: split
+from . import job as stages  # isort: split
 
-from . import looks  # isort: split
+from . import results as looks  # isort: split
 
-from . import pairs  # isort: split
+from . import data as pairs  # isort: split
 
-from . import measures  # isort: split
+from . import research as measures  # isort: split
 
 from .app import app, main
 

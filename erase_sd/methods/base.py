@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip import Clip, Encoded
+from ..models.clip import Clip, Encoded
 
 if TYPE_CHECKING:
-    from ..rows import Rows
+    from ..unlearning.captions import Rows
 
 
 @dataclass(frozen=True)

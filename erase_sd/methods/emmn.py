@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..clip import Encoded
+from ..models.clip import Encoded
 from .base import Batch, Method, Student, World, at_least, contrast, made
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..clip import Clip
-from ..pairs.classes import COCO, named_classes
+from ..data.coco import COCO, named_classes
+from ..models.clip import Clip
 from ..runtime import say
 from .base import Batch, Method, Student, World, at_least, made
 

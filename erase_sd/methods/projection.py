@@ -16,7 +16,7 @@ from .base import Method, World, at_least
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-    from ..rows import Rows
+    from ..unlearning.captions import Rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from ..prompts import held_out
+from ..data.prompts import held_out
 from .scenes import Scene, Thing
 
 Wording = Literal["direct", "synonym", "name-free"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
 from ..files import cache_folder, whole_folder
-from ..pairs.flickr30k import IMAGE_FOLDER, TOKEN_FILE
 from .captions import captions
 from .scenes import render, sample
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .pen import COLOURS, Pen
-from .places import PLACES
-from .things import THINGS
+from .drawing.pen import COLOURS, Pen
+from .drawing.places import PLACES
+from .drawing.things import THINGS
 
 SIZE = 64  # pixels, width and height of an image
 SUPERSAMPLE = 4  # drawn this many times larger, then averaged down

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..rundir import Run
+    from ..run import Run
 
 __all__ = ["write", "write_all"]
 

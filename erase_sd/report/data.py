@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.concept import Concept
 from ..errors import RunError
 from ..files import read_json, read_rows
-from ..pairs.concepts import Concept
-from ..rates import THRESHOLD, Row
-from ..rundir import Run, concepts_of
-from ..scoring import Tables, Used
+from ..run import Run, concepts_of
+from ..scoring.rates import THRESHOLD, Row
+from ..scoring.stage import Tables, Used
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..files import write_text
-from ..rates import Row
-from ..rundir import RUNS
+from ..run import RUNS
+from ..scoring.rates import Row
 from . import figures
 from .page import Summary, render
 

@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import erase_sd
 
+from ..data.kinds import KINDS as FILE_KINDS
 from ..files import write_text
-from ..kinds import KINDS as FILE_KINDS
-from ..rates import GROUPS, Row, lines_of
-from ..rundir import Run
-from ..score_table import table_of
+from ..run import Run
+from ..scoring.rates import GROUPS, Row, lines_of
+from ..scoring.table import table_of
 from .data import STAGES, Data, read
 from .figures import training_curves
 from .shots import KINDS, OUTCOMES, Shot, shots_of

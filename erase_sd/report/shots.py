@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.coco import named_classes
+from ..data.concept import Concept
+from ..data.kinds import read_name
 from ..errors import SettingError
-from ..kinds import read_name
-from ..pairs.classes import named_classes
-from ..pairs.concepts import Concept
-from ..rates import Pair, pairs_of
+from ..scoring.rates import Pair, pairs_of
 from .data import Data
 from .pictures import Picture, embed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..rates import Row, lines_of
+from ..scoring.rates import Row, lines_of
 from .data import Data
 from .shots import Shot
 

@@ -1,0 +1,1 @@
+"""Caption pairs: readers, concept matching, the image-level split, prompts."""

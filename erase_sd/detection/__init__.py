@@ -1,0 +1,1 @@
+"""YOLOv5 on images, in a process of its own."""

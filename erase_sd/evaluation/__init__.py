@@ -1,0 +1,1 @@
+"""What an erasure did to CLIP: zero-shot, retrieval, drift, and pictures of them."""

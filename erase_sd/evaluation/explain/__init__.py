@@ -1,0 +1,1 @@
+"""Pictures of what an erasure did to CLIP: t-SNE and attention."""

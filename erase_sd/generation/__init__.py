@@ -1,0 +1,1 @@
+"""Images of the original and of the erased model, from the same noise."""

@@ -1,0 +1,1 @@
+"""How the miniature world's models are trained and checked."""

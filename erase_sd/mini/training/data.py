@@ -1,0 +1,143 @@
+"""What the miniature world's models are trained with: pixels, token ids, latents, boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..captions import captions
+from ..scenes import CLASSES, SIZE, Box, render, sample
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+TRAIN_SEED = 10_000_000  # scenes TRAIN_SEED + i train the models; no other part draws them
+SCENES = 120_000  # the U-Net sees all of them: with a quarter it learned some layouts by heart
+TRAIN_SCENES = 30_000  # of those, VAE, tokenizer and CLIP see this many
+DETECTOR_SCENES = 8_000  # and the detector these
+EMPHASIS = 3.0  # how much more an error inside a thing's box counts than one outside all
+# Classes that lose their place to a second copy of another thing, being thin, small or pale: how much
+# more often a scene with one is drawn, and how much more again an error inside its box counts.
+HARD = {
+    "chair": 2.0, "bicycle": 3.0, "elephant": 1.75, "umbrella": 1.75,
+    "apple": 2.0, "laptop": 1.25, "dog": 1.5, "cup": 1.5,
+}  # fmt: skip
+TOKENS = 32  # the text tower's length, as 77 is CLIP's
+
+
+def scenes_of(folder: Path) -> Tensor:
+    """The training images, uint8 (scenes, 3, 64, 64); drawn once, then read from `folder`."""
+    path = folder / "scenes.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.stack([np.asarray(render(sample(TRAIN_SEED + i))[0]) for i in range(SCENES)])
+        np.save(path, pixels.transpose(0, 3, 1, 2))
+    return torch.from_numpy(np.load(path))
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """uint8 as floats in -1..1."""
+    return pixels.float() / 127.5 - 1
+
+
+def pick(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """A random batch as floats in -1..1, (count, 3, 64, 64)."""
+    rows = torch.randint(len(images), (count,), generator=generator)
+    return signed(images[rows])
+
+
+def build_tokenizer(folder: Path, texts: list[str]) -> CLIPTokenizer:
+    """A byte-level BPE in CLIP's own layout: it takes any text, and `<|endoftext|>` has the
+    largest id (`transformers` pools CLIP's text there)."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+    from transformers import CLIPTokenizer
+
+    splitter = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = splitter.normalizer
+    learner.pre_tokenizer = splitter.pre_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=4096, min_frequency=2, initial_alphabet=letters, end_of_word_suffix="</w>",
+        show_progress=False,
+    )  # fmt: skip
+    learner.train_from_iterator(texts, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = letters + [f"{letter}</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
+    tokenizer.save_pretrained(folder / "sd" / "tokenizer")
+    return tokenizer
+
+
+def captions_of(folder: Path) -> Tensor:
+    """Token ids of the training captions, int64, (scenes, 5, 32); half of them end in a full stop."""
+    path = folder / "captions.npy"
+    if not path.exists():
+        texts = [
+            text + (" ." if i % 2 else "")
+            for seed in range(TRAIN_SEED, TRAIN_SEED + SCENES)
+            for i, text in enumerate(captions(sample(seed)))
+        ]
+        tokenizer = build_tokenizer(folder, texts[: 5 * TRAIN_SCENES])
+        ids = tokenizer(texts, padding="max_length")["input_ids"]
+        np.save(path, np.array(ids, dtype=np.int16).reshape(SCENES, -1, TOKENS))
+    return torch.from_numpy(np.load(path)).long()
+
+
+def latents_of(folder: Path, images: Tensor) -> Tensor:
+    """The VAE's scaled latents of the training images, half precision, (scenes, 4, 16, 16)."""
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny.from_pretrained(folder / "sd" / "vae", use_safetensors=True)
+    path = folder / "latents.npy"
+    if not path.exists():
+        with torch.no_grad():
+            parts = [vae.encode(signed(x)).latents for x in torch.split(images, 128)]
+        np.save(path, (torch.cat(parts) * vae.config.scaling_factor).half().numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def emphasis(scenes: int, cells: int = 16) -> Tensor:
+    """Weights of the latent cells in the U-Net's loss, half precision, (scenes, 1, cells, cells).
+
+    1 outside the things, 1 + EMPHASIS inside, times HARD for those classes; their mean is 1. Places
+    are learned within minutes, the shapes of things are not.
+    """
+    edges = torch.arange(cells + 1) * (SIZE / cells)
+    weights = torch.ones(scenes, 1, cells, cells)
+    for i in range(scenes):
+        covered = torch.zeros(cells, cells)
+        for thing in sample(TRAIN_SEED + i).things:
+            spans = []
+            for centre, extent in zip(thing.centre, thing.extent, strict=True):
+                low, high = centre - extent / 2, centre + extent / 2
+                spans.append((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0))
+            across, down = (span * cells / SIZE for span in spans)
+            share = HARD.get(thing.name, 1.0) * down[:, None] * across[None, :]
+            covered = torch.maximum(covered, share)
+        weights[i, 0] += EMPHASIS * covered
+    return (weights / weights.mean()).half()
+
+
+def frequency(scenes: int) -> Tensor:
+    """How often each training scene is drawn, relative to one without the classes of HARD."""
+    named = ([thing.name for thing in sample(TRAIN_SEED + i).things] for i in range(scenes))
+    return torch.tensor([max((HARD.get(n, 1.0) for n in names), default=1.0) for names in named])
+
+
+def targets(boxes: list[Box]) -> Tensor:
+    """Rows of (class, centre x, centre y, width, height), 0-1, as ultralytics takes them."""
+    rows = [
+        (CLASSES.index(name), (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+        for name, x0, y0, x1, y1 in boxes
+    ]
+    return torch.tensor(rows).reshape(-1, 5) / torch.tensor([1.0, SIZE, SIZE, SIZE, SIZE])

@@ -1,0 +1,1 @@
+"""What is loaded and saved: presets, CLIP, diffusers pipelines, erased encoders, exports."""

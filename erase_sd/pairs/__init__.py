@@ -1,1 +1,0 @@
-"""Caption pairs: readers, concept matching, the image-level split."""

@@ -1,0 +1,1 @@
+"""Detection rates of a run, with intervals and tests."""

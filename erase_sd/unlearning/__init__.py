@@ -1,0 +1,1 @@
+"""From caption pairs to an erased text encoder."""
