@@ -1,4 +1,4 @@
-"""`python -m erase_sd` is `erase-sd`."""
+"""`python -m erase_sd` runs the `erase-sd` program."""
 
 from .cli import main
 

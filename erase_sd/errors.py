@@ -1,22 +1,43 @@
-"""Every error a user can cause, one line each.
+"""Every error a user can cause; each prints as one line.
 
 EraseError
-├── SettingError    an option outside what is allowed
+├── SettingError    a setting outside its allowed range or values
 ├── DataError       captions, images or prompts that cannot be used
 ├── ModelError      weights or an architecture that do not fit
-├── RunError        a run folder that is missing, busy, damaged or of other settings
-└── DivergedError   unlearning left the finite numbers; the last good weights are kept
+├── RunError        a run folder that is missing, in use, damaged, or made with other settings
+└── DivergedError   training diverged; the last good weights are kept
+
+An error names the field it is about (`learning_rate`); the command line prints that field as its
+option (`--learning-rate`).
 """
 
 from __future__ import annotations
 
 
 class EraseError(Exception):
-    """Base of all errors that the command line reports in one line, with exit status 1."""
+    """Base class of all errors that the command line reports in one line, with exit status 1.
+
+    `field` is the parameter at fault, `value` what was passed for it, `rule` what is wrong and what
+    is allowed.
+    """
+
+    def __init__(self, rule: str, *, field: str | None = None, value: object = None) -> None:
+        super().__init__(rule)
+        self.rule, self.field, self.value = rule, field, value
+
+    def __str__(self) -> str:
+        return self.line(self.field)
+
+    def line(self, name: str | None) -> str:
+        """The message with the field called `name`: `learning_rate -1: needs a number above 0`."""
+        if name is None:
+            return self.rule
+        value = "" if self.value is None else f" {self.value}"
+        return f"{name}{value}: {self.rule}"
 
 
 class SettingError(EraseError):
-    """An option is outside what is allowed."""
+    """A setting is outside its allowed range or values."""
 
 
 class DataError(EraseError):
@@ -28,13 +49,13 @@ class ModelError(EraseError):
 
 
 class RunError(EraseError):
-    """A run folder is missing, busy, damaged, or was made with other settings."""
+    """A run folder is missing, in use, damaged, or was made with other settings."""
 
 
 class DivergedError(EraseError):
-    """Unlearning left the finite numbers."""
+    """Training diverged (NaN or infinite loss)."""
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what a library's error says; its kind where it says nothing."""
+    """First line of a library's error message, or the name of its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,31 +1,37 @@
-"""Files appear whole or not at all; hashes tell whether they are still what was written."""
+"""Whole-or-nothing files, hashes, and JSON, JSON lines and CSV."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import platformdirs
 from safetensors import SafetensorError
 
 from .errors import RunError, reason
 
+T = TypeVar("T")
+
 
 def cache_folder() -> Path:
-    """Where datasets, features and original images are kept between runs.
+    """Where datasets, image features and the original's images are kept between runs.
 
     `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder.
     """
     if own := os.environ.get("ERASE_SD_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erase-sd"
+    return platformdirs.user_cache_path("erase-sd", appauthor=False)
 
 
 def digest(data: bytes) -> str:
@@ -34,12 +40,12 @@ def digest(data: bytes) -> str:
 
 
 def key_of(value: Any) -> str:
-    """A short hash of anything JSON can say; the order of keys does not matter."""
+    """A short hash of any JSON value; the order of keys does not matter."""
     return digest(json.dumps(value, sort_keys=True).encode())[:16]
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; of a file that has not changed, computed once."""
+    """SHA-256 of a file's bytes, in hexadecimal; computed once per unchanged file."""
     state = path.stat()
     return _hash_file(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
 
@@ -51,17 +57,17 @@ def _hash_file(path: Path, *_state: int) -> str:
 
 
 def hash_folder(folder: Path, *patterns: str) -> str:
-    """One hash of the names and bytes of all files in `folder` that match, at any depth."""
+    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern."""
     files = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
     return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to fill; at the end it takes the place of `path`, so that a reader sees the
-    old bytes or the new ones, never a part. Gone on an error.
+    """A temporary file beside `path` that replaces `path` at the end, or is removed on an error.
 
-    Raises RunError where safetensors cannot write it.
+    Readers see the old bytes or the new ones, never a mixture. Raises RunError if safetensors cannot
+    write the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -80,7 +86,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a whole file or nothing."""
     with whole_file(path) as partial:
         partial.write_bytes(data)
 
@@ -91,50 +97,85 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON; NaN and infinity are refused."""
+    """Writes `value` as indented JSON; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """JSON lines, one row each."""
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+def write_records(path: Path, records: Iterable[Any]) -> None:
+    """Writes dataclasses as JSON lines."""
+    lines = (
+        json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
+        for record in records
+    )
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a header; None becomes an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
+
+
 def read_json(path: Path) -> Any:
-    """Raises RunError where the file is missing or is no JSON."""
+    """Reads a JSON file; RunError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: missing") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: damaged, no valid JSON ({error})") from None
+        raise RunError(f"{path}: damaged, not valid JSON ({error})") from None
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON lines file; an empty list where there is none."""
+def read_record(path: Path, kind: type[T], hint: str = "") -> T:
+    """Reads a JSON file as the dataclass `kind` and checks its types.
+
+    Raises RunError, naming the first field at fault and ending with `hint`, if the file is missing,
+    damaged or of another version.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return _parse(path.read_bytes(), kind, str(path), hint)
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing{f'; {hint}' if hint else ''}") from None
+
+
+def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
+    """Reads a JSON lines file, one `read_record` per line; an empty list if there is no file."""
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except FileNotFoundError:
         return []
-    except UnicodeDecodeError:
-        raise RunError(f"{path}: damaged, not UTF-8") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise RunError(f"{path}:{number}: damaged, no valid JSON") from None
-    return rows
+    return [_parse(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line]
+
+
+def _parse(data: bytes, kind: type[T], where: str, hint: str) -> T:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # a class is hashable
+        return adapter.validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        why = f"{field}: {first['msg']}" if field else first["msg"]
+        end = f"; {hint}" if hint else ""
+        raise RunError(f"{where}: damaged or of another version ({why}){end}") from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `path` at the end, or is gone on an error.
+    """A temporary folder beside `path` that replaces `path` at the end, or is removed on an error.
 
-    Raises RunError where safetensors cannot write into it.
+    Raises RunError if safetensors cannot write into it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
@@ -165,7 +206,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Flushes a file, or a folder's entries, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

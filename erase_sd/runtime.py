@@ -1,13 +1,13 @@
-"""The machine: device, peak memory, versions of what shapes a result."""
+"""The machine and the process: device, precision, memory, versions, the logger."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import resource
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from .errors import SettingError
 
@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
 PACKAGES = ("erase-sd", "torch", "transformers", "diffusers", "ultralytics", "pillow")
 
+log = logging.getLogger("erase_sd")
+"""News and survived problems that no result records; the command line prints them on stderr."""
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class Progress(Protocol):
+    """Called as work advances: how much is done, of how much, and a note."""
+
+    def __call__(self, done: int, total: int, note: str, /) -> None: ...
 
 
 def device() -> torch.device:
-    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    """CUDA if available, else Apple's MPS, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -29,30 +38,25 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def dtype(name: str = "auto") -> torch.dtype:
-    """The precision of that name; `auto`: bfloat16 on CUDA, float32 elsewhere.
+def dtype(name: Precision = "auto") -> torch.dtype:
+    """The torch dtype of a precision; `auto` is bfloat16 on CUDA and float32 elsewhere.
 
-    Raises SettingError for another name.
+    Raises SettingError for an unknown name.
     """
     import torch
 
-    if name not in DTYPES:
-        raise SettingError(f"--dtype {name}: unknown; needs one of {', '.join(DTYPES)}")
+    if name not in PRECISIONS:
+        raise SettingError(f"needs one of {', '.join(PRECISIONS)}", field="dtype", value=name)
     if name == "auto":
         name = "bf16" if device().type == "cuda" else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def say(line: str) -> None:
-    """One line on stderr, for what a user should know and no result holds."""
-    print(f"erase-sd: {line}", file=sys.stderr)
-
-
 def keep_freed_memory() -> None:
-    """Lets glibc, where there is one, keep what tensors free for the tensors that follow.
+    """Makes glibc keep freed memory for later tensors instead of returning it to the system.
 
-    By itself it maps each large tensor anew, and every page of it faults in again, which a virtual
-    machine pays for dearly. For a program of its own: the setting is the process's.
+    By default it maps every large tensor anew, and each of its pages faults in again, which is slow,
+    above all on virtual machines. The setting is process-wide: for programs, not for a library.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -62,7 +66,7 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> None:
-    """Hands cached device memory back, after an allocation failed."""
+    """Releases cached device memory after a failed allocation."""
     import torch
 
     gc.collect()
@@ -71,7 +75,7 @@ def free_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences the progress bars and notices of transformers and diffusers, not their errors."""
+    """Silences progress bars and notices of transformers and diffusers, but not their errors."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -81,12 +85,18 @@ def quiet_libraries() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory so far, in bytes: on CUDA what PyTorch held of the device's, else the largest
-    resident set of this process or of its largest child."""
+    """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else the largest resident
+    set of this process or of its largest child (on Windows, of this process)."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(
         resource.getrusage(who).ru_maxrss
@@ -95,11 +105,18 @@ def peak_memory() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that shape a result."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    """Versions of Python and of the packages that shape a result."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {package: _version(package) for package in PACKAGES}
+
+
+def version_of_package() -> str:
+    """The installed version of erase-sd."""
+    return _version("erase-sd")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

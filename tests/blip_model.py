@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def make_blip(folder: Path) -> Path:
-    """Fills `folder` as `save_pretrained` does: model, tokenizer, image processor."""
+    """Saves model, tokenizer and image processor in `folder`, and returns it."""
     import torch
     from transformers import (
         BertTokenizer,
@@ -33,13 +33,13 @@ def make_blip(folder: Path) -> Path:
             image_text_hidden_size=16,
         )
     )  # fmt: skip
-    with torch.no_grad():  # fresh weights tell hardly anything apart
+    with torch.no_grad():  # freshly initialised weights give almost equal features
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    for part in (
+    for component in (
         model,
         BertTokenizer(str(folder / "vocab.txt")),
         BlipImageProcessor(size={"height": 32, "width": 32}),
     ):
-        part.save_pretrained(folder)
+        component.save_pretrained(folder)
     return folder

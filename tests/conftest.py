@@ -1,4 +1,4 @@
-"""A tiny world of real classes with random weights, and folders of their own for every test."""
+"""Fixtures: tiny models of the real classes with random weights; each test has its own folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, below
 
 from erase_sd.models.presets import Models
+from erase_sd.run import Run
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs and caches never leave the test's folder, and nothing reaches for the network."""
+def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and caches stay in the test's folder, and nothing uses the network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERASE_SD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -24,7 +25,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Real CLIP, Stable Diffusion, Flickr30K folder and YOLOv5 of a few thousand random weights."""
+    """CLIP, Stable Diffusion, Flickr30K folder and YOLOv5 with a few thousand random weights."""
     import torch
     from diffusers import (
         AutoencoderTiny,
@@ -37,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
     from ultralytics.nn.tasks import DetectionModel
 
     from erase_sd.mini import WEIGHTS
-    from erase_sd.mini.dataset import write
+    from erase_sd.mini.dataset import write_dataset
     from erase_sd.mini.scenes import CLASSES
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -56,8 +57,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
             projection_dim=16,
         )
     )
-    for saved in (clip, tokenizer):
-        saved.save_pretrained(folder / "clip")
+    for component in (clip, tokenizer):
+        component.save_pretrained(folder / "clip")
     CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64).save_pretrained(folder / "clip")
     StableDiffusionPipeline(
         vae=AutoencoderTiny(
@@ -76,7 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder / "sd")  # fmt: skip
     (folder / "data").mkdir()
-    write(folder / "data", 150)
+    write_dataset(folder / "data", 150)
     detector = DetectionModel("yolov5n.yaml", nc=len(CLASSES), verbose=False)
     save_file(
         {n: t.contiguous() for n, t in detector.state_dict().items() if t.is_floating_point()},
@@ -86,3 +87,28 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(
         folder / "sd", (folder / "clip",), folder / "data", folder / "detector.safetensors"
     )
+
+
+@pytest.fixture
+def erased_run(tiny: Models) -> Run:
+    """A run of `tiny` with "apple" erased, as far as later stages can tell; nothing was trained."""
+    import dataclasses
+
+    from erase_sd.data.concept import Concept
+    from erase_sd.models import erased
+    from erase_sd.models.text_encoder import load_clip, text_encoders
+    from erase_sd.run.records import Origin
+
+    run, concept = Run(Path("runs/apple")), Concept("apple")
+    clip = load_clip(tiny.clip_folder(0), text_encoders(tiny.folder)[0])
+    origin = Origin(model=tiny.fingerprint(), clip=(clip.digest,), data="0")
+    weights = {n: 1.5 * p.detach() for n, p in clip.model.named_parameters() if "text_model" in n}
+    settings = {"method": "cliperase-anchored"}
+    entry = {"concepts": [dataclasses.asdict(concept)], "origin": dataclasses.asdict(origin)}
+    with run.stage("unlearn", settings, **entry):
+        run.update(models=tiny.overrides)
+        erased.save(
+            run.erased, {"text_encoder": weights}, tiny,
+            concepts=[concept], settings=settings, origin=origin, held_out={},
+        )  # fmt: skip
+    return run

@@ -1,4 +1,4 @@
-"""Small folders in the forms that labelled data comes in: CIFAR-100 in both versions, shards."""
+"""Small image folders in every format of a gallery: CIFAR-100 in both versions, shards, class folders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ APPLE, PEPPER = 98, 99
 
 
 def cifar_images(count: int) -> NDArray[np.uint8]:
-    """Rows of 3,072 bytes: planes of red, green and blue."""
+    """Images as rows of 3,072 bytes: planes of red, green and blue."""
     return np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
 
 
 class Python2(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes what Python 2's cPickle did: protocol 2, every text a byte string."""
+    """Pickles as Python 2's cPickle did: protocol 2, all text as byte strings."""
 
     dispatch: ClassVar[dict[Any, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
@@ -53,7 +53,7 @@ def python2(value: Any) -> bytes:
 
 
 def write_cifar_python(folder: Path, labels: list[int]) -> NDArray[np.uint8]:
-    """`test` and `meta` in cifar-100-python; gives the images, (n, 3072)."""
+    """Writes `test` and `meta` into `cifar-100-python`; returns the images, (n, 3072)."""
     place = folder / "cifar-100-python"
     place.mkdir(parents=True)
     data = cifar_images(len(labels))
@@ -65,7 +65,7 @@ def write_cifar_python(folder: Path, labels: list[int]) -> NDArray[np.uint8]:
 
 
 def write_cifar_binary(folder: Path, labels: list[int]) -> NDArray[np.uint8]:
-    """The same in the binary version, in `folder` itself."""
+    """Writes the binary version into `folder` itself; returns the images, (n, 3072)."""
     folder.mkdir(parents=True, exist_ok=True)
     data = cifar_images(len(labels))
     records = (bytes([7, label]) + row.tobytes() for label, row in zip(labels, data, strict=True))
@@ -75,14 +75,14 @@ def write_cifar_binary(folder: Path, labels: list[int]) -> NDArray[np.uint8]:
 
 
 def jpeg(shade: int) -> bytes:
-    """An image of one shade, as a file's bytes."""
+    """The bytes of a JPEG of one colour."""
     out = io.BytesIO()
     Image.new("RGB", (40, 30), (shade, 255 - shade, 80)).save(out, "JPEG")
     return out.getvalue()
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
-    """A tar of these files, in this order."""
+    """Writes a tar of the files, in their order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in files.items():
@@ -92,7 +92,7 @@ def write_shard(path: Path, files: dict[str, bytes]) -> None:
 
 
 def samples(captions: list[str], first: int = 0) -> dict[str, bytes]:
-    """Files of a shard: `key.jpg` and `key.txt` for each caption."""
+    """`key.jpg` and `key.txt` for each caption, as a shard has them."""
     files = {}
     for number, caption in enumerate(captions, first):
         files[f"{number:05}.jpg"] = jpeg(number % 256)
@@ -101,7 +101,7 @@ def samples(captions: list[str], first: int = 0) -> dict[str, bytes]:
 
 
 def write_class_folders(folder: Path, counts: dict[str, int]) -> None:
-    """A folder for each class, with so many images."""
+    """Writes one folder per class, with that many images."""
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for i in range(count):

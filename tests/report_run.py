@@ -1,58 +1,89 @@
-"""A small scored run for the tests of the report: real images, and boxes that are known."""
+"""A small scored run for the tests of the report: real images, and detections that are known."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from erase_sd.data.concept import Concept
-from erase_sd.generation import stage as generation
+from erase_sd.data.pair import CaptionPair
+from erase_sd.detection.detector import DetectorAnswer
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
 from erase_sd.mini.scenes import CLASSES
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.run.measurements import Detection
+from erase_sd.run.records import ImageRecord
 from erase_sd.scoring import stage as scoring
-from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
 MARKUP = "a <b>red</b> apple & an orange"
-# Prompt, what is found in the original image, what in the erased one.
-APPLE = (
-    ("an apple", "apple", ""),
-    ("a dog and an apple", "apple dog", "apple"),
-    (MARKUP, "apple orange", "orange"),
-    ("an apple in a park", "", ""),
-    ("a green pomaceous fruit", "apple", "apple"),
-)
-RETAIN = (("an orange", "orange", "orange"), ("a couch", "couch", ""))
+# Prompt, classes detected in the original image, classes detected in the erased one.
+PROMPTS = {
+    "apple": (
+        ("an apple", "apple", ""),
+        ("a dog and an apple", "apple dog", "apple"),
+        (MARKUP, "apple orange", "orange"),
+        ("an apple in a park", "", ""),
+    ),
+    "apple.synonym": (("a green pomaceous fruit", "apple", "apple"),),
+    "retain": (("an orange", "orange", "orange"), ("a couch", "couch", "")),
+}
+PAIRS = sum(map(len, PROMPTS.values()))
 
 
-def make(tiny: Models, folder: Path, name: str = "apple") -> Run:
-    """`folder/runs/<name>`, unlearned, drawn and scored; the detector's answers are the above."""
+def scored_run(tiny: Models, folder: Path, name: str = "apple") -> Run:
+    """`folder/runs/<name>`, unlearned and generated for real; its detections are those of `PROMPTS`."""
     run = Run(folder / "runs" / name)
-    found = {arm: [row[i] for row in APPLE + RETAIN] for i, arm in ((1, "original"), (2, "erased"))}
-    for file, prompts in (("apple.txt", APPLE), ("retain.txt", RETAIN)):
-        (folder / file).write_text("".join(f"{row[0]}\n" for row in prompts))
-
-    def answers(detector: Path, images: list[Path], *_: Any) -> dict[str, Any]:
-        order = [f"apple-{i:04}" for i in range(len(APPLE))]
-        order += [f"retain-{i:04}" for i in range(len(RETAIN))]
-        rows = [found[path.parent.name][order.index(path.stem)].split() for path in images]
-        boxes = [
-            [{"class": name, "probability": 0.9 - i / 10, "box": [4.0 + 8 * i, 8.0, 20.0 + 8 * i, 24.0]}
-             for i, name in enumerate(names)] + [{"class": "kite", "probability": 0.2, "box": [0.0, 0.0, 9.0, 9.0]}]
-            for names in rows
-        ]  # fmt: skip
-        return {"names": CLASSES, "size": 64, "kind": "known answers", "rows": boxes}
-
+    files = []
+    for stem, rows in PROMPTS.items():
+        files.append(folder / f"{stem}.txt")
+        files[-1].write_text("".join(f"{prompt}\n" for prompt, _, _ in rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
-        patch.setattr(scoring, "detect", answers)
-        quick = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "retain_floor": 0.0}
-        concept = Concept("apple", ("pomaceous fruit",))
-        unlearn(Settings(concepts=(concept,), validate_every=1, **quick), tiny, run)
-        prompts = [folder / "apple.txt", folder / "retain.txt"]
-        generation.generate(prompts, generation.Settings(steps=2, batch=4), tiny, run)
+        patch.setattr(scoring, "detect", known_answers)
+        settings = UnlearnSettings(
+            concepts=(Concept("apple", ("pomaceous fruit",)),), steps=2, forget_batch=4,
+            retain_batch=4, retain_floor=0.0, validate_every=1,
+        )  # fmt: skip
+        unlearn(settings, tiny, run)
+        generate(files, GenerateSettings(steps=2, batch=4), tiny, run)
         scoring.score(run, tiny)
     return run
+
+
+def known_answers(detector: Path, images: Sequence[Path], *_: Any) -> DetectorAnswer:
+    """Stands in for `detect`: the classes of `PROMPTS`, and an improbable kite in every image."""
+    kite = Detection(name="kite", probability=0.2, box=(0.0, 0.0, 9.0, 9.0))
+    detections = []
+    for path in images:
+        stem, _, number = path.stem.rpartition("-")
+        _, original, erased = PROMPTS[stem][int(number)]
+        classes = {"original": original, "erased": erased}[path.parent.name].split()
+        boxes = [
+            Detection(
+                name=name, probability=0.9 - i / 10, box=(4.0 + 8 * i, 8.0, 20.0 + 8 * i, 24.0)
+            )
+            for i, name in enumerate(classes)
+        ]
+        detections.append((*boxes, kite))
+    return DetectorAnswer(
+        names=tuple(CLASSES), size=64, kind="known answers", detections=detections
+    )
+
+
+def image_record(
+    file: str, sha256: str = "", prompt: str = "an apple", seed: int = 7
+) -> ImageRecord:
+    """A row of `images.jsonl` for an original image."""
+    pair = CaptionPair(caption=prompt, image=None, mentions=(), set="retain", split="held-out")
+    return ImageRecord(
+        file=file, variant="original", pair=pair, prompt_file="apple", text=prompt, seed=seed,
+        steps=2, guidance=3.5, size=64, scheduler="DDIMScheduler", weights="", batch=0, batch_key="",
+        sha256=sha256,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A step's batch: what a method reads of the original is there, and nothing else is computed."""
+"""A step's batch holds what the method needs, and nothing else is computed."""
 
 from __future__ import annotations
 
@@ -6,64 +6,85 @@ import pytest
 import torch
 
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import read
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.split import split_by_concept
+from erase_sd.errors import ModelError
+from erase_sd.methods.base import Encodings
 from erase_sd.models.clip import Clip
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
 from erase_sd.unlearning.batches import Batches
-from erase_sd.unlearning.captions import rows_of
-from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.captions import tokenize_pairs
+from erase_sd.unlearning.settings import UnlearnSettings
 
 APPLE = (Concept("apple"),)
+NAMES = ("text", "image", "hidden_states")
 
 
 @pytest.fixture
 def clip(tiny: Models) -> Clip:
-    return load_clip(tiny.clips[0])
+    return load_clip(tiny.clip_folder(0))
 
 
 @pytest.fixture
 def batches(tiny: Models, clip: Clip) -> Batches:
-    data = read(tiny.pairs())
-    forget = [item for item in data.items if any(map(APPLE[0].in_text, item.captions))]
-    retain = [item for item in data.items if item not in forget]
-    settings = Settings(concepts=APPLE, forget_batch=3, retain_batch=4)
-    sides = rows_of(clip, data, forget[:4], APPLE, True), rows_of(clip, data, retain[:4], (), True)
-    return Batches(settings, clip, *sides)
+    data = read_flickr30k(tiny.pairs())
+    sets = split_by_concept(data.items, APPLE)
+    settings = UnlearnSettings(concepts=APPLE, forget_batch=3, retain_batch=4)
+    forget = tokenize_pairs(clip, data, sets.pairs("forget", "train")[:20], APPLE, True)
+    retain = tokenize_pairs(clip, data, sets.pairs("retain", "train")[:20], APPLE, True)
+    return Batches(settings, clip, forget, retain)
 
 
-def test_a_batch_has_what_is_read_and_no_more(batches: Batches, clip: Clip) -> None:
-    for reads, features, states in (
-        (frozenset[str](), (0, 0), 0),
-        (frozenset({"features"}), (3, 4), 0),
-        (frozenset({"states"}), (0, 4), 4),
-    ):
-        batch = batches.at(0, 10, reads)
-        sides = batch.forget.original, batch.retain.original
-        assert tuple(len(side.text) for side in sides) == features
-        assert (len(sides[0].states), len(sides[1].states)) == (0, states)
-        assert len(batch.reduced.states) == (3 if "states" in reads else 0)
-        for side, given in zip((batch.forget, batch.retain), sides, strict=True):
-            assert torch.equal(
-                given.image.norm(dim=-1).round(decimals=4), torch.ones(len(side.ids))
-            )
-            if len(given.text):
-                torch.testing.assert_close(given.text, clip.encode_text(side.ids)[0])
+def computed(encodings: Encodings) -> set[str]:
+    present = set()
+    for name in NAMES:
+        try:
+            getattr(encodings, name)
+        except LookupError:
+            continue
+        present.add(name)
+    return present
 
 
-def test_each_position_of_a_reduced_caption_holds_what_it_should_be(
+@pytest.mark.parametrize(
+    ("needs", "forget", "retain"),
+    [
+        (set(), {"image"}, {"image"}),
+        ({"features"}, {"image", "text"}, {"image", "text"}),
+        ({"hidden_states"}, {"image"}, {"image", "text", "hidden_states"}),
+    ],
+)
+def test_a_batch_holds_what_the_method_needs_and_nothing_else(
+    batches: Batches, clip: Clip, needs: set[str], forget: set[str], retain: set[str]
+) -> None:
+    batch = batches.at(0, 10, frozenset(needs))  # type: ignore[arg-type]
+    assert computed(batch.forget.original) == forget
+    assert computed(batch.retain.original) == retain
+    assert (batch.concept_removed is not None) == ("hidden_states" in needs)
+    for pairs, count in ((batch.forget, 3), (batch.retain, 4)):
+        norms = pairs.original.image.norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones(count))
+        if "text" in computed(pairs.original):
+            torch.testing.assert_close(pairs.original.text, clip.encode_text(pairs.ids)[0])
+
+
+def test_each_position_has_the_hidden_state_of_its_source_as_target(
     batches: Batches, clip: Clip
 ) -> None:
-    batch = batches.at(0, 10, frozenset({"states"}))
-    rows = batches.forget
-    for ids, states in zip(batch.forget.ids, batch.reduced.states, strict=True):
-        [row] = {i for i in range(len(rows)) if torch.equal(rows.ids[i], ids)} or {-1}
-        then = clip.encode_text(rows.reduced_ids[row : row + 1])[1][0]
-        for position, source in enumerate(rows.source[row].tolist()):
-            torch.testing.assert_close(states[position], then[source])
+    batch = batches.at(0, 10, frozenset({"hidden_states"}))
+    assert batch.concept_removed is not None
+    pairs = batches.forget
+    for ids, targets in zip(batch.forget.ids, batch.concept_removed.hidden_states, strict=True):
+        row = next(i for i in range(len(pairs)) if torch.equal(pairs.ids[i], ids))
+        removed = clip.encode_text(pairs.concept_removed_ids[row : row + 1])[1][0]
+        for position, source in enumerate(pairs.source[row].tolist()):
+            torch.testing.assert_close(targets[position], removed[source])
 
 
-def test_features_do_not_see_what_is_cut_off(clip: Clip) -> None:
+def test_cutting_the_shared_padding_leaves_features_and_hidden_states_as_they_are(
+    clip: Clip,
+) -> None:
     ids = clip.tokens(["a dog", "a dog next to a red apple"])
     short = clip.cut(ids)
     assert short.shape[1] == int(clip.ends(ids).max()) + 1 < ids.shape[1]
@@ -72,6 +93,16 @@ def test_features_do_not_see_what_is_cut_off(clip: Clip) -> None:
     torch.testing.assert_close(cut[1], full[1][:, : short.shape[1]])
 
 
-def test_the_same_seed_and_step_draw_the_same_and_others_do_not(batches: Batches) -> None:
+def test_the_batch_depends_on_the_step_alone(batches: Batches) -> None:
     first, again, later = (batches.at(step, 10, frozenset()).retain.ids for step in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, later)
+
+
+def test_batches_halve_when_memory_runs_out_until_they_cannot(
+    batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches.shrink()
+    assert batches.sizes == (1, 2)
+    assert "continues with 1 forget and 2 retain captions per step" in caplog.text
+    with pytest.raises(ModelError, match="out of memory with the smallest batches"):
+        batches.shrink()

@@ -1,19 +1,27 @@
-"""The command line: one line on stderr and exit status 1, nothing half-written."""
+"""The command line: its help, its errors in one line on stderr, and nothing half-written."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import typer
 
-from erase_sd.cli import main
+from erase_sd import runtime
+from erase_sd.cli import app, main
+from erase_sd.cli.app import COMMANDS, StderrLines, option_of
 from erase_sd.models.presets import Models
+
+PROGRAM: Any = typer.main.get_command(app)
 
 
 def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -24,26 +32,28 @@ def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def places(models: Models, *names: str) -> list[str]:
-    """`--model ... --clip ...` of the tiny world."""
+def exit_status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """`erase-sd WORDS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["erase-sd", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def options_of(models: Models, *names: str) -> list[str]:
+    """`--model ... --clip ...` of the tiny models."""
     own = {"model": models.model, "clip": models.clips[0], "data": models.data}
     own["detector"] = models.detector
     return [word for name in names for word in (f"--{name}", str(own[name]))]
 
 
 def unlearn_words(models: Models, *more: str) -> list[str]:
-    return [
-        "unlearn",
-        "--concept",
-        "apple",
-        "--steps",
-        "2",
-        *places(models, "model", "clip", "data"),
-        *more,
-    ]
+    words = ["unlearn", "--concept", "apple", "--steps", "2"]
+    return [*words, *options_of(models, "model", "clip", "data"), *more]
 
 
-def fails(answer: subprocess.CompletedProcess[str], message: str) -> None:
+def assert_fails(answer: subprocess.CompletedProcess[str], message: str) -> None:
     assert answer.returncode == 1, answer.stderr
     assert message in answer.stderr
     assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("erase-sd: ")
@@ -52,91 +62,192 @@ def fails(answer: subprocess.CompletedProcess[str], message: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom erase_sd.cli import app\n"
-        "result = CliRunner().invoke(app, ['--help'])\n"
+        "result = CliRunner().invoke(app, ['-h'])\n"
         "assert result.exit_code == 0 and 'unlearn' in result.output, result.output\n"
-        "heavy = {'torch', 'transformers', 'diffusers', 'ultralytics', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'ultralytics', 'numpy', 'PIL', 'pydantic'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_usage_errors_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in ((), ("nonsense",), ("unlearn",), ("score", "--run")):
-        monkeypatch.setattr(sys, "argv", ["erase-sd", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
+def test_version_is_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"erase-sd {runtime.version_of_package()}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("nonsense",),
+        ("unlearn",),
+        ("score", "--run"),
+        ("unlearn", "--concept", "apple", "--method", "magic"),
+        ("unlearn", "--concept", "apple", "--preset", "sd0"),
+        ("unlearn", "--concept", "apple", "--towers", "left"),
+        ("unlearn", "--concept", "apple", "--dtype", "fp16"),
+        ("generate", "--dtype", "fp64"),
+        ("prompts", "--concept", "apple", "--split", "test"),
+        ("export", "--run", "apple", "--to", "gif"),
+        ("methods", "magic"),
+    ],
+)
+def test_usage_errors_exit_2(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exit_status(monkeypatch, *words) == 2
+
+
+def test_closed_choices_are_those_of_the_library() -> None:
+    from erase_sd.cli.options import PrecisionChoice, TowerChoice
+    from erase_sd.cli.results import FormatChoice
+    from erase_sd.methods.registry import METHODS, MethodName
+    from erase_sd.models.clip import Towers
+    from erase_sd.models.export import ExportFormat
+    from erase_sd.unlearning.settings import TrainingPrecision
+
+    assert get_args(TowerChoice) == get_args(Towers)
+    assert get_args(FormatChoice) == get_args(ExportFormat)
+    assert get_args(PrecisionChoice) == get_args(TrainingPrecision)
+    assert get_args(MethodName) == tuple(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("words", "choices"),
+    [
+        ("export --to ", {"diffusers", "comfyui", "a1111", "hub-folder"}),
+        ("unlearn --towers ", {"text", "both"}),
+        ("unlearn --method cliperase", {"cliperase", "cliperase-anchored"}),
+        ("generate --dtype ", {"auto", "fp32", "bf16", "fp16"}),
+        ("prompts --split ", {"train", "validation", "held-out"}),
+    ],
+)
+def test_help_and_completion_list_the_choices(words: str, choices: set[str]) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", "from erase_sd.cli import app; app(prog_name='erase-sd')"],
+        env=os.environ | {"_ERASE_SD_COMPLETE": "complete_bash", "COMP_CWORD": "3",
+                          "COMP_WORDS": f"erase-sd {words}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert set(completed.stdout.split()) == choices
+    help_text = call(words.split()[0], "--help", COLUMNS="300").stdout
+    assert all(choice in help_text for choice in choices)
+
+
+def test_every_setting_is_an_option_and_its_default_is_in_the_help() -> None:
+    from erase_sd.generation.settings import GenerateSettings
+    from erase_sd.unlearning.settings import UnlearnSettings
+
+    for name, settings in (("unlearn", UnlearnSettings), ("generate", GenerateSettings)):
+        options = {parameter.name: parameter for parameter in PROGRAM.commands[name].params}
+        for field in fields(settings):
+            option = options[field.name]
+            if field.name not in ("concepts", "hyperparameters") and field.default is not None:
+                assert option.show_default == str(field.default), field.name
+
+
+def test_every_command_and_option_has_a_help_sentence() -> None:
+    assert {f.__name__ for panel in COMMANDS.values() for f in panel} == set(PROGRAM.commands)
+    for name, command in PROGRAM.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help and parameter.help[0].isupper(), (name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "option"),
+    [
+        ("unlearn", "learning_rate", "--learning-rate"),
+        ("unlearn", "concept", "--concept"),
+        ("compare", "concept", "--concepts"),
+        ("unlearn", "keep_senses", "--keep-sense"),
+        ("unlearn", "hyperparameters", "--set"),
+        ("score", "detector_class", "--detector-class"),
+        ("evaluate", "templates", "--template"),
+        ("score", "retain_floor", "retain floor"),
+        ("score", None, None),
+    ],
+)
+def test_a_field_of_the_library_is_printed_as_the_commands_option(
+    command: str, field: str | None, option: str | None
+) -> None:
+    assert option_of(PROGRAM.commands[command], field) == option
+
+
+def test_log_records_are_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.makeLogRecord({"msg": "%s: not\nthere", "args": ("data",)})
+    StderrLines().emit(record)
+    assert capsys.readouterr().err == "erase-sd: data: not there\n"
 
 
 def test_the_three_commands_in_order_end_in_a_table_and_in_json(tiny: Models) -> None:
     Path("prompts").mkdir()
     Path("prompts/apple.txt").write_text("an apple and a dog\n")
     Path("prompts/retain.txt").write_text("a couch\n")
-    made = call(*unlearn_words(tiny))
-    assert (made.returncode, made.stderr) == (0, "")
-    drawn = call(
-        "generate", "--prompts", "prompts/apple.txt", "--steps", "2", *places(tiny, "model")
+    unlearned = call(*unlearn_words(tiny))
+    assert (unlearned.returncode, unlearned.stderr) == (0, "")
+    generated = call(
+        "generate", "--prompts", "prompts/apple.txt", "--steps", "2", *options_of(tiny, "model")
     )
-    assert (drawn.returncode, drawn.stderr) == (0, "")
-    table = call("score", *places(tiny, "detector"))
+    assert (generated.returncode, generated.stderr) == (0, "")
+    table = call("score", *options_of(tiny, "detector"))
     assert (table.returncode, table.stderr) == (0, "") and "Detection rates" in table.stdout
-    rows = json.loads(call("score", "--json", *places(tiny, "detector")).stdout)["rows"]
-    assert [(row["group"], row["arm"]) for row in rows] == [
-        (group, arm)
-        for group in ("target", "retained_same", "retained_other")
-        for arm in ("original", "erased")
+    rates = json.loads(call("score", "--json", *options_of(tiny, "detector")).stdout)["rates"]
+    assert [(rate["run"], rate["group"]) for rate in rates] == [
+        ("apple", group) for group in ("target", "retained_same", "retained_other")
     ]
-    needed = {"run", "concept", "group", "arm", "rate", "n", "low", "high"}
-    assert all(needed <= row.keys() and row["run"] == "apple" for row in rows)
+    assert all({"value", "n", "low", "high"} <= rate["erased"].keys() for rate in rates)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["unlearn", "--concept", "zeppelin"], "--concept zeppelin: in no caption of the data"),
-        (["unlearn", "--concept", " "], "concept: needs a word"),
-        (["unlearn", "--concept", "apple", "--method", "magic"], "--method magic: unknown"),
-        (["unlearn", "--concept", "apple", "--weight", "x"], "--weight x: needs name=value"),
-        (
-            ["unlearn", "--concept", "apple", "--rate", "0"],
-            "--rate: needs a number above 0, got 0.0",
-        ),
-        (["unlearn", "--concept", "apple", "--steps", "0"], "--steps: needs at least 1, got 0"),
-        (["unlearn", "--concept", "apple", "--preset", "sd0"], "--preset sd0: unknown"),
-        (
-            ["unlearn", "--concept", "apple", "--data", "nowhere"],
-            "--data nowhere: no such folder",
-        ),
-        (["unlearn", "--concept", "apple", "--clip", "nowhere"], "nowhere: no such folder"),
-        (["generate"], "--prompts: needs a file"),
-        (["generate", "--prompts", "apple.txt"], "runs/apple: unlearn is missing; unlearn first"),
-        (["generate", "--prompts", "apple.txt", "--guidance", "0"], "--guidance: needs 1 to 100"),
-        (
-            ["generate", "--prompts", "apple.txt", "--images-per-prompt", "0"],
-            "--images-per-prompt: needs",
-        ),
-        (["run", "--concept", "apple"], "--prompts prompts/apple.txt: no such file"),
-        (["score"], "no run with images in runs/"),
-        (["score", "--run", "apple"], "runs/apple: generate is missing; generate first"),
+        ("unlearn --concept zeppelin", "--concept zeppelin: in no caption of the data"),
+        ("unlearn --concept apple --concept apple", "--concept"),
+        ("unlearn --concept -", "--concept '-': needs a word"),
+        ("unlearn --concept apple --set x", "--set x: needs name=value"),
+        ("unlearn --concept apple --set none=1", "--set none"),
+        ("unlearn --concept apple --learning-rate 0", "--learning-rate"),
+        ("unlearn --concept apple --steps 0", "--steps"),
+        ("unlearn --concept apple --forget-batch 0", "--forget-batch"),
+        ("unlearn --concept apple --retain-batch 1", "--retain-batch"),
+        ("unlearn --concept apple --validate-every 0", "--validate-every"),
+        ("unlearn --concept apple --forget-threshold 2", "--forget-threshold"),
+        ("unlearn --concept apple --retain-floor -1", "--retain-floor"),
+        ("unlearn --concept apple --data nowhere", "--data nowhere: no such folder"),
+        ("unlearn --concept apple --clip nowhere", "nowhere: no such folder"),
+        ("generate", "--prompts: needs a file"),
+        ("generate --prompts apple.txt", "runs/apple"),
+        ("generate --prompts apple.txt --guidance 0", "--guidance: needs 1 to 100"),
+        ("generate --prompts apple.txt --images-per-prompt 0", "--images-per-prompt: needs"),
+        ("run --concept zeppelin", "--prompts prompts/zeppelin.txt: no such file"),
+        ("score", "no run with images in runs/"),
+        ("score --run apple", "runs/apple"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     tiny: Models,
-    words: list[str],
+    words: str,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In this process, which has everything imported: there are many of these."""
-    if words[0] == "unlearn" and "--data" not in words:
-        words = [*words, *places(tiny, "data")]
-    monkeypatch.setattr(sys, "argv", ["erase-sd", *words])
-    with pytest.raises(SystemExit) as caught:
-        main()
+    parts = words.split()
+    if parts[0] == "unlearn" and "--data" not in parts:
+        parts += options_of(tiny, "data")
+    assert exit_status(monkeypatch, *parts) == 1
     line = capsys.readouterr().err
-    assert caught.value.code == 1
     assert line.startswith("erase-sd: ") and message in line and line.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_run_finds_the_packages_prompts_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gets past the prompts, and fails at the first thing that it checks after them."""
+    words = ("run", "--concept", "apple", "--detector", "nowhere.pt")
+    assert exit_status(monkeypatch, *words) == 1
+    assert capsys.readouterr().err == "erase-sd: --detector nowhere.pt: no such file\n"
 
 
 def test_a_concept_in_every_caption_leaves_nothing_to_retain(tiny: Models) -> None:
@@ -144,17 +255,17 @@ def test_a_concept_in_every_caption_leaves_nothing_to_retain(tiny: Models) -> No
     Path("data/results_20130124.token").write_text(
         "".join(f"{i}.jpg#0\tan apple\n" for i in range(9))
     )
-    words = ["unlearn", "--concept", "apple", "--data", "data", *places(tiny, "model", "clip")]
-    fails(call(*words), "concept apple: every image mentions it")
+    words = ["unlearn", "--concept", "apple", "--data", "data", *options_of(tiny, "model", "clip")]
+    assert_fails(call(*words), "--concept apple: ")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tiny: Models) -> None:
     Path("file").write_text("")
-    fails(call(*unlearn_words(tiny, "--run", "file/apple")), "file/apple: cannot be written")
+    assert_fails(call(*unlearn_words(tiny, "--run", "file/apple")), "file/apple: cannot be written")
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tiny: Models) -> None:
-    """A limit on the size of files stands for the full disk: the erased weights do not fit."""
+    """A limit on file sizes simulates the full disk: the erased weights do not fit."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
@@ -168,11 +279,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tiny: Models) -> Non
     assert answer.returncode == 1, answer.stderr
     assert answer.stderr.startswith("erase-sd: ") and answer.stderr.count("\n") == 1
     assert "too large" in answer.stderr
-    left = {path.name for path in Path("runs/apple").iterdir()}
-    assert left <= {"run.json", "train.jsonl", ".lock"}
+    files = {path.name for path in Path("runs/apple").iterdir()}
+    assert files <= {"run.json", "train.jsonl", ".lock"}
 
 
-def test_of_two_processes_on_one_run_folder_the_second_stops(tiny: Models) -> None:
+def test_a_second_process_on_the_same_run_folder_stops(tiny: Models) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "from pathlib import Path; from erase_sd.run import Run; import time\n"
@@ -181,7 +292,7 @@ def test_of_two_processes_on_one_run_folder_the_second_stops(tiny: Models) -> No
     )  # fmt: skip
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        fails(call(*unlearn_words(tiny)), f"runs/apple: in use by process {holder.pid}")
+        assert_fails(call(*unlearn_words(tiny)), f"runs/apple: in use by process {holder.pid}")
     finally:
         holder.kill()
         holder.communicate()
@@ -189,7 +300,7 @@ def test_of_two_processes_on_one_run_folder_the_second_stops(tiny: Models) -> No
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_unlearning_goes_on_to_the_same_weights(
+def test_a_killed_unlearning_resumes_to_the_same_weights(
     tiny: Models, signal_number: signal.Signals
 ) -> None:
     steps = [
@@ -198,7 +309,7 @@ def test_a_killed_unlearning_goes_on_to_the_same_weights(
         "apple",
         "--steps",
         "160",
-        *places(tiny, "model", "clip", "data"),
+        *options_of(tiny, "model", "clip", "data"),
     ]
     child = subprocess.Popen(
         [sys.executable, "-m", "erase_sd", *steps],

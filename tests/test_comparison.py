@@ -1,4 +1,4 @@
-"""The grid on tiny real models: what is run, skipped, told of failures, and written."""
+"""The grid on tiny real models: which cells run, which are reused, how failures appear, what is written."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import erase_sd
+from erase_sd import api
 from erase_sd.cli import main
-from erase_sd.comparison import results as grid_results
-from erase_sd.comparison import runner as comparison
-from erase_sd.comparison.cell import Shared, attempt, is_done
-from erase_sd.comparison.grid import Cell, Spec, cells_of, spec_of
-from erase_sd.comparison.rows import HEADER, Row
+from erase_sd.comparison import cell as cell_module
+from erase_sd.comparison import runner
+from erase_sd.comparison.cell import GridSetup, attempt, is_done
+from erase_sd.comparison.grid import Cell, MethodSpec, cells_of, parse_spec
+from erase_sd.comparison.results import measures_of
+from erase_sd.comparison.rows import COLUMNS
 from erase_sd.comparison.runner import Comparison, compare
-from erase_sd.data.flickr30k import read
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.pair import PromptKind
 from erase_sd.errors import DataError, SettingError
+from erase_sd.files import write_json
+from erase_sd.generation.settings import GenerateSettings
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
+from erase_sd.run.measurements import Change, Rate, RateComparison, RateGroup, ScoresRecord
+from erase_sd.run.records import EncoderResult, Origin, ScoreRecord, Stages, UnlearnRecord
 from erase_sd.unlearning.stage import origin, unlearn
 
 OUT = Path("comparison")
 
 
-def places(tiny: Models) -> dict[str, Any]:
-    return {
-        "preset": "mini", "model": tiny.model, "revision": None, "clip": tiny.clips[0],
-        "data": tiny.data,
-    }  # fmt: skip
+def sources(tiny: Models) -> dict[str, Any]:
+    return {"model": tiny.model, "clip": tiny.clips[0], "data": tiny.data}
 
 
-def prompts(*concepts: str) -> Path:
+def models_of(tiny: Models) -> Models:
+    return resolve(**sources(tiny), detector=tiny.detector)
+
+
+def write_prompts(*concepts: str) -> Path:
     """A folder with two prompts for each concept, and a `retain.txt`."""
     folder = Path("prompts")
     folder.mkdir()
@@ -50,20 +58,23 @@ def prompts(*concepts: str) -> Path:
     return folder
 
 
-def shared(tiny: Models, images: bool = True) -> Shared:
-    models = resolve(**places(tiny), detector=tiny.detector)
-    return Shared(
-        places=places(tiny), models=models, origin=origin(models, read(models.pairs())), prompts={word: Path("prompts", f"{word}.txt") for word in ("apple", "chair")},
-        images_per_prompt=1, dtype="auto", images=images,
-    )  # fmt: skip
+def setup_of(tiny: Models, images: bool = True) -> GridSetup:
+    models = models_of(tiny)
+    return GridSetup(
+        models=models,
+        origin=origin(models, read_flickr30k(models.pairs())),
+        prompts={word: Path("prompts", f"{word}.txt") for word in ("apple", "chair")},
+        generation=GenerateSettings(),
+        images=images,
+    )
 
 
-def run_grid(tiny: Models, concepts: list[str], methods: list[str], **more: Any) -> Comparison:
-    given = {
+def run_grid(tiny: Models, concepts: list[str], methods: list[str], **options: Any) -> Comparison:
+    defaults: dict[str, Any] = {
         "seeds": 1, "out": OUT, "prompts_folder": Path("prompts"), "images": False,
         "images_per_prompt": 1, "dtype": "auto",
     }  # fmt: skip
-    return compare(concepts, methods, **given | more, places=places(tiny), detector=tiny.detector)
+    return compare(concepts, methods, models=models_of(tiny), **defaults | options)
 
 
 def read_text(name: str) -> str:
@@ -73,27 +84,32 @@ def read_text(name: str) -> str:
 def rows() -> list[dict[str, str]]:
     with (OUT / "comparison.csv").open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == HEADER
+        assert tuple(reader.fieldnames or ()) == COLUMNS
         return list(reader)
 
 
-def test_a_spec_is_a_method_and_settings_with_one_spelling() -> None:
-    spec = spec_of("cliperase:towers=both,consistency=embedding,rate=1e-3,steps=20")
-    assert spec == spec_of("cliperase:steps=20,rate=0.001,consistency=embedding,towers=both")
-    assert str(spec) == "cliperase:consistency=embedding,rate=0.001,steps=20,towers=both"
+def test_equal_specs_have_one_spelling() -> None:
+    spec = parse_spec("cliperase:towers=both,consistency=embedding,learning_rate=1e-3,steps=20")
+    assert spec == parse_spec(
+        "cliperase:steps=20,learning_rate=0.001,consistency=embedding,towers=both"
+    )
+    assert str(spec) == "cliperase:consistency=embedding,learning_rate=0.001,steps=20,towers=both"
     assert spec.settings == {
-        "method": "cliperase", "weights": {"consistency": "embedding"}, "rate": 0.001, "steps": 20,
-        "towers": "both",
+        "method": "cliperase", "hyperparameters": {"consistency": "embedding"},
+        "learning_rate": 0.001, "steps": 20, "towers": "both",
     }  # fmt: skip
-    assert str(spec_of("ga")) == "ga" and spec_of("ga").settings == {"method": "ga", "weights": {}}
+    assert str(parse_spec("ga")) == "ga"
+    assert parse_spec("ga").settings == {"method": "ga", "hyperparameters": {}}
 
 
 def test_commas_and_repeated_options_give_the_same_cells() -> None:
-    together = cells_of(["apple,bicycle"], ["cliperase:rate=1e-3,steps=2,ga"], 2, OUT)
-    apart = cells_of(["apple", "bicycle"], ["cliperase:rate=1e-3,steps=2", "ga", "ga"], 2, OUT)
+    together = cells_of(["apple,bicycle"], ["cliperase:learning_rate=1e-3,steps=2,ga"], 2, OUT)
+    methods = ["cliperase:learning_rate=1e-3,steps=2", "ga", "ga"]
+    apart = cells_of(["apple", "bicycle"], methods, 2, OUT)
     assert together == apart and len(apart) == 8
     assert [cell.seed for cell in apart] == [0] * 4 + [1] * 4
-    assert apart[0].folder == OUT / "runs/apple/cliperase+rate=0.001+steps=2/seed-0"
+    folder = "runs/apple/cliperase+learning_rate=0.001+steps=2/seed-0"
+    assert apart[0].folder == OUT / folder
     [both] = cells_of(["apple+chair"], ["ga"], 1, OUT)
     assert both.concepts == ("apple", "chair") and both.folder == OUT / "runs/apple+chair/ga/seed-0"
 
@@ -101,22 +117,22 @@ def test_commas_and_repeated_options_give_the_same_cells() -> None:
 @pytest.mark.parametrize(
     ("concepts", "methods", "seeds", "message"),
     [
-        ([" "], ["ga"], 1, "--concepts: needs at least one word"),
-        (["apple"], ["ga"], 0, "--seeds: needs at least 1, got 0"),
-        (["apple"], [], 1, "--methods: needs at least one of"),
-        (["apple"], ["cliperaze"], 1, "--methods cliperaze: unknown, near: cliperase"),
-        (["apple"], ["zzz"], 1, "--methods zzz: unknown; needs one of cliperase,"),
-        (["apple"], ["ga:step=2"], 1, "ga has no step, near: steps"),
-        (["apple"], ["ga:steps"], 1, "needs method:field=value,field=value"),
-        (["apple"], ["ga:steps=0"], 1, "--steps: needs at least 1, got 0"),
-        (["apple"], ["ga:towers=left"], 1, "--towers left: needs text or both"),
-        (["apple"], ["cliperase:forget_weight=much"], 1, "--weight forget_weight: needs a"),
-        (["apple"], ["ga:steps=2.5"], 1, "--methods ga:steps=2.5: steps cannot be 2.5"),
-        (["apple"], ["ga:rate=fast"], 1, "--methods ga:rate=fast: rate cannot be fast"),
-        (["apple+apple"], ["ga"], 1, "named twice"),
+        ([" "], ["ga"], 1, "concepts: needs at least one word"),
+        (["apple"], ["ga"], 0, "seeds: needs at least 1, got 0"),
+        (["apple"], [], 1, "methods: needs at least one of"),
+        (["apple"], ["cliperaze"], 1, "methods cliperaze: unknown, similar: cliperase"),
+        (["apple"], ["zzz"], 1, "methods zzz: unknown; needs one of cliperase,"),
+        (["apple"], ["ga:step=2"], 1, "ga has no setting step, similar: steps"),
+        (["apple"], ["ga:steps"], 1, "needs method:name=value,name=value"),
+        (["apple"], ["ga:steps=0"], 1, "methods ga:steps=0: steps"),
+        (["apple"], ["ga:towers=left"], 1, "methods ga:towers=left: towers"),
+        (["apple"], ["cliperase:forget_weight=much"], 1, "forget_weight"),
+        (["apple"], ["ga:steps=2.5"], 1, "methods ga:steps=2.5: steps cannot be 2.5"),
+        (["apple"], ["ga:learning_rate=fast"], 1, "learning_rate cannot be fast"),
+        (["apple+apple"], ["ga"], 1, "concept"),
     ],
 )
-def test_what_no_cell_can_be_made_of_is_one_line(
+def test_a_grid_that_cannot_run_is_one_line(
     concepts: list[str], methods: list[str], seeds: int, message: str
 ) -> None:
     with pytest.raises(SettingError) as caught:
@@ -124,8 +140,8 @@ def test_what_no_cell_can_be_made_of_is_one_line(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_prompt_file_is_told_before_anything_starts(tiny: Models) -> None:
-    folder = prompts("apple")
+def test_a_missing_prompt_file_is_reported_before_anything_starts(tiny: Models) -> None:
+    folder = write_prompts("apple")
     with pytest.raises(DataError, match=r"prompts/chair\.txt: no such file"):
         run_grid(tiny, ["apple", "chair"], ["ga"], images=True)
     (folder / "retain.txt").unlink()
@@ -150,7 +166,7 @@ def test_options_take_words_up_to_the_next_option(
         seen.append(cells_of(concepts, methods, more["seeds"], OUT))
         return Comparison(OUT, [], [])
 
-    monkeypatch.setattr(erase_sd, "compare", keep)
+    monkeypatch.setattr(api, "compare", keep)
     monkeypatch.setattr(sys, "argv", ["erase-sd", "compare", *words])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -166,31 +182,31 @@ def test_words_after_other_options_are_usage_errors(monkeypatch: pytest.MonkeyPa
     assert caught.value.code == 2
 
 
-def test_a_grid_leaves_rows_and_tables_goes_on_after_a_failure_and_is_not_run_twice(
+def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_cells(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    methods = ["ga:steps=2", "ga:rate=1e30,steps=2"]
-    found = run_grid(tiny, ["apple", "chair"], methods)
-    assert [str(cell) for cell, _ in found.failed] == [
-        "apple ga:rate=1e+30,steps=2 seed 0", "chair ga:rate=1e+30,steps=2 seed 0",
+    methods = ["ga:steps=2", "ga:learning_rate=1e30,steps=2"]
+    comparison = run_grid(tiny, ["apple", "chair"], methods)
+    assert [str(cell) for cell, _ in comparison.failed] == [
+        "apple ga:learning_rate=1e+30,steps=2 seed 0", "chair ga:learning_rate=1e+30,steps=2 seed 0",
     ]  # fmt: skip
-    assert all("diverged" in reason for _, reason in found.failed)
-    known = rows()
-    done = {(r["concept"], r["overrides"]) for r in known if r["measure"] == "unlearn_seconds"}
+    assert all("diverged" in reason for _, reason in comparison.failed)
+    table = rows()
+    done = {(r["concept"], r["overrides"]) for r in table if r["measure"] == "unlearn_seconds"}
     assert done == {("apple", "steps=2"), ("chair", "steps=2")}
-    failed = [row for row in known if row["measure"] == "failed"]
+    failed = [row for row in table if row["measure"] == "failed"]
     assert len(failed) == 2 and all("diverged" in row["reason"] for row in failed)
-    assert {row["measure"] for row in known} >= {
-        "peak_memory_mb", "steps", "validation_forget", "zero_shot_prediction", "image_retrieval_r1",
+    assert {row["measure"] for row in table} >= {
+        "peak_memory_mb", "steps", "residual_concept_similarity", "zero_shot_prediction", "image_retrieval_r1",
     }  # fmt: skip
     text = (OUT / "comparison.md").read_text()
     assert "Zero-shot prediction" in text and "Image retrieval" in text and "## Failed" in text
     assert (OUT / "pareto.png").is_file() and not (OUT / "several.png").exists()
 
     ran: list[str] = []
-    monkeypatch.setattr(comparison, "_in_own_process", lambda cell, *_: ran.append(str(cell)) or "")
+    monkeypatch.setattr(runner, "_in_own_process", lambda cell, *_: ran.append(str(cell)) or "")
     run_grid(tiny, ["apple", "chair"], methods)
-    assert ran == [str(cell) for cell, _ in found.failed]
+    assert ran == [str(cell) for cell, _ in comparison.failed]
 
 
 def killed(*_: object) -> str:
@@ -201,10 +217,10 @@ def killed(*_: object) -> str:
 def test_a_killed_cell_is_a_row_and_exit_status_1(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comparison, "attempt", killed)
+    monkeypatch.setattr(runner, "attempt", killed)
     words = ["--concepts", "apple", "--methods", "ga", "--seeds", "1", "--skip-images"]
     for name in ("model", "clip", "data"):
-        words += [f"--{name}", str(places(tiny)[name])]
+        words += [f"--{name}", str(sources(tiny)[name])]
     monkeypatch.setattr(sys, "argv", ["erase-sd", "compare", *words])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -215,129 +231,151 @@ def test_a_killed_cell_is_a_row_and_exit_status_1(
     assert row["measure"] == "failed" and "killed" in row["reason"]
 
 
-def test_a_bug_of_one_method_is_a_reason_with_its_place(
+def test_a_bug_in_one_method_is_a_reason_with_file_and_line(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Path:
-        raise ZeroDivisionError("a mean\nof nothing")
+        raise ZeroDivisionError("empty\nmean")
 
-    monkeypatch.setattr(erase_sd, "unlearn", broken)
+    monkeypatch.setattr(cell_module, "unlearn", broken)
     [cell] = cells_of(["apple"], ["ga"], 1, OUT)
-    reason = attempt(cell, shared(tiny))
-    assert reason.startswith("ZeroDivisionError: a mean of nothing (test_comparison.py:")
+    reason = attempt(cell, setup_of(tiny))
+    assert reason.startswith("ZeroDivisionError: empty mean (test_comparison.py:")
 
 
 def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_prompts_change(
     tiny: Models,
 ) -> None:
-    folder = prompts("apple", "chair")
+    folder = write_prompts("apple", "chair")
     [cell] = cells_of(["apple+chair"], ["ga:steps=2"], 1, OUT)
-    assert not is_done(cell, shared(tiny))
-    assert attempt(cell, shared(tiny)) == ""
-    assert is_done(cell, shared(tiny)) and is_done(cell, shared(tiny, images=False))
-    found = {(row.measure, row.group, row.arm): row for row in grid_results.rows_of(cell)}
-    assert found["detection_rate", "target", "erased"].n == 4  # two prompts of each concept
-    assert found["detection_rate", "retained_same", "original"].n == 2  # a dog beside each
-    assert found["detection_rate", "retained_other", "original"].n == 1  # the cow, once
-    assert {row.concept for row in found.values()} == {"apple+chair"}
+    assert not is_done(cell, setup_of(tiny))
+    assert attempt(cell, setup_of(tiny)) == ""
+    assert is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
+    measured = {(row.measure, row.group, row.variant): row for row in measures_of(cell)}
+    assert measured["detection_rate", "target", "erased"].n == 4  # two prompts of each concept
+    assert measured["detection_rate", "retained_same", "original"].n == 2  # a dog beside each
+    assert measured["detection_rate", "retained_other", "original"].n == 1  # the cow, once
+    assert {row.concept for row in measured.values()} == {"apple+chair"}
     assert not run_grid(tiny, ["apple+chair"], ["ga:steps=2"], images=True).failed
     [command] = [line for line in read_text("comparison.md").splitlines() if "erase-sd" in line]
-    given = {name: Path(str(getattr(tiny, name))).name for name in ("model", "data", "detector")}
+    names = {name: Path(str(getattr(tiny, name))).name for name in ("model", "data", "detector")}
     assert command == (
         "    erase-sd compare --concepts apple+chair --methods ga:steps=2 --seeds 1 "
-        f"--model {given['model']} --data {given['data']} --detector {given['detector']} "
+        f"--model {names['model']} --data {names['data']} --detector {names['detector']} "
         f"--clip {Path(tiny.clips[0]).name} --images-per-prompt 1 --dtype auto "
         "--prompts-folder prompts"
     )
     with Image.open(OUT / "apple+chair.png") as sheet:  # the original's row and one of images below
         assert sheet.height == 2 * (32 + 2) + 8 and sheet.width > 4 * (32 + 2)
     (folder / "apple.txt").write_text("an apple\n")
-    assert not is_done(cell, shared(tiny)) and is_done(cell, shared(tiny, images=False))
+    assert not is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
 
 
-def test_a_run_of_other_settings_or_without_its_evaluation_is_not_done(tiny: Models) -> None:
+def test_a_run_with_other_settings_or_without_its_evaluation_is_not_done(tiny: Models) -> None:
     [cell] = cells_of(["apple"], ["ga:steps=2"], 1, OUT)
-    assert attempt(cell, shared(tiny, images=False)) == ""
-    other = Cell(cell.concepts, Spec("ga", (("steps", 3),)), 0, cell.folder)
-    assert not is_done(other, shared(tiny, images=False))
-    assert "began with steps 2, now it is 3" in attempt(other, shared(tiny, images=False))
+    assert attempt(cell, setup_of(tiny, images=False)) == ""
+    other = Cell(cell.concepts, MethodSpec("ga", (("steps", 3),)), 0, cell.folder)
+    assert not is_done(other, setup_of(tiny, images=False))
+    assert "began with steps 2, now it is 3" in attempt(other, setup_of(tiny, images=False))
     (cell.folder / "evaluation.json").unlink()
-    assert not is_done(cell, shared(tiny, images=False))
+    assert not is_done(cell, setup_of(tiny, images=False))
 
 
-def test_a_run_that_began_or_was_evaluated_with_something_else_is_not_done(tiny: Models) -> None:
+def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny: Models) -> None:
     [cell] = cells_of(["apple"], ["ga:steps=2"], 1, OUT)
-    here, path = shared(tiny, images=False), cell.folder / "evaluation.json"
+    here, path = setup_of(tiny, images=False), cell.folder / "evaluation.json"
     assert attempt(cell, here) == "" and is_done(cell, here)
-    for field in ("clip", "data", "model"):
-        other = dataclasses.replace(here, origin=here.origin | {field: "other bytes"})
+    changes: list[dict[str, Any]] = [{"clip": ("other",)}, {"data": "other"}, {"model": "other"}]
+    for change in changes:
+        other = dataclasses.replace(here, origin=dataclasses.replace(here.origin, **change))
         assert not is_done(cell, other)
+    unknown_data = dataclasses.replace(here.origin, data="", missing_images=0)
+    assert is_done(cell, dataclasses.replace(here, origin=unknown_data))
     own = path.read_text()
-    found = json.loads(own)
-    found["about"]["data"]["kind"] = "a folder for each class"
-    path.write_text(json.dumps(found))
+    record = json.loads(own)
+    record["about"]["data"]["kind"] = "a folder for each class"
+    path.write_text(json.dumps(record))
     assert not is_done(cell, here)
     assert attempt(cell, here) == "" and is_done(cell, here)
-    assert json.loads(path.read_text())["rows"] == json.loads(own)["rows"]
+    assert json.loads(path.read_text())["measurements"] == json.loads(own)["measurements"]
 
 
-def test_a_cell_that_fails_gives_nothing_but_its_reason_and_none_its_images_unasked() -> None:
+def test_a_failed_cell_has_a_reason_only_and_no_cell_has_rates_without_images() -> None:
     [cell] = cells_of(["apple"], ["ga"], 1, OUT)
-    rates = {"group": "target", "arm": "erased", "found": 1, "n": 4}
-    assert [row.value for row in scored(cell, rates)] == [0.25]
-    assert grid_results.rows_of(cell, images=False) == []
-    [row] = grid_results.rows_of(cell, reason="no luck")
+    write_scores(cell, comparison("target", 1, 4))
+    assert [row.value for row in measures_of(cell)] == [0.5, 0.25]
+    assert measures_of(cell, images=False) == []
+    [row] = measures_of(cell, reason="no luck")
     assert (row.measure, row.reason, row.value) == ("failed", "no luck", None)
 
 
-def test_a_run_whose_looks_were_all_rolled_back_has_everything_left(tiny: Models) -> None:
+def test_a_run_whose_validation_steps_were_all_rolled_back_is_the_original(tiny: Models) -> None:
     [cell] = cells_of(["apple"], ["ga:steps=2"], 1, OUT)
     settings = dataclasses.replace(cell.settings(), retain_floor=1.0)
-    unlearn(settings, resolve(**places(tiny)), Run(cell.folder))
-    found = {row.measure: row.value for row in grid_results.rows_of(cell)}
-    assert (found["validation_forget"], found["validation_retain"]) == (1.0, 1.0)
+    unlearn(settings, models_of(tiny), Run(cell.folder))
+    measured = {row.measure: row.value for row in measures_of(cell)}
+    assert (measured["residual_concept_similarity"], measured["retained_fidelity"]) == (1.0, 1.0)
 
 
-def test_the_seconds_of_a_run_that_went_on_are_not_its_whole_time() -> None:
+def test_the_time_of_a_resumed_run_is_unknown() -> None:
     [cell] = cells_of(["apple"], ["ga"], 1, OUT)
-    cell.folder.mkdir(parents=True)
-    entry = {"status": "done", "seconds": 3.0, "peak_memory_mb": 9, "steps": 20, "stopped": "steps"}
-    for more, seconds in (({}, 3.0), ({"resumed_at": 10}, None)):
-        (cell.folder / "run.json").write_text(json.dumps({"stages": {"unlearn": entry | more}}))
-        assert grid_results.rows_of(cell)[0].value == seconds
+    for resumed_at, seconds in ((0, 3.0), (10, None)):
+        result = EncoderResult(
+            steps=20, stopped="steps", resumed_at=resumed_at, batch_sizes=(2, 2), held_out={}
+        )
+        record = UnlearnRecord(
+            status="done", settings={}, seconds=3.0, peak_memory_mb=9, concepts=(Concept("apple"),),
+            origin=Origin(model="", clip=(), data=""), encoders={"text_encoder": result},
+        )  # fmt: skip
+        write_run(cell, Stages(unlearn=record))
+        assert measures_of(cell)[0].value == seconds
 
 
-def test_what_no_image_could_be_drawn_with_is_told_before_anything_starts(tiny: Models) -> None:
-    prompts("apple")
-    with pytest.raises(SettingError, match="--images-per-prompt: needs at least 1, got 0"):
+def test_bad_image_settings_are_reported_before_anything_starts(tiny: Models) -> None:
+    write_prompts("apple")
+    with pytest.raises(SettingError, match="images_per_prompt: needs at least 1, got 0"):
         run_grid(tiny, ["apple"], ["ga"], images=True, images_per_prompt=0)
     assert not OUT.exists()
 
 
-def scored(cell: Cell, *given: dict[str, Any]) -> list[Row]:
-    """Rows of a run that holds these score rows alone."""
-    cell.folder.mkdir(parents=True)
-    stages = {"score": {"status": "done"}}
-    (cell.folder / "run.json").write_text(json.dumps({"stages": stages}))
-    (cell.folder / "scores.json").write_text(json.dumps({"rows": given}))
-    return grid_results.rows_of(cell)
+def write_run(cell: Cell, stages: Stages) -> None:
+    Run(cell.folder).update(stages=stages)
 
 
-def test_rates_of_several_concepts_come_together_and_other_arms_and_kinds_stay_out() -> None:
-    [cell] = cells_of(["apple+chair"], ["ga"], 1, OUT)
-    target = {"group": "target", "arm": "erased"}
-    same = {"group": "retained_same", "arm": "erased"}
-    other = {"group": "retained_other", "arm": "erased"}
-    rows = scored(
-        cell,
-        target | {"found": 3, "n": 10}, target | {"found": 5, "n": 30},
-        same | {"found": 8, "n": 10}, same | {"found": 6, "n": 10},
-        other | {"found": 7, "n": 10}, other | {"found": 7, "n": 10},
-        target | {"found": 9, "n": 9, "kind": "synonym"},
-        target | {"found": 9, "n": 9, "arm": "reference"},
+def comparison(
+    group: RateGroup, detected: int, n: int, kind: PromptKind = "plain"
+) -> RateComparison:
+    """Detected in half of the original's images, and in `detected` of the erased model's `n`."""
+    before, after = (
+        Rate(value=hits / n, n=n, detected=hits, low=0, high=1) for hits in (n // 2, detected)
+    )
+    return RateComparison(
+        run="", concept="apple", group=group, kind=kind, class_name=None, threshold=0.25,
+        original=before, erased=after, change=Change(difference=0, p_value=1),
+        reference=before, reference_change=Change(difference=0, p_value=1),
     )  # fmt: skip
-    assert [(row.group, row.value, row.n) for row in rows] == [
-        ("target", 0.2, 40), ("retained_same", 0.7, 20), ("retained_other", 0.7, 10),
+
+
+def write_scores(cell: Cell, *rates: RateComparison) -> None:
+    """A run that holds nothing but these rates."""
+    write_run(cell, Stages(score=ScoreRecord(status="done", settings={})))
+    record = ScoresRecord(threshold=0.25, detectors=(), rates=rates, by_class=(), sweep=())
+    write_json(cell.folder / "scores.json", dataclasses.asdict(record))
+
+
+def test_rates_of_several_concepts_are_pooled_without_other_variants_and_kinds() -> None:
+    [cell] = cells_of(["apple+chair"], ["ga"], 1, OUT)
+    write_scores(
+        cell,
+        comparison("target", 3, 10), comparison("retained_same", 8, 10),
+        comparison("retained_other", 7, 10), comparison("target", 9, 9, "synonym"),
+        comparison("target", 5, 30), comparison("retained_same", 6, 10),
+        comparison("retained_other", 7, 10),
+    )  # fmt: skip
+    assert [(row.group, row.variant, row.value, row.n) for row in measures_of(cell)] == [
+        ("target", "original", 0.5, 40), ("target", "erased", 0.2, 40),
+        ("retained_same", "original", 0.5, 20), ("retained_same", "erased", 0.7, 20),
+        ("retained_other", "original", 0.5, 10), ("retained_other", "erased", 0.7, 10),
     ]  # fmt: skip
 
 
@@ -345,7 +383,7 @@ def test_a_damaged_run_folder_is_a_row_with_its_reason() -> None:
     [cell] = cells_of(["apple"], ["ga"], 1, OUT)
     cell.folder.mkdir(parents=True)
     (cell.folder / "run.json").write_text("{")
-    [row] = grid_results.rows_of(cell)
+    [row] = measures_of(cell)
     assert row.measure == "failed" and "damaged" in row.reason
 
 
@@ -356,15 +394,15 @@ def test_two_processes_share_the_cells_and_write_the_same_as_one(tiny: Models) -
         "--seeds", "1", "--skip-images",
     ]  # fmt: skip
     for name in ("model", "clip", "data"):
-        words += [f"--{name}", str(places(tiny)[name])]
+        words += [f"--{name}", str(sources(tiny)[name])]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "erase_sd"]
     answer = subprocess.run(
         [sys.executable, *launch, *words], capture_output=True, text=True, check=False,
-        env=os.environ | {"FORCE_COLOR": "1", "COLUMNS": "240"},  # the bar speaks in a terminal only
+        env=os.environ | {"FORCE_COLOR": "1", "COLUMNS": "240"},  # the bar needs a terminal
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert "waits for the others" in answer.stderr  # said only where there are several processes
-    assert answer.stdout.count("Zero-shot prediction") == 1  # the main process alone speaks
+    assert "waiting for the other processes" in answer.stderr  # only with several processes
+    assert answer.stdout.count("Zero-shot prediction") == 1  # only the main process prints
     shared_out = [row for row in rows() if row["measure"].startswith(("zero", "image", "text"))]
     shutil.move(OUT, "by-two")
     assert not run_grid(tiny, ["apple", "chair"], ["ga:steps=2", "kl:steps=2"]).failed

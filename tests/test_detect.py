@@ -1,4 +1,4 @@
-"""YOLOv5 of both kinds from a file, nothing of which ever runs; and how good a detector is."""
+"""YOLOv5 of both generations from files whose code never runs; the quality of a detector."""
 
 from __future__ import annotations
 
@@ -21,12 +21,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from erase_sd.detection.benchmark import Measured, check, measure, read_boxes
-from erase_sd.detection.detector import Detector, detect
-from erase_sd.detection.yolov5 import SCALES, AnchorHead, _build, load
+from erase_sd.detection import worker
+from erase_sd.detection.benchmark import (
+    DetectorQuality,
+    benchmark,
+    detector_quality,
+    match_boxes,
+    read_boxes,
+)
+from erase_sd.detection.detector import detect
+from erase_sd.detection.worker import Detector
+from erase_sd.detection.yolov5 import SCALES, AnchorHead, _build, read_detector
 from erase_sd.errors import DataError, ModelError, SettingError
 from erase_sd.models.presets import Models
-from erase_sd.models.unpickle import Inert, read
+from erase_sd.models.unpickle import Inert, read_pickle
+from erase_sd.run.measurements import Detection
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 REAL = DATA / "yolov5" / "yolov5n.pt"
@@ -38,16 +47,16 @@ real = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def ultralytics_model() -> nn.Module:
-    """ultralytics' own anchor-free yolov5n with random weights that find a lot."""
+    """ultralytics' own anchor-free yolov5n with random weights that give many detections."""
     from ultralytics.nn.tasks import DetectionModel
 
     torch.manual_seed(1)
     model = DetectionModel("yolov5n.yaml", nc=len(NAMES), verbose=False)
     model.names = dict(enumerate(NAMES))
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):  # so that maps differ from place to place
-            part.running_var.uniform_(0.02, 0.2)
-            part.running_mean.normal_(0, 0.1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # so that maps vary over the image
+            module.running_var.uniform_(0.02, 0.2)
+            module.running_mean.normal_(0, 0.1)
     for level in model.model[-1].cv3:
         nn.init.normal_(level[-1].bias, -1, 1)
     return model.eval()
@@ -60,7 +69,7 @@ def photograph() -> Image.Image:
 
 
 class Head(nn.Module):
-    """The original's head, as far as its pickle goes; it computes nothing."""
+    """The original's head as its pickle stores it; it computes nothing."""
 
     def __init__(self, anchors: Tensor) -> None:
         super().__init__()
@@ -77,7 +86,7 @@ class Model(nn.Module):
 
 
 def write_original(path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
-    """A checkpoint as YOLOv5 v6 leaves them: half precision, its own module names; the layers."""
+    """A checkpoint as YOLOv5 v6 writes it: half precision, its own module names. Returns the layers."""
     layers = copy.deepcopy(model.model)
     old = layers[-1]
     layers[-1] = Head(torch.rand(3, 3, 2) * 4 + 1)
@@ -94,12 +103,12 @@ def write_original(path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 
 
 def maps_of(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """What the layers before the last give to it."""
+    """Inputs of the last layer."""
     out: list[Tensor] = []
     for layer in list(layers)[:-1]:
-        of = [layer.f] if isinstance(layer.f, int) else layer.f
-        given = [out[f] if out else x for f in of]
-        out.append(layer(given if len(given) > 1 else given[0]))
+        sources = [layer.f] if isinstance(layer.f, int) else layer.f
+        inputs = [out[f] if out else x for f in sources]
+        out.append(layer(inputs if len(inputs) > 1 else inputs[0]))
     return [out[f] for f in layers[-1].f]
 
 
@@ -112,28 +121,28 @@ def test_the_anchor_head_decodes_a_cell_as_worked_out_by_hand() -> None:
     head.m[1].bias.data[7:14] = torch.from_numpy(logits)  # the second of the level's three anchors
     head.anchors[1, 1] = torch.tensor([2.5, 0.75])
     with torch.no_grad():
-        [found] = head([torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)])
-    assert found.shape == (1, 6, 3 * (24 + 6 + 2))
+        [boxes] = head([torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)])
+    assert boxes.shape == (1, 6, 3 * (24 + 6 + 2))
     row, column, stride = 1, 2, 16
     s = 1 / (1 + np.exp(-logits))
-    centre = (2 * s[0] - 0.5 + column) * stride, (2 * s[1] - 0.5 + row) * stride
+    center = (2 * s[0] - 0.5 + column) * stride, (2 * s[1] - 0.5 + row) * stride
     size = (2 * s[2]) ** 2 * 2.5 * stride, (2 * s[3]) ** 2 * 0.75 * stride
-    by_hand = [*centre, *size, s[4] * s[5], s[4] * s[6]]
+    by_hand = [*center, *size, s[4] * s[5], s[4] * s[6]]
     at = 3 * 24 + 1 * 6 + row * 3 + column
-    assert found[0, :, at].tolist() == pytest.approx(by_hand, rel=1e-5)
-    assert found[0, 4:].amax(0).argmax() in range(3 * 24 + 6, 3 * 24 + 12)
+    assert boxes[0, :, at].tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert boxes[0, 4:].amax(0).argmax() in range(3 * 24 + 6, 3 * 24 + 12)
 
 
-def test_the_original_kind_gives_what_its_own_layers_give(
+def test_an_anchor_based_file_gives_the_boxes_of_its_own_layers(
     ultralytics_model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = write_original(tmp_path / "best.pt", ultralytics_model, monkeypatch)
-    loaded = load(tmp_path / "best.pt")
+    loaded = read_detector(tmp_path / "best.pt")
     assert (loaded.kind, loaded.names, loaded.size) == ("yolov5n anchor-based", NAMES, 640)
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
     x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        [found] = loaded.model(x)
+        [boxes] = loaded.model(x)
         maps = maps_of(layers.eval(), x)
         expected = []
         for k, stride in enumerate((8, 16, 32)):
@@ -146,21 +155,21 @@ def test_the_original_kind_gives_what_its_own_layers_give(
                      *(p[4, r, c] * p[5:, r, c])]
                     for r in range(64 // stride) for c in range(96 // stride)
                 ]  # fmt: skip
-    np.testing.assert_allclose(found[0].T.numpy(), expected, rtol=1e-4, atol=1e-4)
-    assert found[0, 4:].std() > 0.01  # the maps are not all alike
+    np.testing.assert_allclose(boxes[0].T.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert boxes[0, 4:].std() > 0.01  # the maps differ
 
 
 @pytest.mark.parametrize(
     ("scale", "weights"),
     [("n", 1_872_157), ("s", 7_235_389), ("m", 21_190_557), ("l", 46_563_709), ("x", 86_749_405)],
 )
-def test_each_size_has_as_many_weights_as_the_original_prints(scale: str, weights: int) -> None:
-    model = _build(scale, 80, anchors=True)
+def test_each_scale_has_as_many_weights_as_the_original_reports(scale: str, weights: int) -> None:
+    model = _build(scale, 80, anchor_based=True)
     assert sum(p.numel() for p in model.parameters()) == weights
     assert SCALES[len(model.model[0].conv.weight)] == scale
 
 
-def test_the_anchor_free_kind_finds_what_ultralytics_finds(
+def test_an_anchor_free_file_gives_the_detections_of_ultralytics(
     ultralytics_model: nn.Module,
     tmp_path: Path,
     photograph: Image.Image,
@@ -182,12 +191,12 @@ def test_the_anchor_free_kind_finds_what_ultralytics_finds(
     )  # fmt: skip
     boxes = [[round(v, 2) for v in box] for box in theirs.boxes.xyxy.tolist()]
     assert len(boxes) > 10
-    assert [box["box"] for box in ours] == boxes
-    assert [box["class"] for box in ours] == [NAMES[int(c)] for c in theirs.boxes.cls]
-    assert [box["probability"] for box in ours] == [round(p, 4) for p in theirs.boxes.conf.tolist()]
+    assert [list(d.box) for d in ours] == boxes
+    assert [d.name for d in ours] == [NAMES[int(c)] for c in theirs.boxes.cls]
+    assert [d.probability for d in ours] == [round(p, 4) for p in theirs.boxes.conf.tolist()]
 
 
-def test_of_a_training_checkpoint_the_averaged_weights_are_taken(
+def test_the_averaged_weights_of_a_training_checkpoint_are_used(
     ultralytics_model: nn.Module, tmp_path: Path
 ) -> None:
     averaged = copy.deepcopy(ultralytics_model)
@@ -198,27 +207,25 @@ def test_of_a_training_checkpoint_the_averaged_weights_are_taken(
         {"model": ultralytics_model, "ema": averaged, "optimizer": optimizer} | rest,
         tmp_path / "last.pt",
     )
-    assert (load(tmp_path / "last.pt").model.model[0].conv.weight == 0.125).all()
+    assert (read_detector(tmp_path / "last.pt").model.model[0].conv.weight == 0.125).all()
 
 
-def test_boxes_do_not_depend_on_how_many_images_are_given(
+def test_boxes_do_not_depend_on_the_number_of_images(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(3)
     images = [Image.fromarray(rng.integers(0, 255, (k, 40, 3), np.uint8)) for k in range(20, 26)]
     detector = Detector(tiny.detector_file())
-    monkeypatch.setattr(
-        "erase_sd.detection.detector.PIXELS", 4 * 64 * 64
-    )  # four go through at once
-    together = detector(images, lowest=0.001)
-    alone = [detector([image], lowest=0.001)[0] for image in images]
+    monkeypatch.setattr(worker, "MAX_PIXELS", 4 * 64 * 64)  # batches of four
+    together = detector(images, min_probability=0.001)
+    alone = [detector([image], min_probability=0.001)[0] for image in images]
     for a, b in zip(together, alone, strict=True):
         assert len(a) == len(b)
-        assert [r["box"] for r in a[:5]] == [pytest.approx(r["box"], abs=0.05) for r in b[:5]]
+        assert [d.box for d in a[:5]] == [pytest.approx(d.box, abs=0.05) for d in b[:5]]
 
 
 class Runs:
-    """A pickle of it calls `call(*args)` when it is loaded."""
+    """Its pickle calls `call(*args)` when it is loaded."""
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self.call, self.args = call, args
@@ -234,7 +241,7 @@ def write_zip(path: Path, pickled: bytes) -> None:
 
 
 def harms() -> dict[str, tuple[Callable[[Path], bytes], str]]:
-    """Pickles that make a file when they are loaded, and the name that gives each away."""
+    """Pickles that create a file when they are loaded, and the name by which each is refused."""
     import os
 
     def touch(mark: Path) -> str:
@@ -246,7 +253,7 @@ def harms() -> dict[str, tuple[Callable[[Path], bytes], str]]:
         return make + b")R."
 
     def setstate(mark: Path) -> bytes:
-        """An `__setstate__` that is `os.system`, put on an object by its first BUILD."""
+        """Sets `os.system` as an object's `__setstate__` in its first BUILD."""
         system = f"c{os.system.__module__}\nsystem\n".encode()
         word = f"touch {mark}\n".encode()
         return b"cmodels.yolo\nDetect\n)\x81}U\x0c__setstate__" + system + b"sbV" + word + b"b."
@@ -273,23 +280,25 @@ def test_a_malicious_file_never_runs(how: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "evil.pt"
     pickled = make(mark)
     write_zip(path, pickled)
-    with pytest.raises(ModelError, match=rf"evil\.pt: names \S*{name}, which is no part") as caught:
-        load(path)
+    with pytest.raises(
+        ModelError, match=rf"evil\.pt: names \S*{name}, which is not part"
+    ) as caught:
+        read_detector(path)
     assert not mark.exists() and "\n" not in str(caught.value)
     if how not in {"torch.load", "__setstate__"}:  # these need classes or options of their own
         pickle.loads(pickled)
-        assert mark.exists(), "harmless: this test shows nothing"
+        assert mark.exists(), "the pickle is harmless, so the test proves nothing"
 
 
-def test_a_malicious_file_of_the_old_form_is_not_even_read(tmp_path: Path) -> None:
+def test_a_malicious_file_of_the_old_format_is_not_unpickled(tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "old.pt"
     torch.save(Runs(exec, f"open({str(mark)!r}, 'w')"), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ModelError, match=r"old\.pt: no \.pt file of PyTorch 1\.6 or later"):
-        load(path)
+    with pytest.raises(ModelError, match=r"old\.pt: damaged, or not a \.pt file of PyTorch 1\.6"):
+        read_detector(path)
     assert not mark.exists()
 
 
-def test_what_a_pickle_sets_on_stand_ins_stays_a_record(tmp_path: Path) -> None:
+def test_state_that_a_pickle_sets_on_an_object_stays_a_record(tmp_path: Path) -> None:
     """BUILD with a state, with slots, on an object and on the class; items; a call of an object."""
     thing = b"cmodels.yolo\nDetect\n"
     for ending, message in (
@@ -301,18 +310,18 @@ def test_what_a_pickle_sets_on_stand_ins_stays_a_record(tmp_path: Path) -> None:
         write_zip(tmp_path / "odd.pt", b"\x80\x02" + thing + ending + b".")
         if message:
             with pytest.raises(ModelError, match=message):
-                read(tmp_path / "odd.pt")
+                read_pickle(tmp_path / "odd.pt")
         else:
-            made = read(tmp_path / "odd.pt")
-            assert isinstance(made, Inert) and made.name == "models.yolo.Detect"
+            inert = read_pickle(tmp_path / "odd.pt")
+            assert isinstance(inert, Inert) and inert.name == "models.yolo.Detect"
         assert Inert.name == "" and callable(Inert.__setstate__)
     write_zip(tmp_path / "odd.pt", b"\x80\x02" + thing + b")\x81.")
-    with pytest.raises(ModelError, match="no detector"):
-        load(tmp_path / "odd.pt")
+    with pytest.raises(ModelError, match="not a detector"):
+        read_detector(tmp_path / "odd.pt")
 
 
 def changed(path: Path, out: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """`path` as a zip with other entries."""
+    """A copy of the zip file `path` with changed entries."""
     with zipfile.ZipFile(path) as file:
         parts = {name: file.read(name) for name in file.namelist()}
     change(parts)
@@ -327,8 +336,8 @@ def test_damaged_and_foreign_files_are_one_line(
 ) -> None:
     def fails(path: Path, message: str) -> None:
         with pytest.raises(ModelError, match=message) as caught:
-            load(path)
-        assert str(caught.value).startswith(f"--detector {path}: ")
+            read_detector(path)
+        assert str(caught.value).startswith(f"detector {path}: ")
 
     whole, odd = tmp_path / "whole.pt", tmp_path / "odd.pt"
     torch.save({"model": ultralytics_model}, whole)
@@ -336,12 +345,14 @@ def test_damaged_and_foreign_files_are_one_line(
     odd.write_bytes(whole.read_bytes()[: -(1 << 16)])
     fails(odd, "damaged")
     fails(changed(whole, odd, lambda p: p.pop("whole/data/3")), "damaged")
-    fails(changed(whole, odd, lambda p: p.update({"whole/data/0": b"1234"})), "no detector .*stor")
+    fails(
+        changed(whole, odd, lambda p: p.update({"whole/data/0": b"1234"})), "not a detector .*stor"
+    )
     fails(changed(whole, odd, lambda p: p.pop("whole/data.pkl")), r"no data\.pkl")
     torch.save({"model": nn.Sequential(nn.Conv2d(3, 16, 3))}, odd)
-    fails(odd, "no detector .*names")
+    fails(odd, "not a detector .*names")
     torch.save(dict(ultralytics_model.state_dict()), odd)
-    fails(odd, "no detector .*model")
+    fails(odd, "not a detector .*model")
 
     def variant(change: Callable[[Any], object]) -> Path:
         other = copy.deepcopy(ultralytics_model)
@@ -350,97 +361,130 @@ def test_damaged_and_foreign_files_are_one_line(
         return odd
 
     fails(variant(lambda m: m.model.__delitem__(9)), r"lacks model\.10\.bn\.bias")
-    fails(variant(lambda m: m.model.append(nn.Conv2d(1, 1, 1))), r"model\.25\.bias too many")
+    fails(variant(lambda m: m.model.append(nn.Conv2d(1, 1, 1))), r"unknown layer model\.25\.bias")
     fails(variant(lambda m: m.names.update({3: "cat"})), "does not fit its architecture")
     fails(variant(lambda m: m.model[0].conv.weight.data.fill_(math.nan)), "not finite")
-    fails(variant(lambda m: setattr(m.model[1], "act", nn.LeakyReLU())), "LeakyReLU, not YOLOv5's")
+    fails(
+        variant(lambda m: setattr(m.model[1], "act", nn.LeakyReLU())),
+        "LeakyReLU where YOLOv5 uses SiLU",
+    )
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    ("change", "message"),
     [
-        ({"architecture": "https://example.org/yolov5n.yaml"}, "needs yolov5n.yaml or its like"),
-        ({"architecture": "../yolov5n.yaml"}, "needs yolov5n.yaml or its like"),
+        ({"architecture": "https://example.org/yolov5n.yaml"}, "is not supported"),
+        ({"architecture": "../yolov5n.yaml"}, "is not supported"),
         ({"names": "person"}, "damaged metadata"),
         ({"size": "large"}, "damaged metadata"),
+        ({"size": "100"}, "size 100, needs a multiple of 32"),
     ],
 )
-def test_a_safetensors_file_cannot_name_a_plan_of_its_own(
-    tiny: Models, tmp_path: Path, about: dict[str, str], message: str
+def test_damaged_metadata_and_foreign_architectures_are_refused(
+    tiny: Models, tmp_path: Path, change: dict[str, str], message: str
 ) -> None:
     whole = {"architecture": "yolov5n.yaml", "names": json.dumps(NAMES), "size": "64"}
     path = tmp_path / "odd.safetensors"
-    save_file(load_file(tiny.detector_file()), path, metadata=whole | about)
+    save_file(load_file(tiny.detector_file()), path, metadata=whole | change)
     with pytest.raises(ModelError, match=message):
-        load(path)
+        read_detector(path)
 
 
-def test_a_plan_in_the_working_directory_is_not_used(tiny: Models) -> None:
+def test_an_architecture_file_in_the_working_directory_is_not_used(tiny: Models) -> None:
     for name in ("yolov5n.yaml", "yolov5.yaml"):
         Path(name).write_text("nc: 1\nactivation: exec(\"open('mark', 'w')\")\nbackbone: []\n")
-    assert load(tiny.detector_file()).kind == "yolov5n anchor-free"
+    assert read_detector(tiny.detector_file()).kind == "yolov5n anchor-free"
     assert not Path("mark").exists()
 
 
-def test_a_missing_class_is_known_before_any_image_is_looked_at(tiny: Models) -> None:
-    with pytest.raises(SettingError, match=r"--detector-class pear: .* near: "):
+def test_a_missing_class_is_reported_before_any_image_is_opened(tiny: Models) -> None:
+    with pytest.raises(SettingError, match=r"no such class; similar ones: ") as caught:
         detect(tiny.detector_file(), [Path("missing.png")], ["apple", "pear"])
-    with pytest.raises(DataError, match=r"missing\.png: no readable image"):
+    assert (caught.value.field, caught.value.value) == ("detector_class", "pear")
+    with pytest.raises(DataError, match=r"missing\.png: not a readable image"):
         detect(tiny.detector_file(), [Path("missing.png")], ["apple"])
 
 
-A, B, C = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [50.0, 0.0, 60.0, 10.0]
+def test_a_child_process_that_dies_is_one_line(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ModelError, match=r"process failed \(exit status 1\)") as caught:
+        detect(tiny.detector_file(), [Path("missing.png")])
+    assert caught.value.field == "detector"
+
+
+Box = tuple[float, float, float, float]
+A: Box = (0.0, 0.0, 10.0, 10.0)
+B: Box = (20.0, 0.0, 30.0, 10.0)
+C: Box = (50.0, 0.0, 60.0, 10.0)
+
+
+def one(name: str, box: Box, probability: float) -> Detection:
+    return Detection(name=name, probability=probability, box=box)
 
 
 def test_average_precision_is_as_worked_out_by_hand() -> None:
-    """Class 0: hit, miss, hit of two boxes; class 1: one box, found twice, first roughly."""
-    found = [
-        [(0, A, 0.9), (0, C, 0.8), (0, B, 0.7)],
-        [(1, [0.0, 0.0, 10.0, 6.2], 0.6), (1, A, 0.5)],
+    """Dogs: hit, miss, hit of two boxes; cat: one box, detected twice, first roughly."""
+    detections = [
+        [one("dog", A, 0.9), one("dog", C, 0.8), one("dog", B, 0.7)],
+        [one("cat", (0.0, 0.0, 10.0, 6.2), 0.6), one("cat", A, 0.5)],
     ]
-    truths = [[(0, A), (0, B)], [(1, A)]]
-    got = measure(found, truths)
-    # Class 0: precision 1 up to recall 1/2, then 2/3: (0.5 * 1 + 0.5 * 2/3) at every overlap.
-    # Class 1: the first box overlaps by 0.62, the second wholly; up to 0.6 the first one is the
+    truth = [[("dog", A), ("dog", B)], [("cat", A)]]
+    quality = detector_quality(detections, truth)
+    # Dogs: precision 1 up to recall 1/2, then 2/3: (0.5 * 1 + 0.5 * 2/3) at every overlap.
+    # Cat: the first box overlaps by 0.62, the second wholly; up to 0.6 the first one is the
     # hit (precision 1), above it is a miss and the second the hit (precision 1/2).
     first, second = 0.5 + 0.5 * 2 / 3, (3 * 1 + 7 * 0.5) / 10
-    # COCO's 101 points of recall, and straight lines between them, round by a hundredth.
-    assert got.map50 == pytest.approx((first + 1) / 2, abs=0.01)
-    assert got.map == pytest.approx((first + second) / 2, abs=0.01)
+    # COCO interpolates between 101 points of recall, which rounds by a hundredth.
+    assert quality.map50 == pytest.approx((first + 1) / 2, abs=0.01)
+    assert quality.map == pytest.approx((first + second) / 2, abs=0.01)
 
 
-def test_a_box_is_found_once_by_its_own_class_and_by_the_most_probable() -> None:
-    once = measure([[(0, A, 0.9)]], [[(0, A)]])
+def test_a_box_is_hit_once_by_the_most_probable_detection_of_its_class() -> None:
+    once = detector_quality([[one("dog", A, 0.9)]], [[("dog", A)]])
     assert (once.precision, once.recall) == pytest.approx((1, 1), abs=1e-3)
     assert (once.map50, once.map) == pytest.approx((1, 1), abs=0.01)
-    again = measure([[(0, A, 0.9), (0, A, 0.8), (0, A, 0.8)], []], [[(0, A)], [(0, B)]])
+    twice = [one("dog", A, 0.9), one("dog", A, 0.8), one("dog", A, 0.8)]
+    again = detector_quality([twice, []], [[("dog", A)], [("dog", B)]])
     assert again.recall == pytest.approx(0.5)
     assert again.map50 == pytest.approx(0.5, abs=0.01)
-    other = measure([[(1, A, 0.9)]], [[(0, A)]])
-    assert other == Measured(0, 0, other.probability, 0, 0)
+    other = detector_quality([[one("cat", A, 0.9)]], [[("dog", A)]])
+    assert other == DetectorQuality(
+        precision=0, recall=0, probability=other.probability, map50=0, map=0
+    )
 
 
-def test_labels_are_read_in_pixels_and_refused_with_their_line(tmp_path: Path) -> None:
+def test_a_box_may_be_hit_by_another_detection_at_each_overlap() -> None:
+    """The first box overlaps A by 0.62: a hit at 0.5; at 0.75 the second one takes A instead."""
+    detections = [one("dog", (0.0, 0.0, 10.0, 6.2), 0.9), one("dog", A, 0.8)]
+    hits = match_boxes(detections, [("dog", A), ("cat", A)], np.array([0.5, 0.75]))
+    assert hits.tolist() == [[True, False], [False, True]]
+    assert match_boxes(detections, [], np.array([0.5])).tolist() == [[False], [False]]
+    assert match_boxes([], [("dog", A)], np.array([0.5])).shape == (0, 1)
+
+
+def test_labels_are_read_in_pixels_and_refused_with_their_line_number(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    assert read_boxes(path, (200, 100), 3) == []
+    assert read_boxes(path, (200, 100), NAMES) == []
     path.write_text("2 0.5 0.5 0.25 1.0\n")
-    assert read_boxes(path, (200, 100), 3) == [(2, [75, 0, 125, 100])]
+    assert read_boxes(path, (200, 100), NAMES) == [("apple", [75, 0, 125, 100])]
     for line in ("3 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0 1.5 0.5 0.1 0.1", "dog 0 0 1 1"):
         path.write_text(f"0 0.5 0.5 1 1\n{line}\n")
         with pytest.raises(DataError, match=r"a\.txt:2: needs a class from 0 to 2"):
-            read_boxes(path, (200, 100), 3)
+            read_boxes(path, (200, 100), NAMES)
 
 
-def test_the_check_command_prints_figures_or_one_line(tiny: Models, tmp_path: Path) -> None:
+def test_the_benchmark_prints_its_figures_or_one_line(tiny: Models, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "erase_sd.detection.detector", "--check", str(tiny.detector_file()), *words],
+            [sys.executable, "-m", "erase_sd.detection.benchmark", str(tiny.detector_file()), *words],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     empty = run("photographs")
     assert (empty.returncode, empty.stdout) == (1, "")
-    assert empty.stderr == "erase_sd.detection.detector: photographs/images: no images\n"
+    assert empty.stderr == "erase_sd.detection.benchmark: photographs/images: no images\n"
     for folder in ("images", "labels"):
         Path("photographs", folder).mkdir(parents=True)
     Image.new("RGB", (40, 30)).save("photographs/images/a.png")
@@ -449,18 +493,15 @@ def test_the_check_command_prints_figures_or_one_line(tiny: Models, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "detector.safetensors: yolov5n anchor-free" in done.stdout
     assert "1 images with 1 boxes at 96 px" in done.stdout and "mAP50 " in done.stdout
-    detector = Detector(tiny.detector_file())
-    detector.size = 100
-    with pytest.raises(SettingError, match="--size 100: needs a multiple of 32"):
-        check(detector, tiny.detector_file(), Path("photographs"))
-    detector.size = 64
+    wrong = run("photographs", "--size", "100")
+    assert wrong.returncode == 2 and "needs a multiple of 32, got 100" in wrong.stderr
     Path("photographs/labels/a.txt").unlink()
     with pytest.raises(DataError, match="labels: no boxes for 1 images"):
-        check(detector, tiny.detector_file(), Path("photographs"))
+        benchmark(Detector(tiny.detector_file()), tiny.detector_file(), Path("photographs"))
 
 
 @real
-def test_the_real_yolov5n_is_read_whole_and_finds_what_the_photographs_show() -> None:
+def test_the_real_yolov5n_detects_the_objects_of_real_photographs() -> None:
     """The original's own script gives mAP50 0.528 at 640 px, 0.413 at 256, on other photographs."""
     if not (DATA / "coco" / "images").is_dir():
         pytest.skip(f"needs {DATA / 'coco'}, which is not in the repository")
@@ -470,6 +511,6 @@ def test_the_real_yolov5n_is_read_whole_and_finds_what_the_photographs_show() ->
         1, 20, 47, 56,
     ]  # fmt: skip
     detector.size = 256
-    lines = check(detector, REAL, DATA / "coco")
+    lines = benchmark(detector, REAL, DATA / "coco")
     assert "31 images with 265 boxes at 256 px" in lines
     assert 0.40 < float(lines.split("mAP50 ")[1].split(",")[0]) < 0.48

@@ -1,4 +1,4 @@
-"""CLIP and BLIP as embedders, against what the models themselves give."""
+"""CLIP and BLIP as embedders, against the scores of the models themselves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from blip_model import make_blip
 from PIL import Image
 
-from erase_sd.data.flickr30k import read
-from erase_sd.errors import ModelError
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.errors import DataError, ModelError
 from erase_sd.evaluation.embedders import BlipEmbedder, ClipEmbedder, is_blip, load_blip
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip, with_weights
@@ -18,9 +18,9 @@ from erase_sd.models.text_encoder import load_clip, with_weights
 TEXTS = ["a red apple", "a dog in the snow", "a"]
 
 
-def pictures(tiny: Models) -> list[Image.Image]:
-    data = read(tiny.pairs())
-    return [Image.open(data.path_of(item)).convert("RGB") for item in data.items[:3]]
+def images_of(tiny: Models) -> list[Image.Image]:
+    data = read_flickr30k(tiny.pairs())
+    return [Image.open(data.path_of(item.image)).convert("RGB") for item in data.items[:3]]
 
 
 @pytest.fixture(scope="module")
@@ -28,59 +28,65 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_blip(tmp_path_factory.mktemp("blip"))
 
 
-def test_blips_features_give_its_own_contrastive_scores(tiny: Models, blip: Path) -> None:
-    towers = load_blip(blip)
-    images = pictures(tiny)
-    read = towers.tokenizer(TEXTS, padding=True, return_tensors="pt")
-    pixels = towers.processor(images, return_tensors="pt")["pixel_values"]
+def test_blip_features_reproduce_its_contrastive_scores(tiny: Models, blip: Path) -> None:
+    embedder = load_blip(blip)
+    images = images_of(tiny)
+    encoded = embedder.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    pixels = embedder.processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        own = towers.model(
-            input_ids=read["input_ids"], attention_mask=read["attention_mask"],
+        own = embedder.model(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"],
             pixel_values=pixels, use_itm_head=False,
         ).itm_score  # fmt: skip
-    ours = towers.images(images) @ towers.texts(TEXTS).T
-    assert ours.std() > 1e-3  # they are not all the same
+    ours = embedder.embed_images(images) @ embedder.embed_texts(TEXTS).T
+    assert ours.std() > 1e-3  # a constant would match anything
     torch.testing.assert_close(ours, own, atol=1e-5, rtol=1e-4)
 
 
-def test_a_text_alone_gives_what_it_gives_among_longer_ones(blip: Path) -> None:
-    towers = load_blip(blip)
-    torch.testing.assert_close(towers.texts(TEXTS)[2:], towers.texts(TEXTS[2:]))
+def test_blip_features_of_a_text_do_not_depend_on_its_batch(blip: Path) -> None:
+    embedder = load_blip(blip)
+    torch.testing.assert_close(embedder.embed_texts(TEXTS)[2:], embedder.embed_texts(TEXTS[2:]))
 
 
-def test_clips_features_give_its_own_scores(tiny: Models) -> None:
+def test_clip_features_reproduce_its_scores(tiny: Models) -> None:
     clip = load_clip(tiny.clips[0])
-    towers, images = ClipEmbedder(clip), pictures(tiny)
+    embedder, images = ClipEmbedder(clip), images_of(tiny)
     with torch.no_grad():
         own = clip.model(input_ids=clip.tokens(TEXTS), pixel_values=clip.process(images))
-    ours = towers.images(images) @ towers.texts(TEXTS).T
+    ours = embedder.embed_images(images) @ embedder.embed_texts(TEXTS).T
     logits = ours * clip.model.logit_scale.exp()
     torch.testing.assert_close(logits, own.logits_per_image, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])  # as SD 1 and SD 2 do
-def test_clips_texts_give_at_their_own_length_what_they_give_padded(tiny: Models, pad: str) -> None:
+def test_clip_features_of_cut_texts_equal_those_of_padded_ones(tiny: Models, pad: str) -> None:
     clip = load_clip(tiny.clips[0])
     clip.tokenizer.pad_token = pad
     texts = [("a dog next to a red apple in the snow " * 2)[:cut] for cut in range(1, 60)] * 3
     padded, _ = clip.encode_texts(clip.tokens(texts))
-    torch.testing.assert_close(ClipEmbedder(clip).texts(texts), padded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ClipEmbedder(clip).embed_texts(texts), padded, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip"])
-def test_what_has_no_room_is_told_before(tiny: Models, blip: Path, kind: str) -> None:
-    towers: ClipEmbedder | BlipEmbedder
-    towers = ClipEmbedder(load_clip(tiny.clips[0])) if kind == "clip" else load_blip(blip)
-    assert towers.fits(["a dog", "dog " * 60]) == [True, False]
+def test_text_longer_than_the_context_length_is_refused(
+    tiny: Models, blip: Path, kind: str
+) -> None:
+    embedder: ClipEmbedder | BlipEmbedder
+    embedder = ClipEmbedder(load_clip(tiny.clips[0])) if kind == "clip" else load_blip(blip)
+    assert embedder.token_limit.fitting(["a dog", "dog " * 60]) == [True, False]
+    with pytest.raises(DataError, match=r"62 tokens, at most \d+ fit"):
+        embedder.embed_texts(["a dog", "dog " * 60])
 
 
-def test_a_folder_of_another_kind_is_no_blip(tiny: Models, tmp_path: Path, blip: Path) -> None:
+def test_only_a_folder_of_a_blip_is_recognised_as_one(
+    tiny: Models, tmp_path: Path, blip: Path
+) -> None:
     assert is_blip(blip) and not is_blip(tiny.clips[0])
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(ModelError, match="not a model folder"):
         is_blip(tmp_path)
 
 
-def test_with_weights_changes_the_towers_it_is_given_and_leaves_the_first_alone(
+def test_with_weights_replaces_the_named_embedder_and_leaves_the_original_unchanged(
     tiny: Models, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file

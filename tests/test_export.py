@@ -1,7 +1,8 @@
-"""Exported encoders say what the erased one says, in the names that other programs read."""
+"""Exported encoders compute what the erased one computes, under the names that other programs read."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,45 +12,43 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import erase_sd
-from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, RunError, SettingError
-from erase_sd.models.export import export, hugging_face, open_clip
-from erase_sd.models.presets import Models
+from erase_sd.models import erased
+from erase_sd.models.checkpoint_keys import open_clip_names
+from erase_sd.models.export import encoder_tensors, export
+from erase_sd.models.model_card import card
+from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
-from erase_sd.unlearning.settings import Settings
-from erase_sd.unlearning.stage import unlearn
 
-QUICK: dict[str, Any] = {
-    "concepts": (Concept("apple"),), "steps": 2, "validate_every": 2, "forget_batch": 8,
-    "retain_batch": 8, "rate": 1e-2, "retain_floor": 0.0,
-}  # fmt: skip
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 
 
-@pytest.fixture
-def run(tiny: Models) -> Run:
-    run = Run(Path("runs/apple"))
-    unlearn(Settings(**QUICK), tiny, run)
-    return run
-
-
-def states(encoder: Any) -> Tensor:
+def hidden_states(encoder: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = encoder(IDS).last_hidden_state
-    return found
+        states: Tensor = encoder(IDS).last_hidden_state
+    return states
 
 
-def test_a_diffusers_folder_reads_back_to_the_same_states(tiny: Models, run: Run) -> None:
+def checkpoint(folder: Path, prefix: str, tensors: dict[str, Tensor]) -> Path:
+    """A single-file checkpoint with a text encoder of zeros, and one other tensor."""
+    content = {prefix + name: torch.zeros_like(t).half() for name, t in tensors.items()}
+    content["model.diffusion_model.out.0.weight"] = torch.arange(4.0)
+    save_file(content, folder / "base.safetensors", metadata={"format": "pt"})
+    return folder / "base.safetensors"
+
+
+def test_a_diffusers_folder_loads_to_the_same_hidden_states(tiny: Models, erased_run: Run) -> None:
     from transformers import CLIPTextModel
 
-    out = export(run, tiny, "diffusers")
-    back = CLIPTextModel.from_pretrained(out / "text_encoder")
-    assert torch.equal(states(back), states(erase_sd.load(run.folder)))
+    out = export(erased_run, tiny, "diffusers")
+    exported = CLIPTextModel.from_pretrained(out / "text_encoder")
+    assert torch.equal(hidden_states(exported), hidden_states(erased.load(erased_run.folder)))
 
 
-def test_its_keys_are_those_of_hub_repositories(tiny: Models, run: Run) -> None:
-    out = export(run, tiny, "diffusers", Path("out"))
+def test_a_diffusers_folder_has_the_key_names_of_hub_repositories(
+    tiny: Models, erased_run: Run
+) -> None:
+    out = export(erased_run, tiny, "diffusers", Path("out"))
     keys = load_file(out / "text_encoder" / "model.safetensors").keys()
     assert "text_model.embeddings.token_embedding.weight" in keys
     assert "text_model.encoder.layers.1.self_attn.q_proj.weight" in keys
@@ -57,113 +56,128 @@ def test_its_keys_are_those_of_hub_repositories(tiny: Models, run: Run) -> None:
     assert all(key.startswith("text_model.") for key in keys)
 
 
-def test_a_comfyui_file_holds_the_same_weights_in_half_precision(tiny: Models, run: Run) -> None:
-    out = export(run, tiny, "comfyui")
+def test_a_comfyui_file_has_the_same_weights_in_half_precision(
+    tiny: Models, erased_run: Run
+) -> None:
+    out = export(erased_run, tiny, "comfyui")
     file = load_file(out / "clip_32.safetensors")
-    full = hugging_face(run.folder / "erased")
+    full = encoder_tensors(erased_run.erased)
     assert file.keys() == full.keys()
     assert all(torch.equal(file[name], full[name].half()) for name in full)
 
 
-def single_file(folder: Path, prefix: str, tensors: dict[str, Tensor]) -> Path:
-    """A checkpoint of another text encoder and something else."""
-    everything = {prefix + name: torch.zeros_like(t).half() for name, t in tensors.items()}
-    everything["model.diffusion_model.out.0.weight"] = torch.arange(4.0)
-    save_file(everything, folder / "base.safetensors", metadata={"format": "pt"})
-    return folder / "base.safetensors"
-
-
-def test_a_single_file_gets_the_encoder_and_keeps_all_else(
-    tiny: Models, run: Run, tmp_path: Path
+def test_a_single_file_checkpoint_changes_in_its_text_encoder_alone(
+    tiny: Models, erased_run: Run, tmp_path: Path
 ) -> None:
     prefix = "cond_stage_model.transformer."
-    base = single_file(tmp_path, prefix, hugging_face(run.folder / "erased"))
-    out = export(run, tiny, "a1111", base=base)
-    made = load_file(out / "base-without-apple.safetensors")
-    assert torch.equal(made["model.diffusion_model.out.0.weight"], torch.arange(4.0))
-    assert made.keys() == load_file(base).keys()
-    for name, tensor in hugging_face(run.folder / "erased").items():
-        assert torch.equal(made[prefix + name], tensor.half())
+    base = checkpoint(tmp_path, prefix, encoder_tensors(erased_run.erased))
+    out = export(erased_run, tiny, "a1111", base=base)
+    exported = load_file(out / "base-without-apple.safetensors")
+    assert torch.equal(exported["model.diffusion_model.out.0.weight"], torch.arange(4.0))
+    assert exported.keys() == load_file(base).keys()
+    for name, tensor in encoder_tensors(erased_run.erased).items():
+        assert torch.equal(exported[prefix + name], tensor.half())
 
 
-def test_open_clips_names_go_back_to_the_same_states_by_diffusers_own_converter(
-    tiny: Models, run: Run
-) -> None:
+def test_diffusers_converts_open_clip_names_back_to_the_same_encoder(erased_run: Run) -> None:
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    erased = run.folder / "erased"
-    config = CLIPTextConfig.from_pretrained(erased)
+    config = CLIPTextConfig.from_pretrained(erased_run.erased)
     model = CLIPTextModelWithProjection(config).eval()
-    ours = hugging_face(erased)
+    ours = encoder_tensors(erased_run.erased)
     model.load_state_dict(ours, strict=False)
     ours["text_projection.weight"] = model.text_projection.weight.detach()
     prefix = "conditioner.embedders.1.model."
     theirs = convert_open_clip_checkpoint(
-        model, {prefix + n: t for n, t in open_clip(ours).items()}, prefix=prefix
+        model, {prefix + n: t for n, t in open_clip_names(ours).items()}, prefix=prefix
     )
-    fresh = CLIPTextModelWithProjection(config).eval()
-    missing, extra = fresh.load_state_dict(theirs, strict=False)
+    converted = CLIPTextModelWithProjection(config).eval()
+    missing, extra = converted.load_state_dict(theirs, strict=False)
     assert not missing and not extra
-    assert torch.equal(states(fresh), states(model))
-    assert torch.equal(fresh.text_projection.weight, model.text_projection.weight)
+    assert torch.equal(hidden_states(converted), hidden_states(model))
+    assert torch.equal(converted.text_projection.weight, model.text_projection.weight)
 
 
-def test_a_hub_folder_has_a_card_with_scores_settings_base_licence_and_snippet(
-    tiny: Models, run: Run
-) -> None:
+def test_a_hub_folder_needs_scores_and_has_a_model_card(tiny: Models, erased_run: Run) -> None:
     with pytest.raises(RunError, match="score first"):
-        export(run, tiny, "hub-folder")
-    Path("apple.txt").write_text("an apple next to a dog\n")
-    erase_sd.generate("apple.txt", steps=1, model=tiny.model)
-    tables = erase_sd.score(run.folder, detector=tiny.detector)
-    out = export(run, tiny, "hub-folder")
-    card = (out / "README.md").read_text()
-    header = dict(line.split(": ", 1) for line in card.split("---")[1].strip().splitlines())
-    assert json.loads(header["license"]) == "agpl-3.0"
-    assert f"| apple | apple | {tables.rows[0].n} |" in card
-    assert '"method": "cliperase-anchored"' in card
-    assert 'CLIPTextModel.from_pretrained("this-folder", subfolder="text_encoder")' in card
-    assert run.manifest["stages"]["unlearn"]["settings"]["model"] in card
+        export(erased_run, tiny, "hub-folder")
+    for stage in ("generate", "score"):
+        with erased_run.stage(stage, {}):
+            pass
+    (erased_run.folder / "scores.md").write_text("| apple | 3 % |\n")
+    out = export(erased_run, tiny, "hub-folder")
+    assert (out / "text_encoder" / "model.safetensors").is_file()
+    text = (out / "README.md").read_text()
+    assert "| apple | 3 % |" in text
+    assert '"method": "cliperase-anchored"' in text
+    assert 'CLIPTextModel.from_pretrained("this-folder", subfolder="text_encoder")' in text
+    assert tiny.fingerprint() in text
+    assert "http" not in text
 
 
 @pytest.mark.parametrize(
-    ("to", "base", "says"),
+    ("models", "licence", "base_model", "title"),
     [
-        ("onnx", None, "--to onnx: unknown; needs one of diffusers, comfyui, a1111, hub-folder"),
-        ("a1111", None, "a1111 needs one"),
-        ("diffusers", Path("base.safetensors"), "no other does"),
-        ("a1111", Path("missing.safetensors"), "no readable .safetensors"),
-        ("a1111", Path("apple.txt"), "no readable .safetensors"),
+        (resolve(), "agpl-3.0", None, "the miniature world of erase-sd"),
+        (resolve("sd15"), "creativeml-openrail-m", resolve("sd15").model, "{}"),
+        (resolve("sdxl", model="own/xl"), "other", "own/xl", "{}"),
+    ],
+    ids=["mini", "sd15", "own"],
+)
+def test_a_model_card_names_the_licence_and_the_base_of_its_model(
+    erased_run: Run, models: Models, licence: str, base_model: str | None, title: str
+) -> None:
+    record = erased_run.erasure()
+    base = dataclasses.replace(record.base, model=str(models.model))
+    text = card(dataclasses.replace(record, base=base), models, "")
+    header = dict(line.split(": ", 1) for line in text.split("---")[1].strip().splitlines())
+    fields = {key: json.loads(value) for key, value in header.items()}
+    assert (fields["license"], fields.get("base_model")) == (licence, base_model)
+    assert f"The text encoder of {title.format(models.model)}, unlearned" in text
+    assert f'from_pretrained("{base_model or "path/to/the/base-model"}")' in text
+
+
+@pytest.mark.parametrize(
+    ("to", "base", "message"),
+    [
+        ("onnx", None, "to onnx: unknown; needs one of diffusers, comfyui, a1111, hub-folder"),
+        ("a1111", None, "base: a1111 needs a single-file checkpoint"),
+        ("diffusers", Path("base.safetensors"), "no other format takes one"),
+        ("a1111", Path("missing.safetensors"), "base missing.safetensors: not a readable"),
+        ("a1111", Path("apple.txt"), r"base apple.txt: not a readable \.safetensors"),
     ],
 )
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
-    tiny: Models, run: Run, to: str, base: Path | None, says: str
+def test_an_impossible_export_is_one_line_and_writes_nothing(
+    tiny: Models, erased_run: Run, to: Any, base: Path | None, message: str
 ) -> None:
     Path("apple.txt").write_text("no tensors")
-    with pytest.raises(EraseError, match=says) as caught:
-        export(run, tiny, to, Path("out"), base)
+    with pytest.raises(EraseError, match=message) as caught:
+        export(erased_run, tiny, to, Path("out"), base)
     assert "\n" not in str(caught.value)
     assert not Path("out").exists()
 
 
-def test_a_base_of_another_kind_or_width_is_named(tiny: Models, run: Run, tmp_path: Path) -> None:
-    other = single_file(tmp_path, "somewhere.else.", hugging_face(run.folder / "erased"))
-    with pytest.raises(ModelError, match="holds no text_encoder of this kind"):
-        export(run, tiny, "a1111", base=other)
-    narrow = {n: t[..., :-1].contiguous() for n, t in hugging_face(run.folder / "erased").items()}
+def test_a_checkpoint_of_another_kind_or_width_is_refused(
+    tiny: Models, erased_run: Run, tmp_path: Path
+) -> None:
+    tensors = encoder_tensors(erased_run.erased)
+    other = checkpoint(tmp_path, "somewhere.else.", tensors)
+    with pytest.raises(ModelError, match="has no text_encoder of this kind of model"):
+        export(erased_run, tiny, "a1111", base=other)
+    narrow = {n: t[..., :-1].contiguous() for n, t in tensors.items()}
+    other = checkpoint(tmp_path, "cond_stage_model.transformer.", narrow)
     with pytest.raises(ModelError, match="the erased encoder has"):
-        export(
-            run, tiny, "a1111", base=single_file(tmp_path, "cond_stage_model.transformer.", narrow)
-        )
-    assert not (run.folder / "export").exists() or not list((run.folder / "export").iterdir())
+        export(erased_run, tiny, "a1111", base=other)
+    exports = erased_run.folder / "export"
+    assert not exports.exists() or not list(exports.iterdir())
 
 
-def test_a_folder_that_is_no_export_is_left_alone(tiny: Models, run: Run) -> None:
+def test_only_an_earlier_export_is_overwritten(tiny: Models, erased_run: Run) -> None:
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("keep me")
-    with pytest.raises(SettingError, match="is there already, and no export"):
-        export(run, tiny, "diffusers", Path("mine"))
+    with pytest.raises(SettingError, match="out mine: exists and is not an export"):
+        export(erased_run, tiny, "diffusers", Path("mine"))
     assert Path("mine/notes.txt").read_text() == "keep me"
-    first = export(run, tiny, "diffusers", Path("out"))
-    assert export(run, tiny, "diffusers", Path("out")) == first
+    first = export(erased_run, tiny, "diffusers", Path("out"))
+    assert export(erased_run, tiny, "diffusers", Path("out")) == first

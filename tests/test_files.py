@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and damage is told."""
+"""Files are written whole or not at all, and damage is reported in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,23 @@ from erase_sd.files import (
     hash_folder,
     key_of,
     read_json,
-    read_rows,
+    read_record,
+    read_records,
     whole_file,
     whole_folder,
     write_bytes,
+    write_csv,
     write_json,
-    write_rows,
+    write_records,
     write_text,
 )
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+    value: float = 0.0
+    sizes: tuple[int, ...] = ()
 
 
 def full_disk(*_: Any) -> None:
@@ -134,13 +144,13 @@ def test_numbers_that_are_not_finite_are_refused_and_the_old_file_kept(
     tmp_path: Path, number: float
 ) -> None:
     write_json(tmp_path / "x.json", 1)
-    write_rows(tmp_path / "x.jsonl", [{"a": 1}])
+    write_records(tmp_path / "x.jsonl", [Note("kept")])
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"loss": number})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_rows(tmp_path / "x.jsonl", [{"loss": number}])
+        write_records(tmp_path / "x.jsonl", [Note("new", number)])
     assert read_json(tmp_path / "x.json") == 1
-    assert read_rows(tmp_path / "x.jsonl") == [{"a": 1}]
+    assert read_records(tmp_path / "x.jsonl", Note) == [Note("kept")]
     assert names(tmp_path) == ["x.json", "x.jsonl"]
 
 
@@ -160,31 +170,53 @@ def test_missing_json_is_named(tmp_path: Path) -> None:
     assert str(error.value) == f"{tmp_path / 'x.json'}: missing"
 
 
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (b"[]", ""), (b"null", ""), (b"1", ""), (b"{}", "text: "), (b'{"text": 1}', "text: "),
+        (b'{"text": "a", "value": "1"}', "value: "), (b'{"text": "a", "sizes": [1, "b"]}', "sizes.1: "),
+        (b"", ""), (b"{", ""), (b"\xff", ""), (b'{"text": "\xff"}', ""),
+    ],
+)  # fmt: skip
+def test_json_of_the_wrong_shape_is_one_line_that_names_the_field(
+    tmp_path: Path, data: bytes, field: str
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    with pytest.raises(RunError) as error:
+        read_record(path, Note, hint="score again")
+    line = str(error.value)
+    assert line.startswith(f"{path}: damaged or of another version ({field}")
+    assert line.endswith("; score again") and len(line.splitlines()) == 1
+
+
+def test_a_missing_record_is_reported_with_its_hint(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"x\.json: missing; score again$"):
+        read_record(tmp_path / "x.json", Note, hint="score again")
+
+
 def test_a_damaged_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n{"a":\n')
+    path.write_text('{"text": "a"}\n{"text": "b"}\n{"text":\n')
     with pytest.raises(RunError) as error:
-        read_rows(path)
+        read_records(path, Note)
     assert str(error.value).startswith(f"{path}:3: damaged")
 
 
-def test_rows_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(RunError) as error:
-        read_rows(path)
-    assert str(error.value).startswith(f"{path}: damaged")
-
-
-def test_no_file_is_no_rows(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "x.jsonl") == []
+def test_a_missing_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_records(tmp_path / "x.jsonl", Note) == []
 
 
 @pytest.mark.parametrize("text", ["Äpfel", "two\nlines", "two\u2028lines", "two\x85lines"])
-def test_rows_come_back_as_they_were_written(tmp_path: Path, text: str) -> None:
-    rows = [{"prompt": text}, {"prompt": "b"}]
-    write_rows(tmp_path / "x.jsonl", rows)
-    assert read_rows(tmp_path / "x.jsonl") == rows
+def test_records_come_back_as_they_were_written(tmp_path: Path, text: str) -> None:
+    notes = [Note(text, 0.1, (1, 2)), Note("b")]
+    write_records(tmp_path / "x.jsonl", notes)
+    assert read_records(tmp_path / "x.jsonl", Note) == notes
+
+
+def test_csv_has_a_header_and_empty_fields_for_none(tmp_path: Path) -> None:
+    write_csv(tmp_path / "x.csv", ("a", "b"), [{"a": 'say "x", y', "b": None}])
+    assert (tmp_path / "x.csv").read_text() == 'a,b\n"say ""x"", y",\n'
 
 
 def test_a_folders_hash_changes_with_names_and_with_bytes(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
-"""Full-size Stable Diffusion with random weights, in the hub's own layout: `pytest -m slow -n 0`.
+"""Full-size Stable Diffusion with random weights, in the hub's layout: `pytest -m slow -n 0`.
 
-No weights of these models can be had here, so this shows that every shape, name and layer fits, and
-nothing of quality.
+The trained weights are not available here, so these tests show that every shape, name and layer fits,
+and nothing about quality.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-import erase_sd
 from erase_sd.data.concept import Concept
-from erase_sd.generation import stage as generation
-from erase_sd.mini.dataset import write
-from erase_sd.models import pipeline
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.mini.dataset import write_dataset
+from erase_sd.models import erased, pipeline
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip, load_text_encoder, text_encoders
 from erase_sd.run import Run
 from erase_sd.scoring.stage import score
-from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -40,7 +38,7 @@ VIT_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 
          "num_hidden_layers": 24, "projection_dim": 1024, "hidden_act": "gelu"}  # fmt: skip
 VIT_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20,
          "num_hidden_layers": 32, "projection_dim": 1280, "hidden_act": "gelu"}  # fmt: skip
-# The image towers stay small, but for SD 1.5: no U-Net reads them.
+# The image towers are small, except for SD 1.5: no U-Net reads them.
 SMALL_VISION = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,
                 "num_hidden_layers": 1, "image_size": 224, "patch_size": 32}  # fmt: skip
 VIT_L_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
@@ -82,8 +80,8 @@ def clip_in(folder: Path, text: dict[str, Any], vision: dict[str, Any], pad: str
         model.logit_scale.fill_(4.6)
     tokenizer = CLIPTokenizer.from_pretrained(SHARED / "clip-tokenizer", pad_token=pad)
     tokenizer.model_max_length = 77
-    for part in (model, tokenizer, CLIPImageProcessor()):
-        part.save_pretrained(folder)
+    for component in (model, tokenizer, CLIPImageProcessor()):
+        component.save_pretrained(folder)
     return folder
 
 
@@ -98,16 +96,16 @@ def pipeline_in(
         CLIPTokenizer,
     )
 
-    parts: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     for number, (clip, depth) in enumerate(zip(clips, layers, strict=True)):
         config = CLIPTextConfig.from_pretrained(clip, num_hidden_layers=depth)
         suffix, text = ("_2", CLIPTextModelWithProjection) if number else ("", CLIPTextModel)
-        parts |= {
+        components |= {
             f"tokenizer{suffix}": CLIPTokenizer.from_pretrained(clip),
             f"text_encoder{suffix}": text.from_pretrained(clip, config=config),
         }
     if kind == "StableDiffusionPipeline":
-        parts |= {"safety_checker": None, "feature_extractor": None}
+        components |= {"safety_checker": None, "feature_extractor": None}
     torch.set_default_dtype(torch.bfloat16)  # SDXL's U-Net has 2.6 billion weights
     try:
         unet_of_size = diffusers.UNet2DConditionModel(**unet)
@@ -121,46 +119,42 @@ def pipeline_in(
         ),
         unet=unet_of_size,
         scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-        **parts,
+        **components,
     ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
-def quick(**changes: Any) -> Settings:
-    """One step of so small a rate that the retain floor, which random weights soon fall through,
-    does not take it back."""
-    return Settings(
-        concepts=(Concept("apple"),), steps=1, validate_every=1, forget_batch=2, retain_batch=2,
-        rate=1e-6, **changes,
-    )  # fmt: skip
+# With so low a learning rate, random weights stay above the retain floor and are not rolled back.
+QUICK = UnlearnSettings(
+    concepts=(Concept("apple"),), steps=1, validate_every=1, forget_batch=2, retain_batch=2,
+    learning_rate=1e-6,
+)  # fmt: skip
 
 
 def pairs_in(folder: Path) -> Path:
     folder.mkdir()
-    write(folder, 60)
+    write_dataset(folder, 60)
     return folder
 
 
-def test_stable_diffusion_1_5_goes_from_pairs_to_scores(folder: Path) -> None:
+def test_stable_diffusion_1_5_runs_from_pairs_to_scores(folder: Path) -> None:
     clip = clip_in(folder / "clip", VIT_L, VIT_L_VISION, "<|endoftext|>")
     sd = pipeline_in(folder / "sd", "StableDiffusionPipeline", [clip], [12], SD1_UNET)
     detector = SHARED / "yolov5" / "yolov5n.pt"
     models = Models(sd, (clip,), pairs_in(folder / "pairs"), detector)
     run = Run(folder / "runs" / "apple")
-    unlearn(quick(), models, run)
-    assert sum(p.numel() for p in erase_sd.load(run.folder).parameters()) == 123_060_480
+    unlearn(QUICK, models, run)
+    assert sum(p.numel() for p in erased.load(run.folder).parameters()) == 123_060_480
     (folder / "apple.txt").write_text("an apple next to a dog\n")
-    settings = generation.Settings(steps=2)
-    rows = generation.generate([folder / "apple.txt"], settings, models, run)
-    assert [row["size"] for row in rows] == [512, 512]
-    # Random weights hardly hear their text encoder, so the encoders are compared, not the pixels.
+    images = generate([folder / "apple.txt"], GenerateSettings(steps=2), models, run)
+    assert [image.size for image in images] == [512, 512]
+    # Random weights hardly depend on their text encoder, so the encoders are compared, not the pixels.
     own = load_text_encoder(sd / "text_encoder").state_dict()
-    erased = erase_sd.load(run.folder).state_dict()
-    assert own.keys() == erased.keys()
-    assert any(not torch.equal(own[name], erased[name]) for name in own)
+    unlearned = erased.load(run.folder).state_dict()
+    assert own.keys() == unlearned.keys()
+    assert any(not torch.equal(own[name], unlearned[name]) for name in own)
     score(run, models)
-    scores = json.loads((run.folder / "scores.json").read_text())
-    assert {row["concept"] for row in scores["rows"]} == {"apple"}
+    assert {rate.concept for rate in run.scores().rates} == {"apple"}
 
 
 @pytest.mark.parametrize(
@@ -171,22 +165,22 @@ def test_stable_diffusion_1_5_goes_from_pairs_to_scores(folder: Path) -> None:
     ],
     ids=["sd21", "sdxl"],
 )
-def test_larger_pipelines_load_swap_and_take_a_step(
+def test_larger_pipelines_load_swap_encoders_and_denoise(
     folder: Path, kind: str, texts: list[Any], layers: list[int], unet: dict[str, Any], width: int
 ) -> None:
     clips = [clip_in(folder / f"clip{i}", text, SMALL_VISION, "!") for i, text in enumerate(texts)]
     sd = pipeline_in(folder / "sd", kind, clips, layers, unet)
     models = Models(sd, tuple(clips), pairs_in(folder / "pairs"), None)
     run = Run(folder / "runs" / "apple")
-    unlearn(quick(), models, run)
-    # In bf16 a half of the memory; a few latents are enough to pass every layer. Its steps are too
-    # coarse for what one step of unlearning moved, so the encoders swapped in are moved further.
+    unlearn(QUICK, models, run)
+    # bf16 takes half the memory, and a few latents pass every layer. It cannot represent the change of
+    # one unlearning step, so the swapped encoders are changed further.
     pipe = pipeline.open_pipeline(sd, "bf16")
     before = pipeline.embed(pipe, ["an apple", "a dog"])
-    erased = {e.name: erase_sd.load(run.folder, e.name) for e in text_encoders(sd)}
-    for encoder in erased.values():
+    encoders = {e.name: erased.load(run.folder, e.name) for e in text_encoders(sd)}
+    for encoder in encoders.values():
         encoder.get_input_embeddings().weight.data.mul_(1.5)
-    pipeline.swap(pipe, erased)
+    pipeline.swap(pipe, encoders)
     after = pipeline.embed(pipe, ["an apple", "a dog"])
     assert after["prompt_embeds"].shape == (2, 77, width)
     assert not torch.equal(before["prompt_embeds"], after["prompt_embeds"])
@@ -203,15 +197,14 @@ def test_larger_pipelines_load_swap_and_take_a_step(
     assert torch.isfinite(noise).all()
 
 
-def test_the_states_of_a_full_size_tower_are_those_of_its_clip(folder: Path) -> None:
+def test_a_full_size_encoder_has_the_hidden_states_of_its_clip(folder: Path) -> None:
     clip = clip_in(folder / "clip", VIT_L, SMALL_VISION, "<|endoftext|>")
     sd = pipeline_in(
         folder / "sd", "StableDiffusionPipeline", [clip], [12],
         SD1_UNET | {"block_out_channels": (32, 32, 32, 32)},
     )  # fmt: skip
-    models = dataclasses.replace(Models(sd, (clip,), None, None))
-    whole, part = load_clip(clip), load_clip(clip, text_encoders(models.folder)[0])
+    whole, encoder = load_clip(clip), load_clip(clip, text_encoders(sd)[0])
     ids = whole.tokens(["an apple", "two dogs on a beach"])
-    assert torch.equal(ids, part.tokens(["an apple", "two dogs on a beach"]))
-    for a, b in zip(whole.encode_texts(ids), part.encode_texts(ids), strict=True):
+    assert torch.equal(ids, encoder.tokens(["an apple", "two dogs on a beach"]))
+    for a, b in zip(whole.encode_texts(ids), encoder.encode_texts(ids), strict=True):
         assert torch.equal(a, b)

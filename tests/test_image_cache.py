@@ -1,4 +1,4 @@
-"""The cache of the original's images: whole batches or none, whoever else writes."""
+"""The cache of the original's images: whole batches or none, even with concurrent writers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 import pytest
 
 from erase_sd.files import cache_folder, whole_folder
-from erase_sd.generation import cache as image_cache
+from erase_sd.generation import cache
+from erase_sd.generation.cache import cached_batch, store_batch
 
 BATCH = [b"one", b"two"]
 
 
-def test_a_batch_is_found_whole_and_nothing_less_is() -> None:
-    image_cache.keep("key", BATCH)
-    assert image_cache.find("key", 2) == BATCH
-    assert image_cache.find("key", 3) == [] == image_cache.find("other", 2)
+def test_only_a_complete_and_intact_batch_is_returned() -> None:
+    store_batch("key", BATCH)
+    assert cached_batch("key", 2) == BATCH
+    assert cached_batch("key", 3) == [] == cached_batch("other", 2)
     first = min((cache_folder() / "images" / "key").iterdir())
     first.write_bytes(b"damaged")
-    assert image_cache.find("key", 2) == []
-    image_cache.keep("key", BATCH)
-    assert image_cache.find("key", 2) == BATCH
+    assert cached_batch("key", 2) == []
+    store_batch("key", BATCH)
+    assert cached_batch("key", 2) == BATCH
 
 
 @pytest.mark.parametrize("other", [BATCH, [b"three"]])
-def test_another_process_may_keep_the_same_meanwhile(
+def test_losing_a_race_is_an_error_only_if_the_winner_stored_another_batch(
     monkeypatch: pytest.MonkeyPatch, other: list[bytes]
 ) -> None:
     @contextmanager
@@ -34,13 +35,13 @@ def test_another_process_may_keep_the_same_meanwhile(
         with whole_folder(folder.with_name("mine")) as partial:
             yield partial
         monkeypatch.undo()
-        image_cache.keep(folder.name, other)
+        store_batch(folder.name, other)
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(image_cache, "whole_folder", overtaken)
+    monkeypatch.setattr(cache, "whole_folder", overtaken)
     if other == BATCH:
-        image_cache.keep("key", BATCH)
-        assert image_cache.find("key", 2) == BATCH
+        store_batch("key", BATCH)
+        assert cached_batch("key", 2) == BATCH
     else:
         with pytest.raises(OSError, match="not empty"):
-            image_cache.keep("key", BATCH)
+            store_batch("key", BATCH)

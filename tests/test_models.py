@@ -1,55 +1,55 @@
-"""Stable Diffusion 1, 2 and XL on tiny real classes: what each U-Net reads is what is unlearned."""
+"""Stable Diffusion 1, 2 and XL as tiny real classes: what each U-Net reads is what is unlearned."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import erase_sd
 from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, SettingError
-from erase_sd.generation import stage as generation
-from erase_sd.models import pipeline, presets
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.models import erased, pipeline
 from erase_sd.models.clip import Tap
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip, text_encoders
 from erase_sd.run import Run
-from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
-QUICK: dict[str, Any] = {
-    "concepts": (Concept("apple"),), "steps": 4, "validate_every": 2, "forget_batch": 8,
-    "retain_batch": 8, "rate": 1e-2, "retain_floor": 0.0,
-}  # fmt: skip
+QUICK = UnlearnSettings(
+    concepts=(Concept("apple"),), steps=4, validate_every=2, forget_batch=8, retain_batch=8,
+    learning_rate=1e-2, retain_floor=0.0,
+)  # fmt: skip
 
 
 def clip_of(folder: Path, tiny: Models, layers: int, projection: int, pad: str) -> Path:
-    """A CLIP of its own: `layers` text layers and a tokenizer that pads with `pad`."""
+    """A CLIP with `layers` text layers, and a tokenizer that pads with `pad`."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-    base = CLIPModel.from_pretrained(tiny.clips[0])
-    config = base.config
+    config = CLIPModel.from_pretrained(tiny.clips[0]).config
     config.text_config.num_hidden_layers = layers
     config.projection_dim = config.text_config.projection_dim = projection
     config.vision_config.projection_dim = projection
     torch.manual_seed(layers)
     model = CLIPModel(config)
-    with torch.no_grad():  # a fresh projection gives nearly nothing
+    with torch.no_grad():  # a fresh projection is nearly zero
         model.text_projection.weight.normal_()
     tokenizer = CLIPTokenizer.from_pretrained(tiny.clips[0], pad_token=pad)
-    for part in (model, tokenizer, CLIPImageProcessor.from_pretrained(tiny.clips[0])):
-        part.save_pretrained(folder)
+    for component in (model, tokenizer, CLIPImageProcessor.from_pretrained(tiny.clips[0])):
+        component.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def sd2(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """As SD 2.1 is: CLIP's text tower less its last layer, padded with `!`."""
+    """Like SD 2.1: CLIP's text tower without its last layer, padded with `!`."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -65,7 +65,7 @@ def sd2(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def sdxl(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """As SDXL is: two encoders side by side, and the pooled output of the second."""
+    """Like SDXL: two encoders side by side, and the pooled output of the second."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -86,7 +86,7 @@ def sdxl(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Models:
     return dataclasses.replace(tiny, model=folder / "sd", clips=clips)
 
 
-def test_each_pipeline_names_the_states_its_unet_reads(
+def test_each_pipelines_taps_are_the_hidden_states_its_unet_reads(
     tiny: Models, sd2: Models, sdxl: Models
 ) -> None:
     taps = [[e.taps for e in text_encoders(m.folder)] for m in (tiny, sd2, sdxl)]
@@ -98,7 +98,7 @@ def test_each_pipeline_names_the_states_its_unet_reads(
 
 
 @pytest.mark.parametrize("kind", ["tiny", "sd2", "sdxl"])
-def test_what_is_unlearned_is_what_the_pipeline_itself_gives_its_unet(
+def test_embeddings_and_unlearned_hidden_states_are_those_of_the_pipeline_itself(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     models: Models = request.getfixturevalue(kind)
@@ -109,198 +109,123 @@ def test_what_is_unlearned_is_what_the_pipeline_itself_gives_its_unet(
         prompt=texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     assert torch.equal(ours["prompt_embeds"], theirs[0])
-    states = []
+    hidden_states = []
     for number, encoder in enumerate(text_encoders(models.folder)):
         clip = load_clip(models.clip_folder(number), encoder)
-        states.append(clip.encode_texts(clip.tokens(texts))[1][..., :32])
-    assert torch.allclose(torch.cat(states, -1), theirs[0], atol=1e-5)
+        hidden_states.append(clip.encode_texts(clip.tokens(texts))[1][..., :32])
+    assert torch.allclose(torch.cat(hidden_states, -1), theirs[0], atol=1e-5)
     if kind == "sdxl":
         assert torch.equal(ours["pooled_prompt_embeds"], theirs[2])
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
-def test_other_pipelines_go_from_pairs_to_images(kind: str, request: pytest.FixtureRequest) -> None:
+def test_other_pipelines_run_from_pairs_to_images(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     models: Models = request.getfixturevalue(kind)
     run = Run(Path("runs/apple"))
-    unlearn(Settings(**QUICK), models, run)
+    unlearn(QUICK, models, run)
     Path("apple.txt").write_text("an apple on a table\n")
-    rows = generation.generate([Path("apple.txt")], generation.Settings(steps=2), models, run)
-    assert len({row["sha256"] for row in rows}) == 2
-    own, pipe = erase_sd.load(run.folder), pipeline.open_pipeline(models.folder)
+    images = generate([Path("apple.txt")], GenerateSettings(steps=2), models, run)
+    assert len({image.sha256 for image in images}) == 2
+    pipe = pipeline.open_pipeline(models.folder)
     before = pipeline.embed(pipe, ["an apple", "a dog"])
-    erased = {e.name: erase_sd.load(run.folder, e.name) for e in text_encoders(models.folder)}
-    pipeline.swap(pipe, erased)
+    encoders = {e.name: erased.load(run.folder, e.name) for e in text_encoders(models.folder)}
+    layers = pipe.text_encoder.config.num_hidden_layers
+    assert encoders["text_encoder"].config.num_hidden_layers == layers
+    pipeline.swap(pipe, encoders)
     after = pipeline.embed(pipe, ["an apple", "a dog"])
-    assert own.config.num_hidden_layers == pipe.text_encoder.config.num_hidden_layers
-    for name, states in before.items():
-        assert states.shape == after[name].shape
-        parts = (t.tensor_split(len(erased), -1) for t in (states, after[name]))
-        assert not any(torch.equal(then, now) for then, now in zip(*parts, strict=True))
+    for name, original in before.items():
+        assert original.shape == after[name].shape
+        halves = (t.tensor_split(len(encoders), -1) for t in (original, after[name]))
+        assert not any(torch.equal(old, new) for old, new in zip(*halves, strict=True))
 
 
-def test_the_second_encoders_projection_is_the_pipelines_own(sdxl: Models) -> None:
+def test_the_second_encoder_keeps_the_projection_of_the_pipeline(sdxl: Models) -> None:
     run = Run(Path("runs/apple"))
-    unlearn(Settings(**QUICK), sdxl, run)
+    unlearn(QUICK, sdxl, run)
     pipe = pipeline.open_pipeline(sdxl.folder)
-    erased: Any = erase_sd.load(run.folder, "text_encoder_2")
-    assert torch.equal(erased.text_projection.weight, pipe.text_encoder_2.text_projection.weight)
+    second: Any = erased.load(run.folder, "text_encoder_2")
+    assert torch.equal(second.text_projection.weight, pipe.text_encoder_2.text_projection.weight)
     with pytest.raises(EraseError, match=r"has no text_encoder_3; it has text_encoder, text_enc"):
-        erase_sd.load(run.folder, "text_encoder_3")
+        erased.load(run.folder, "text_encoder_3")
 
 
-def test_an_interrupted_second_encoder_goes_on_to_the_same_weights(sdxl: Models) -> None:
-    def stop(step: int, of: int, terms: dict[str, float]) -> None:
-        seen.append(step)
-        if seen == [1, 2, 3, 4, 1, 2, 3]:
+def test_a_resumed_second_encoder_ends_with_the_same_weights(sdxl: Models) -> None:
+    def interrupt(done: int, total: int, note: str) -> None:
+        steps.append(done)
+        if steps == [1, 2, 3, 4, 1, 2, 3]:
             raise KeyboardInterrupt
 
-    seen: list[int] = []
-    whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
-    unlearn(Settings(**QUICK), sdxl, whole)
+    steps: list[int] = []
+    whole, interrupted = Run(Path("runs/whole")), Run(Path("runs/interrupted"))
+    unlearn(QUICK, sdxl, whole)
     with pytest.raises(KeyboardInterrupt):
-        unlearn(Settings(**QUICK), sdxl, broken, stop)
-    unlearn(Settings(**QUICK), sdxl, broken)
-    hashes = [json.loads((r.folder / "erased/erase.json").read_text()) for r in (whole, broken)]
-    assert hashes[0]["weights_sha256"] == hashes[1]["weights_sha256"]
-    assert not list(broken.folder.glob("checkpoint*"))
+        unlearn(QUICK, sdxl, interrupted, interrupt)
+    unlearn(QUICK, sdxl, interrupted)
+    assert whole.erasure().weights_sha256 == interrupted.erasure().weights_sha256
+    assert interrupted.unlearned().encoders["text_encoder_2"].resumed_at == 2
+    assert not list(interrupted.folder.glob("checkpoint*"))
 
 
-def other_config(folder: Path, tmp_path: Path, part: str, **changes: Any) -> Path:
-    """A copy of a model folder with another config of one part."""
-    import shutil
-
+def with_config(folder: Path, tmp_path: Path, file: str, **changes: Any) -> Path:
+    """A copy of a model folder with changes in one configuration file."""
     copy = tmp_path / "other"
     shutil.copytree(folder, copy)
-    path = copy / part
+    path = copy / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return copy
 
 
 @pytest.mark.parametrize(
-    ("part", "changes", "says"),
+    ("file", "changes", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; needs one of"),
         ("text_encoder/config.json", {"model_type": "t5"}, "is a t5; needs a clip_text_model"),
         ("text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act is gelu, CLIP has quick"),
         ("text_encoder/config.json", {"num_hidden_layers": 9}, "9 layers, CLIP has 2"),
-        (
-            "text_encoder/config.json",
-            {"auto_map": {"AutoModel": "x.Y"}},
-            "code of its own; refused",
-        ),
+        ("text_encoder/config.json", {"auto_map": {"AutoModel": "x.Y"}}, "its own; refused"),
     ],
 )
 def test_a_foreign_architecture_is_one_line_before_any_work(
-    tiny: Models, tmp_path: Path, part: str, changes: dict[str, Any], says: str
+    tiny: Models, tmp_path: Path, file: str, changes: dict[str, Any], message: str
 ) -> None:
-    models = dataclasses.replace(tiny, model=other_config(tiny.folder, tmp_path, part, **changes))
-    with pytest.raises(ModelError, match=says) as caught:
-        unlearn(Settings(**QUICK), models, Run(Path("runs/a")))
+    models = dataclasses.replace(tiny, model=with_config(tiny.folder, tmp_path, file, **changes))
+    with pytest.raises(ModelError, match=message) as caught:
+        unlearn(QUICK, models, Run(Path("runs/a")))
     assert "\n" not in str(caught.value)
     assert not Path("runs").exists()
 
 
-def test_a_missing_clip_of_two_is_named(sdxl: Models) -> None:
-    with pytest.raises(SettingError, match="has 2 text encoders, got 1 CLIP"):
-        unlearn(Settings(**QUICK), dataclasses.replace(sdxl, clips=sdxl.clips[:1]), Run(Path("a")))
+def test_a_missing_second_clip_is_named(sdxl: Models) -> None:
+    with pytest.raises(SettingError, match=r"clip: .* has 2 text encoders, got 1 CLIP"):
+        unlearn(QUICK, dataclasses.replace(sdxl, clips=sdxl.clips[:1]), Run(Path("a")))
 
 
 def test_a_unet_of_another_width_is_refused(tiny: Models, tmp_path: Path) -> None:
-    folder = other_config(tiny.folder, tmp_path, "unet/config.json", cross_attention_dim=48)
+    folder = with_config(tiny.folder, tmp_path, "unet/config.json", cross_attention_dim=48)
     with pytest.raises(ModelError):
         pipeline.open_pipeline(folder)
 
 
+def test_an_encoder_of_another_depth_is_not_swapped_in(tiny: Models, sdxl: Models) -> None:
+    pipe = pipeline.open_pipeline(tiny.folder)
+    own, other = pipe.text_encoder, pipeline.open_pipeline(sdxl.folder).text_encoder_2
+    with pytest.raises(ModelError, match=r"text_encoder: num_hidden_layers is 3, .* own has 2"):
+        pipeline.swap(pipe, {"text_encoder": other})
+    assert pipe.text_encoder is own
+
+
+def test_the_pipeline_reads_prompts_up_to_its_tokenizers_length(tiny: Models) -> None:
+    limit = pipeline.pipeline_token_limit(pipeline.open_pipeline(tiny.folder))
+    assert limit.limit == 32
+    assert limit.fits("dog " * (limit.limit - 2)) and not limit.fits("dog " * (limit.limit - 1))
+
+
 @pytest.mark.parametrize("source", ["nobody/no-such-model", "no folder at all"])
-def test_a_model_that_is_nowhere_is_one_line_and_leaves_nothing(tiny: Models, source: str) -> None:
+def test_an_unknown_model_is_one_line_and_leaves_no_run(tiny: Models, source: str) -> None:
     models = dataclasses.replace(tiny, model=source)
-    with pytest.raises(ModelError, match=f"--model {source}: ") as caught:
-        unlearn(Settings(**QUICK), models, Run(Path("runs/a")))
+    with pytest.raises(ModelError, match=f"model {source}: ") as caught:
+        unlearn(QUICK, models, Run(Path("runs/a")))
     assert "\n" not in str(caught.value)
     assert not Path("runs").exists()
-
-
-def test_presets_name_a_clip_for_each_encoder_and_keep_what_is_given() -> None:
-    assert {name: len(models.clips) for name, models in presets.HUB.items()} == {
-        "sd14": 1, "sd15": 1, "sd21": 1, "sdxl": 2,
-    }  # fmt: skip
-    models = presets.resolve("sdxl", clip=["a/b", "c/d"], data="pairs", revision="v1")
-    assert (models.clips, models.data, models.revision) == (("a/b", "c/d"), Path("pairs"), "v1")
-    assert presets.resolve(**models.given) == models
-    with pytest.raises(SettingError, match="--detector: needs a YOLOv5 file"):
-        models.detector_file()
-    with pytest.raises(SettingError, match="unknown; needs one of mini, sd14"):
-        presets.resolve("sd3")
-
-
-def test_later_stages_take_the_models_of_the_run(tiny: Models) -> None:
-    erase_sd.unlearn(
-        "apple", model=tiny.model, clip=tiny.clips[0], data=tiny.data, steps=2, validate_every=2,
-        retain_floor=0.0,
-    )  # fmt: skip
-    Path("apple.txt").write_text("an apple on a table\n")
-    folder = erase_sd.generate("apple.txt", steps=2)
-    images = json.loads((folder / "images.jsonl").read_text().splitlines()[0])
-    assert (folder / images["file"]).is_file()
-    models = presets.of_run(Run(folder))
-    assert models.folder == tiny.model and models.given["preset"] == "mini"
-
-
-def test_out_of_memory_draws_both_arms_again_in_smaller_batches(
-    tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, draw = Run(Path("runs/apple")), generation.draw
-    unlearn(Settings(**QUICK), tiny, run)
-    Path("apple.txt").write_text("".join(f"an apple number {i}\n" for i in range(4)))
-
-    def small(pipe: Any, prompts: list[str], *rest: Any) -> Any:
-        if len(prompts) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return draw(pipe, prompts, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(generation, "draw", small)
-        shrunk = generation.generate(
-            [Path("apple.txt")], generation.Settings(steps=2, batch=4), tiny, run
-        )
-    assert "begins again with 2 images a batch" in capsys.readouterr().err
-    assert run.manifest["stages"]["generate"]["batch"] == 2
-    asked = generation.generate(
-        [Path("apple.txt")], generation.Settings(steps=2, batch=2), tiny, run
-    )
-    assert [row["sha256"] for row in shrunk] == [row["sha256"] for row in asked]
-
-
-def test_out_of_memory_unlearns_on_with_smaller_batches_and_says_so(
-    tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from erase_sd.methods.anchored import AnchoredCLIPErase
-
-    loss = AnchoredCLIPErase.loss
-
-    def small(method: Any, student: Any, batch: Any) -> Any:
-        if len(batch.forget.ids) > 4:
-            raise torch.OutOfMemoryError("no room")
-        return loss(method, student, batch)
-
-    monkeypatch.setattr(AnchoredCLIPErase, "loss", small)
-    run = Run(Path("runs/apple"))
-    unlearn(Settings(**QUICK), tiny, run)
-    assert "goes on with 4 forget and 4 retain captions" in capsys.readouterr().err
-    assert run.manifest["stages"]["unlearn"]["batches"] == [4, 4]
-    monkeypatch.setattr(
-        AnchoredCLIPErase, "loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError())
-    )
-    with pytest.raises(ModelError, match="out of memory with the smallest batches"):
-        unlearn(Settings(**QUICK), tiny, Run(Path("runs/none")))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_lower_precision_is_asked_for_by_name_and_stays_close(tiny: Models, dtype: str) -> None:
-    run = Run(Path("runs/apple"))
-    measures = unlearn(Settings(**QUICK, dtype=dtype), tiny, run)
-    exact = unlearn(Settings(**QUICK), tiny, Run(Path("runs/exact")))
-    assert measures["retain"] == pytest.approx(exact["retain"], abs=0.05)
-    assert (measures == exact) is (dtype == "fp32")
-    with pytest.raises(SettingError, match="--dtype fp8: unknown; needs one of auto, fp32, bf16"):
-        generation.Settings(dtype="fp8")

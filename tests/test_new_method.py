@@ -1,21 +1,21 @@
-"""A new method is one file with one class, and one line; everything else takes it from there."""
+"""A new method is one file with one class, and one line."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
-from typer.testing import CliRunner
 
-from erase_sd.cli import app
-from erase_sd.methods import METHODS
+from erase_sd import methods
+from erase_sd.methods import registry
+from erase_sd.methods.descriptions import describe
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
-from erase_sd.unlearning.settings import Settings, concepts_from
+from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
 from erase_sd.unlearning.stage import unlearn
 
-FILE = '''"""A method of nobody's."""
+FILE = '''"""A method of a test."""
 
 from __future__ import annotations
 
@@ -24,43 +24,52 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from erase_sd.methods import Batch, Method, Student
+from erase_sd.methods.base import Batch, Method, Need, Student
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink(Method):
-    """Nobody (source: a test of this project): makes the concept's states small."""
+    """Nobody (source: a test of this project): shrinks the concept's hidden states."""
 
-    rate: ClassVar[float] = 0.003
-    strength: float = 1.5
-    """Of its only term."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"hidden_states"})
+    learning_rate: ClassVar[float] = 0.003
+    shrink_weight: float = 1.5
+    """Weight of the mean squared hidden states."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        return {"shrink": self.strength * student(batch.forget).states.square().mean()}
+        hidden_states = student(batch.forget).hidden_states
+        return {"shrink": self.shrink_weight * hidden_states.square().mean()}
 '''
 
 
 @pytest.fixture
 def shrink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "shrink.py").write_text(FILE)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("shrink")
-    monkeypatch.setitem(METHODS, "shrink", module.Shrink)  # the one line
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "shrink.py").write_text(FILE)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "more")])
+    names = Literal[*get_args(registry.MethodName), "shrink"]  # the one line
+    monkeypatch.setattr(registry, "MethodName", names)
     return "shrink"
 
 
-def test_the_command_line_lists_it_with_its_settings(shrink: str) -> None:
-    said = CliRunner().invoke(app, ["methods"]).output
-    assert "Nobody (source: a test of this project)" in said
-    assert "learning rate 0.003" in said and "Of its only term." in said
+def test_it_is_listed_with_its_hyperparameters(shrink: str) -> None:
+    assert shrink in list(registry.METHODS)
+    description = describe(shrink)
+    assert description.citation.startswith("Nobody (source: a test of this project)")
+    assert description.learning_rate == 0.003
+    [weight] = description.hyperparameters
+    assert (weight.name, weight.default) == ("shrink_weight", 1.5)
+    assert weight.meaning == "Weight of the mean squared hidden states."
 
 
-def test_it_unlearns_by_name_with_its_own_weight_and_rate(shrink: str, tiny: Models) -> None:
+def test_it_unlearns_by_name_with_its_own_hyperparameters(shrink: str, tiny: Models) -> None:
     run = Run(Path("runs/a"))
-    settings = Settings(
-        concepts=concepts_from(["apple"]), method=shrink, weights={"strength": 2.0}, steps=4,
-        validate_every=2, forget_batch=4, retain_batch=4,
+    settings = UnlearnSettings(
+        concepts=parse_concepts(["apple"]), method=shrink, hyperparameters={"shrink_weight": 2.0},
+        steps=4, validate_every=2, forget_batch=4, retain_batch=4,
     )  # fmt: skip
     unlearn(settings, tiny, run)
-    assert (run.folder / "erased" / "model.safetensors").is_file()
-    assert run.manifest["stages"]["unlearn"]["settings"]["weights"] == {"strength": 2.0}
+    assert (run.erased / "model.safetensors").is_file()
+    recorded = run.unlearned().settings
+    assert recorded["hyperparameters"] == {"shrink_weight": 2.0}
+    assert recorded["learning_rate"] == 0.003

@@ -1,4 +1,4 @@
-"""The notebooks run as they are, and what is committed of them is what a run leaves."""
+"""The notebooks run as they are, and their committed outputs are those of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_three_notebooks_are_there() -> None:
 
 
 @each
-def test_every_cell_compiles_and_every_import_is_there(path: Path) -> None:
+def test_every_cell_compiles_and_every_imported_name_exists(path: Path) -> None:
     import erase_sd
 
     for cell in code_of(path):
@@ -56,7 +56,7 @@ def test_every_cell_compiles_and_every_import_is_there(path: Path) -> None:
 
 
 @each
-def test_the_files_and_pages_a_notebook_names_are_there(path: Path) -> None:
+def test_files_and_pages_that_a_notebook_names_exist(path: Path) -> None:
     import re
 
     named = re.findall(
@@ -68,7 +68,7 @@ def test_the_files_and_pages_a_notebook_names_are_there(path: Path) -> None:
 
 
 @each
-def test_what_is_committed_is_a_whole_clean_run(path: Path) -> None:
+def test_committed_outputs_are_those_of_one_clean_run(path: Path) -> None:
     cells = code_of(path)
     run = "run: jupyter execute --inplace notebooks/*.ipynb"
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), run
@@ -104,7 +104,7 @@ def pictures_in(cells: list[Any]) -> int:
     return sum("image/png" in o.get("data", {}) for cell in cells for o in cell.outputs)
 
 
-def test_without_a_gpu_the_third_says_what_it_skips(
+def test_without_a_gpu_the_third_prints_what_it_skips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -118,7 +118,7 @@ def test_without_a_gpu_the_third_says_what_it_skips(
 
 
 @pytest.mark.slow
-def test_the_first_erases_the_apple_and_shows_it(
+def test_the_first_erases_the_apple_and_shows_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = execute(NOTEBOOKS[0], tmp_path, monkeypatch)
@@ -130,7 +130,7 @@ def test_the_first_erases_the_apple_and_shows_it(
 def test_the_second_lists_every_method_and_races_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erase_sd.methods import METHODS
+    from erase_sd.methods.registry import METHODS
 
     cells = execute(NOTEBOOKS[1], tmp_path, monkeypatch)
     assert pictures_in(cells) == 2

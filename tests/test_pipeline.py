@@ -1,27 +1,32 @@
-"""generate and score on tiny real models, and the erased encoder without any of our code."""
+"""generate and score on tiny real models, and the erased encoder without this package."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
-from erase_sd.files import read_rows
-from erase_sd.generation import stage as generation
+from erase_sd.generation import batch as batches
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.scoring import stage as scoring
-from erase_sd.unlearning.settings import Settings
+from erase_sd.scoring.table import csv_columns
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
-QUICK = generation.Settings(steps=2, batch=2)
+QUICK = GenerateSettings(steps=2, batch=2)
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def run(tiny: Models) -> Run:
     """An unlearned run, and `apple.txt` with three prompts."""
     run = Run(Path("runs/apple"))
     unlearn(
-        Settings(
+        UnlearnSettings(
             concepts=(Concept("apple"),), steps=2, forget_batch=4, retain_batch=4, retain_floor=0.0
         ),
         tiny,
@@ -46,51 +51,58 @@ def bytes_of(run: Run) -> dict[str, bytes]:
     }
 
 
-def test_both_arms_share_prompts_and_seeds_and_differ_in_pixels(tiny: Models, run: Run) -> None:
-    rows = generation.generate([Path("apple.txt")], QUICK, tiny, run)
-    original, erased = ([r for r in rows if r["arm"] == arm] for arm in ("original", "erased"))
-    for key in ("prompt", "seed", "batch", "steps", "guidance", "size", "scheduler"):
-        assert [r[key] for r in original] == [r[key] for r in erased]
-    assert [r["prompt"] for r in original] == [
+def test_original_and_erased_share_prompts_and_seeds_and_differ_in_pixels(
+    tiny: Models, run: Run
+) -> None:
+    records = generate([Path("apple.txt")], QUICK, tiny, run)
+    original, erased = (
+        [r for r in records if r.variant == variant] for variant in ("original", "erased")
+    )
+    for field in ("pair", "text", "seed", "batch", "steps", "guidance", "size", "scheduler"):
+        assert [getattr(r, field) for r in original] == [getattr(r, field) for r in erased]
+    assert [r.prompt for r in original] == [
         "an apple",
         "a dog and an apple",
         "an apple in a park",
     ]
-    assert len({r["seed"] for r in original}) == 3
-    assert rows == read_rows(run.folder / "images.jsonl")
+    assert {(r.pair.mentions, r.pair.set, r.pair.kind) for r in records} == {
+        (("apple",), "forget", "plain")
+    }
+    assert [r.seed for r in original] == [1000, 1001, 1002]
+    assert records == run.images()
     images = bytes_of(run)
-    assert sorted(images) == sorted(r["file"] for r in rows)
+    assert sorted(images) == sorted(r.file for r in records)
     assert images["images/original/apple-0000.png"] != images["images/erased/apple-0000.png"]
 
 
 def test_the_same_seed_gives_the_same_images_bit_for_bit(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    generate([Path("apple.txt")], QUICK, tiny, run)
     first = bytes_of(run)
     for file in (run.folder / "images").rglob("*.png"):
         file.unlink()
-    monkeypatch.setenv("ERASE_SD_CACHE", "another-cache")  # nothing can come from the first pass
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    monkeypatch.setenv("ERASE_SD_CACHE", "another-cache")  # so that nothing is reused
+    generate([Path("apple.txt")], QUICK, tiny, run)
     assert bytes_of(run) == first
 
 
-def test_the_originals_images_are_drawn_once_for_all_runs(
+def test_the_originals_images_are_generated_once_for_all_runs(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
-    first, calls = bytes_of(run), []
-    draw = generation.draw
-    monkeypatch.setattr(generation, "draw", lambda *a: calls.append(a[1]) or draw(*a))
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    first: dict[str, bytes] = bytes_of(run)
+    calls: list[list[str]] = []
+    record_calls(monkeypatch, calls)
     for file in (run.folder / "images").rglob("*.png"):
         file.unlink()
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    generate([Path("apple.txt")], QUICK, tiny, run)
     assert bytes_of(run) == first
-    assert len(calls) == 2  # two batches of the erased arm, none of the original's
+    assert len(calls) == 2  # two batches of the erased model, none of the original
 
 
-def test_a_flipped_bit_in_the_cache_is_found_and_drawn_anew(tiny: Models, run: Run) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+def test_a_damaged_image_in_the_cache_is_generated_again(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
     first = bytes_of(run)
     cached = next(Path("cache/images").rglob("*.png"))
     data = bytearray(cached.read_bytes())
@@ -98,44 +110,74 @@ def test_a_flipped_bit_in_the_cache_is_found_and_drawn_anew(tiny: Models, run: R
     cached.write_bytes(bytes(data))
     for file in (run.folder / "images").rglob("*.png"):
         file.unlink()
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    generate([Path("apple.txt")], QUICK, tiny, run)
     assert bytes_of(run) == first
 
 
+def record_calls(patch: pytest.MonkeyPatch, calls: list[list[str]]) -> None:
+    """Appends the texts of every batch that is generated to `calls`."""
+    generate_batch = batches.generate_batch
+
+    def recorded(pipe: Any, texts: list[str], *args: Any) -> Any:
+        calls.append(texts)
+        return generate_batch(pipe, texts, *args)
+
+    patch.setattr(batches, "generate_batch", recorded)
+
+
 class StopError(Exception):
-    """Stands for a kill between two batches."""
+    """Stands for the process being killed between two batches."""
 
 
-def test_an_interrupted_pass_goes_on_where_it_was(
+def test_an_interrupted_pass_resumes_and_ends_with_the_same_images(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, of: int, arm: str) -> None:
-        if done == 5:  # the first batch of the erased arm
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 5:  # the first batch of the erased model
             raise StopError
 
     with pytest.raises(StopError):
-        generation.generate([Path("apple.txt")], QUICK, tiny, run, stop)
+        generate([Path("apple.txt")], QUICK, tiny, run, stop)
     calls: list[list[str]] = []
-    draw = generation.draw
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "draw", lambda *a: calls.append(a[1]) or draw(*a))
-        generation.generate([Path("apple.txt")], QUICK, tiny, run)
+        record_calls(patch, calls)
+        generate([Path("apple.txt")], QUICK, tiny, run)
     assert calls == [["an apple in a park"]]
     resumed = bytes_of(run)
     fresh = Run(Path("runs/fresh"))
     fresh.folder.mkdir()
     (fresh.folder / "erased").symlink_to((run.folder / "erased").resolve())
-    (fresh.folder / "run.json").write_text(
-        json.dumps({"stages": {"unlearn": run.manifest["stages"]["unlearn"]}})
-    )
-    generation.generate([Path("apple.txt")], QUICK, tiny, fresh)
+    fresh.update(stages=dataclasses.replace(run.record.stages, generate=None))
+    generate([Path("apple.txt")], QUICK, tiny, fresh)
     assert bytes_of(fresh) == resumed
 
 
-def test_images_of_an_earlier_prompt_file_go(tiny: Models, run: Run) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+def test_out_of_memory_starts_over_with_half_the_batch(
+    tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    generate_batch = batches.generate_batch
+
+    def small(pipe: Any, texts: list[str], *args: Any) -> Any:
+        if len(texts) > 1:
+            raise torch.OutOfMemoryError
+        return generate_batch(pipe, texts, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "generate_batch", small)
+        generate([Path("apple.txt")], QUICK, tiny, run)
+    assert "out of memory; starting over with 1 images per batch" in caplog.text
+    assert run.generated().batch == 1
+    halved = bytes_of(run)
+    shutil.rmtree(run.folder / "images")
+    monkeypatch.setenv("ERASE_SD_CACHE", "another-cache")  # so that nothing is reused
+    generate([Path("apple.txt")], dataclasses.replace(QUICK, batch=1), tiny, run)
+    assert bytes_of(run) == halved
+
+
+def test_images_of_removed_prompts_are_deleted(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
     Path("apple.txt").write_text("an apple\n")
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    generate([Path("apple.txt")], QUICK, tiny, run)
     assert sorted(bytes_of(run)) == [
         "images/erased/apple-0000.png",
         "images/original/apple-0000.png",
@@ -148,7 +190,7 @@ def test_images_of_an_earlier_prompt_file_go(tiny: Models, run: Run) -> None:
         (b"", "holds no prompt"),
         (b"\n# only a remark\n", "holds no prompt"),
         (b"an apple\n\xff\n", r"not UTF-8 \(byte 9\)"),
-        (b"apple " * 40, "prompt of 42 tokens in apple, at most 32"),
+        (b"apple " * 40, "apple: 42 tokens, at most 32 fit"),
         (None, "no such file"),
     ],
 )
@@ -159,7 +201,7 @@ def test_a_prompt_file_that_cannot_be_used_is_one_line(
     if content is not None:
         Path("apple.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        generation.generate([Path("apple.txt")], QUICK, tiny, run)
+        generate([Path("apple.txt")], QUICK, tiny, run)
     assert run.status("generate") == "missing"
     assert not (run.folder / "images").exists()
 
@@ -167,68 +209,67 @@ def test_a_prompt_file_that_cannot_be_used_is_one_line(
 def test_generate_before_unlearn_and_score_before_generate_are_refused(
     tiny: Models, run: Run
 ) -> None:
-    with pytest.raises(RunError, match=r"no run folder|unlearn is missing; unlearn first"):
-        generation.generate([Path("apple.txt")], QUICK, tiny, Run(Path("runs/none")))
+    with pytest.raises(RunError, match="unlearn is missing; unlearn first"):
+        generate([Path("apple.txt")], QUICK, tiny, Run(Path("runs/none")))
     with pytest.raises(RunError, match="generate is missing; generate first"):
         scoring.score(run, tiny)
 
 
-def test_damaged_erased_weights_are_found_before_drawing(tiny: Models, run: Run) -> None:
+def test_damaged_erased_weights_are_refused(tiny: Models, run: Run) -> None:
     path = run.folder / "erased" / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(RunError, match="damaged, not the weights that were saved"):
-        generation.generate([Path("apple.txt")], QUICK, tiny, run)
+        generate([Path("apple.txt")], QUICK, tiny, run)
 
 
-def test_a_model_that_the_run_was_not_unlearned_from_is_refused(
+def test_another_model_than_the_one_unlearned_from_is_refused(
     tiny: Models, run: Run, tmp_path: Path
 ) -> None:
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(tiny.model, other)
     config = json.loads((other / "unet" / "config.json").read_text())
     (other / "unet" / "config.json").write_text(json.dumps(config | {"remark": 1}))
     with pytest.raises(RunError, match=r"unlearned from .*sd, not .*other"):
-        generation.generate([Path("apple.txt")], QUICK, dataclasses.replace(tiny, model=other), run)
+        generate([Path("apple.txt")], QUICK, dataclasses.replace(tiny, model=other), run)
 
 
-def test_scores_stand_in_three_files_and_are_not_detected_twice(
+def test_scores_are_written_as_json_csv_and_markdown_and_images_are_detected_once(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
-    tables = scoring.score(run, tiny)
-    rows = tables.rows
-    assert [(row.group, row.arm, row.n) for row in rows] == [
-        ("target", "original", 3), ("target", "erased", 3),
-        ("retained_same", "original", 1), ("retained_same", "erased", 1),
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    scores = scoring.score(run, tiny)
+    assert [(rate.group, rate.original.n, rate.erased.n) for rate in scores.rates] == [
+        ("target", 3, 3), ("retained_same", 1, 1),
     ]  # fmt: skip
-    stored = json.loads((run.folder / "scores.json").read_text())
-    assert [row["rate"] for row in stored["rows"]] == [row.rate for row in rows]
-    assert len(stored["sweep"]) == 3 * len(rows)
+    assert run.scores() == scores
+    assert len(scores.sweep) == 3 * len(scores.rates)
     assert (run.folder / "scores.md").read_text().count("\n| apple | ") == 2
-    assert len((run.folder / "scores.csv").read_text().splitlines()) == 1 + len(stored["sweep"])
-    detections = read_rows(run.folder / "detections.jsonl")
-    assert len(detections) == 6 and all(d["iou"] == 0.45 and d["size"] == 64 for d in detections)
+    lines = (run.folder / "scores.csv").read_text().splitlines()
+    assert lines[0] == ",".join(csv_columns()) and len(lines) == 1 + len(scores.sweep)
+    detections = run.detections()
+    assert len(detections) == 6
+    assert {(d.detector.iou, d.detector.size) for d in detections} == {(0.45, 64)}
     monkeypatch.setattr(scoring, "detect", lambda *_: pytest.fail("detected twice"))
-    assert scoring.score(run, tiny) == tables
+    assert scoring.score(run, tiny) == scores
 
 
 def test_a_changed_or_missing_image_is_not_scored(tiny: Models, run: Run) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+    generate([Path("apple.txt")], QUICK, tiny, run)
     path = run.folder / "images" / "erased" / "apple-0001.png"
     Image.new("RGB", (16, 16)).save(path)
-    with pytest.raises(RunError, match=r"apple-0001\.png: damaged, not the image that was made"):
+    with pytest.raises(
+        RunError, match=r"apple-0001\.png: damaged, not the image that was generated"
+    ):
         scoring.score(run, tiny)
     path.unlink()
     with pytest.raises(RunError, match=r"apple-0001\.png: missing; generate again"):
         scoring.score(run, tiny)
 
 
-def test_a_file_that_is_no_detector_is_one_line(tiny: Models, run: Run, tmp_path: Path) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+def test_a_file_that_is_not_a_detector_is_one_line(tiny: Models, run: Run, tmp_path: Path) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
     nothing = tmp_path / "detector.safetensors"
     with pytest.raises(ModelError, match="no such file"):
         scoring.score(run, dataclasses.replace(tiny, detector=nothing))
@@ -236,29 +277,30 @@ def test_a_file_that_is_no_detector_is_one_line(tiny: Models, run: Run, tmp_path
     with pytest.raises(ModelError, match="cannot be read"):
         scoring.score(run, dataclasses.replace(tiny, detector=nothing))
     encoder = run.folder / "erased" / "model.safetensors"
-    with pytest.raises(ModelError, match="no detector, its metadata lacks"):
+    with pytest.raises(ModelError, match="not a detector, its metadata lacks"):
         scoring.score(run, dataclasses.replace(tiny, detector=encoder))
 
 
-def test_a_class_the_detector_lacks_lists_the_near_ones(tiny: Models, run: Run) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
-    with pytest.raises(SettingError, match=r"--detector-class pear: .* near: .*apple|car"):
+def test_a_class_the_detector_lacks_lists_similar_ones(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    with pytest.raises(SettingError, match=r"no such class; similar ones: .*(apple|car)") as error:
         scoring.score(run, tiny, "pear")
+    assert (error.value.field, error.value.value) == ("detector_class", "pear")
 
 
-def test_scoring_leaves_this_process_as_it_was(tiny: Models, run: Run) -> None:
-    generation.generate([Path("apple.txt")], QUICK, tiny, run)
+def test_detection_leaves_the_calling_process_unchanged(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
     code = (
         "import sys; from PIL import Image; before = Image.open\n"
         "from pathlib import Path; from erase_sd.detection.detector import detect\n"
-        f"found = detect(Path({str(tiny.detector)!r}), [Path({str(run.folder / 'images/erased/apple-0000.png')!r})])\n"
-        "assert len(found['rows']) == 1 and found['size'] == 64\n"
+        f"answer = detect(Path({str(tiny.detector)!r}), [Path({str(run.folder / 'images/erased/apple-0000.png')!r})])\n"
+        "assert len(answer.detections) == 1 and answer.size == 64\n"
         "assert Image.open is before and 'ultralytics' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_erased_encoder_works_without_any_of_our_code(tiny: Models, run: Run) -> None:
+def test_the_erased_encoder_works_without_this_package(tiny: Models, run: Run) -> None:
     code = (
         "import sys, torch\n"
         "from diffusers import StableDiffusionPipeline\n"
@@ -277,7 +319,7 @@ def test_the_erased_encoder_works_without_any_of_our_code(tiny: Models, run: Run
     subprocess.run(command, check=True)
 
 
-def test_the_saved_key_names_are_those_that_older_tools_read(run: Run) -> None:
+def test_the_saved_key_names_are_those_of_older_tools(run: Run) -> None:
     from safetensors import safe_open
 
     with safe_open(run.folder / "erased" / "model.safetensors", framework="pt") as file:

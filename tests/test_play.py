@@ -1,4 +1,4 @@
-"""The player and what the page is made of; the page in a browser is in test_play_browser.py."""
+"""The player and the markup of its page; test_play_browser.py opens the page in a browser."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from PIL import Image, ImageChops
 
 from erase_sd.cli import main
 from erase_sd.data.concept import Concept
+from erase_sd.detection.detector import DetectorAnswer
 from erase_sd.errors import DataError, RunError, SettingError
-from erase_sd.generation import stage as generation
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
-from erase_sd.report.play import page as play
+from erase_sd.report.play.markup import image_pair_html
+from erase_sd.report.play.page import play
 from erase_sd.report.play.player import Player
 from erase_sd.run import Run
-from erase_sd.unlearning.settings import Settings
+from erase_sd.run.measurements import Detection
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
 
 @pytest.fixture(scope="module")
 def run(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An unlearned run with images of two prompts."""
+    """An unlearned run with images for two prompts."""
     folder = tmp_path_factory.mktemp("play")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
         run = Run(folder / "apple")
         short = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "retain_floor": 0.0}
-        unlearn(Settings(concepts=(Concept("apple"),), **short), tiny, run)
+        unlearn(UnlearnSettings(concepts=(Concept("apple"),), **short), tiny, run)
         (folder / "apple.txt").write_text("a dog\nan apple in a park\n")
-        quick = generation.Settings(steps=2, batch=1)
-        generation.generate([folder / "apple.txt"], quick, tiny, run)
+        quick = GenerateSettings(steps=2, batch=1)
+        generate([folder / "apple.txt"], quick, tiny, run)
     return run
 
 
@@ -44,33 +48,33 @@ def player(tiny: Models, run: Run) -> Player:
     return Player(run, tiny)
 
 
-def test_the_player_draws_what_generate_draws_however_often(run: Run, player: Player) -> None:
-    for _ in range(2):  # the encoders are back in their places after a call
-        *images, found = player("an apple in a park", 1001)
-        for arm, image in zip(("original", "erased"), images, strict=True):
-            with Image.open(run.folder / "images" / arm / "apple-0001.png") as drawn:
-                assert ImageChops.difference(image, drawn).getbbox() is None
+def test_the_player_generates_the_images_of_the_run_on_every_call(run: Run, player: Player) -> None:
+    for _ in range(2):  # after the first call, the encoders are back in place
+        images, answer = player("an apple in a park", 1001)
+        for variant, image in zip(("original", "erased"), images, strict=True):
+            with Image.open(run.folder / "images" / variant / "apple-0001.png") as generated:
+                assert ImageChops.difference(image, generated).getbbox() is None
     assert ImageChops.difference(*images).getbbox() is not None
-    assert len(found["rows"]) == 2 and "apple" in found["names"]
+    assert len(answer.detections) == 2 and "apple" in answer.names
 
 
 @pytest.mark.parametrize(
     ("prompt", "seed", "error", "message"),
     [
-        (" ", 1, SettingError, "prompt: needs a word or more, got none"),
-        ("apple " * 40, 1, DataError, "prompt of 42 tokens in the box, at most 32"),
-        ("an apple", -1, SettingError, r"seed: needs a whole number from 0 to 2\*\*63 - 1, got -1"),
-        ("an apple", 2**63, SettingError, "seed: needs a whole number"),
+        (" ", 1, SettingError, "the prompt is empty"),
+        ("apple " * 40, 1, DataError, "the prompt: 42 tokens, at most 32"),
+        ("an apple", -1, SettingError, r"seed -1: needs a whole number from 0 to 2\*\*63 - 1"),
+        ("an apple", 2**63, SettingError, r"seed \d+: needs a whole number"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(
+def test_an_unusable_prompt_or_seed_is_refused_in_one_line(
     player: Player, prompt: str, seed: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         player(prompt, seed)
 
 
-def test_a_run_without_an_encoder_or_of_another_model_is_refused(
+def test_a_run_that_is_not_unlearned_or_of_another_model_is_refused(
     tiny: Models, run: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match="unlearn is missing; unlearn first"):
@@ -83,68 +87,75 @@ def test_a_run_without_an_encoder_or_of_another_model_is_refused(
         Player(run, dataclasses.replace(tiny, model=other))
 
 
-BOX = {"class": "apple", "probability": 0.914, "box": [6.4, 3.2, 32.0, 64.0]}
-LOW = BOX | {"class": "dog", "probability": 0.2}
+APPLE = Detection(name="apple", probability=0.914, box=(6.4, 3.2, 32.0, 64.0))
+IMPROBABLE = dataclasses.replace(APPLE, name="dog", probability=0.2)
 
 
-def pair(
-    *rows: list[dict[str, object]], concept: str = "apple", target: str = "apple", prompt: str = "a"
+def html(
+    *detections: tuple[Detection, ...],
+    concept: str = "apple",
+    target: str = "apple",
+    prompt: str = "a",
 ) -> str:
-    image = Image.new("RGB", (64, 64))
-    names = ["apple", "dog", "<i>"]
-    return play.pair(prompt, image, image, {"names": names, "rows": list(rows)}, {concept: target})
+    images = [Image.new("RGB", (64, 64))] * 2
+    answer = DetectorAnswer(
+        names=("apple", "dog", "<i>"), size=64, kind="known answers", detections=list(detections)
+    )
+    return image_pair_html(prompt, images, answer, {concept: target})
 
 
-def test_boxes_stand_where_they_were_found_with_their_label() -> None:
-    original, erased = pair([BOX, LOW], []).split("</figure>")[:2]
+def test_boxes_have_the_place_and_label_of_their_detection() -> None:
+    original, erased = html((APPLE, IMPROBABLE), ()).split("</figure>")[:2]
     assert "left:10.0%;top:5.0%;width:40.0%;height:95.0%" in original
     assert "apple 91%</span>" in original and 'class="box concept"' in original
-    assert "dog" not in original  # under the threshold of the scores
-    assert "found: nothing" in erased and "box" not in erased
+    assert "dog" not in original  # below the threshold of the scores
+    assert "detected: nothing" in erased and "box" not in erased
 
 
 @pytest.mark.parametrize(
     ("original", "erased", "sentence"),
     [
-        ([BOX], [], "in the original, gone from the erased image"),
-        ([BOX], [BOX], "still in the erased image"),
-        ([LOW], [], "found in neither image"),
-        ([], [BOX], "only in the erased image"),
+        ((APPLE,), (), "detected in the original, gone from the erased image"),
+        ((APPLE,), (APPLE,), "still detected in the erased image"),
+        ((IMPROBABLE,), (), "detected in neither image"),
+        ((), (APPLE,), "detected only in the erased image"),
     ],
 )
-def test_the_sentence_says_where_the_concept_was_found(
-    original: list[dict[str, object]], erased: list[dict[str, object]], sentence: str
+def test_a_sentence_compares_the_detections_of_the_concept(
+    original: tuple[Detection, ...], erased: tuple[Detection, ...], sentence: str
 ) -> None:
-    assert f"<b>apple</b>: {sentence}." in pair(original, erased)
+    assert f"<b>apple</b>: {sentence}." in html(original, erased)
 
 
-def test_a_concept_that_the_detector_does_not_know_is_said_to_be_unknown() -> None:
-    assert "no class <b>zeppelin</b>" in pair([BOX], [], target="zeppelin")
+def test_a_concept_without_a_detector_class_is_reported() -> None:
+    assert "no class <b>zeppelin</b>" in html((APPLE,), (), target="zeppelin")
 
 
-def test_a_concept_is_looked_for_by_the_detectors_word() -> None:
-    page = pair([BOX], [], concept="pome")
-    assert "<b>pome</b>: in the original" in page and 'class="box concept"' in page
+def test_a_concept_is_detected_by_its_detector_class() -> None:
+    page = html((APPLE,), (), concept="pome")
+    assert "<b>pome</b>: detected in the original" in page and 'class="box concept"' in page
 
 
-def test_prompts_and_names_are_text_and_no_markup() -> None:
-    box = BOX | {"class": "<i>"}
-    page = pair([box], [], concept="<i>", target="<i>", prompt='"><script>x</script>')
+def test_prompts_and_names_are_escaped() -> None:
+    detection = dataclasses.replace(APPLE, name="<i>")
+    page = html((detection,), (), concept="<i>", target="<i>", prompt='"><script>x</script>')
     assert "<i>" not in page and "<script>" not in page
-    assert "<b>&lt;i&gt;</b>: in the original" in page
+    assert "<b>&lt;i&gt;</b>: detected in the original" in page
 
 
-def test_without_gradio_and_on_a_port_in_use_play_ends_in_one_line(
+def test_missing_gradio_and_a_port_in_use_are_reported_in_one_line(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(sys, "argv", ["erase-sd", "play", "--run", str(run.folder), "--port", "0"])
     with pytest.raises(SystemExit):
         main()
-    line = "erase-sd: play: needs Gradio; pip install -e '.[play]' in the clone\n"
+    line = "erase-sd: play needs Gradio; run pip install -e '.[play]' in the repository\n"
     assert capsys.readouterr().err == line
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(SettingError, match=r"--port \d+: cannot be listened on \(Address already"),
+        pytest.raises(
+            SettingError, match=r"port \d+: cannot listen on 127.0.0.1 \(Address already"
+        ),
     ):
-        play.play(run, tiny, port=taken.getsockname()[1])
+        play(run, tiny, port=taken.getsockname()[1])

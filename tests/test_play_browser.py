@@ -1,4 +1,4 @@
-"""The page of `erase-sd play` in a real browser, and what its server refuses to strangers."""
+"""The page of `erase-sd play` in a real browser, and requests that its server refuses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from report_run import image_record
 
 from erase_sd.data.concept import Concept
+from erase_sd.files import write_records
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
-from erase_sd.unlearning.settings import Settings
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
 if TYPE_CHECKING:
@@ -32,21 +34,24 @@ pytestmark = [
     for name in ("gradio", "selenium")
 ]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE = 300  # seconds for anything the page does; a busy machine is no failure
+PATIENCE = 300  # seconds for any reaction of the page, enough for a busy machine
 
 
 @pytest.fixture(scope="module")
 def address(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tiny run behind `erase-sd play`, in a process of its own on a free port."""
+    """Address of `erase-sd play` with a tiny run, in its own process on a free port."""
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
         short = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "retain_floor": 0.0}
         models = resolve("mini", tiny.model, tiny.clips, tiny.data, tiny.detector)
-        unlearn(Settings(concepts=(Concept("apple"),), **short), models, Run(folder / "runs/apple"))
-    (folder / "runs/apple/images.jsonl").write_text(
-        json.dumps({"arm": "original", "prompts": "apple", "prompt": "a red apple", "seed": 7})
-    )
+        unlearn(
+            UnlearnSettings(concepts=(Concept("apple"),), **short),
+            models,
+            Run(folder / "runs/apple"),
+        )
+    example = image_record("images/original/apple-0000.png", prompt="a red apple")
+    write_records(folder / "runs/apple/images.jsonl", [example])
     words = ["play", "--run", "apple", "--port", "0"]
     with (folder / "stderr").open("w") as errors:
         server = subprocess.Popen(
@@ -68,7 +73,7 @@ def address(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """Headless Chromium with an empty profile, at no page yet."""
+    """Headless Chromium with an empty profile and no page open."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("Chromium and its driver are not installed (apt: chromium chromium-driver)")
     from selenium import webdriver
@@ -92,16 +97,16 @@ def wait(browser: Chrome, css: str, text: str = "") -> list[Any]:
     from selenium.common import StaleElementReferenceException
     from selenium.webdriver.support.wait import WebDriverWait
 
-    def found(chrome: Chrome) -> list[Any]:
+    def matching(chrome: Chrome) -> list[Any]:
         elements = chrome.find_elements("css selector", css)
         return elements if elements and text in elements[0].text else []
 
     ignored = (StaleElementReferenceException,)
-    return WebDriverWait(browser, PATIENCE, ignored_exceptions=ignored).until(found, css)
+    return WebDriverWait(browser, PATIENCE, ignored_exceptions=ignored).until(matching, css)
 
 
 def type_in(browser: Chrome, field: str, text: str) -> None:
-    """Puts `text` into a field in place of what stands there."""
+    """Replaces the contents of a field by `text`."""
     from selenium.webdriver.common.keys import Keys
 
     box = wait(browser, f"#{field} :is(input, textarea)")[0]
@@ -109,60 +114,60 @@ def type_in(browser: Chrome, field: str, text: str) -> None:
     box.send_keys(text or Keys.BACKSPACE)
 
 
-def drawn(browser: Chrome) -> list[str]:
-    """The alternative texts of the images that are there with their pixels."""
+def shown(browser: Chrome) -> list[str]:
+    """Alternative texts of the images that have loaded."""
     script = "return [...document.querySelectorAll('.pair img')].filter(i => i.naturalWidth).map(i => i.alt)"
     return list(browser.execute_script(script))
 
 
-def test_a_prompt_and_a_seed_show_two_images_and_bad_ones_a_message(
+def test_a_prompt_and_a_seed_give_two_images_and_invalid_ones_a_message(
     address: str, browser: Chrome
 ) -> None:
     browser.get(address)
     prompt = "an apple <b>${1+1}{{value}}</b>"
     type_in(browser, "prompt", prompt)
     type_in(browser, "seed", "12")
-    wait(browser, "#draw")[0].click()
+    wait(browser, "#generate")[0].click()
     wait(browser, ".verdict", "apple")
-    alts = drawn(browser)
+    alts = shown(browser)
     assert [alt.split(";")[0] for alt in alts] == [
         f"original image of: {prompt}",
         f"erased image of: {prompt}",
     ]
     for field, text, message in (
-        ("seed", "twelve", "seed: needs a whole number from 0 to 2**63 - 1, got 'twelve'"),
-        ("seed", "-1", "seed: needs a whole number from 0 to 2**63 - 1, got -1"),
+        ("seed", "twelve", "seed 'twelve': needs a whole number from 0 to 2**63 - 1"),
+        ("seed", "-1", "seed -1: needs a whole number from 0 to 2**63 - 1"),
         ("seed", "1", ""),
-        ("prompt", "", "prompt: needs a word or more, got none"),
-        ("prompt", "apple " * 40, "prompt of 42 tokens in the box, at most 32"),
+        ("prompt", "", "the prompt is empty; type at least one word"),
+        ("prompt", "apple " * 40, "the prompt: 42 tokens, at most 32"),
     ):
         type_in(browser, field, text)
         if message:
-            wait(browser, "#draw")[0].click()
+            wait(browser, "#generate")[0].click()
             wait(browser, ".message", message)
-            assert drawn(browser) == []
+            assert shown(browser) == []
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
-def test_a_click_on_an_example_draws_it_and_no_request_leaves_the_machine(
+def test_a_click_on_an_example_generates_it_and_no_request_leaves_the_machine(
     address: str, browser: Chrome
 ) -> None:
     browser.get(address)
     wait(browser, "button.gallery-item", "a red apple")[0].click()
     wait(browser, ".verdict", "apple")
-    assert [alt.split(";")[0] for alt in drawn(browser)] == [
+    assert [alt.split(";")[0] for alt in shown(browser)] == [
         "original image of: a red apple",
         "erased image of: a red apple",
     ]
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
+    requests = [
         m["params"]["request"]["url"]
         for m in messages
         if m["method"] == "Network.requestWillBeSent"
     ]
-    assert any(url.startswith(address) for url in asked)
+    assert any(url.startswith(address) for url in requests)
     own = (address, "data:", "blob:", "chrome://")  # the last is the browser's own empty first tab
-    assert [url for url in asked if not url.startswith(own)] == []
+    assert [url for url in requests if not url.startswith(own)] == []
 
 
 @pytest.mark.parametrize("width", [360, 768, 1440])
@@ -185,7 +190,7 @@ def status(url: str, data: bytes | None = None, **headers: str) -> int:
             return error.code
 
 
-def test_the_server_gives_no_file_and_takes_none(address: str) -> None:
+def test_the_server_neither_serves_nor_accepts_files(address: str) -> None:
     assert status(address) == 200
     for path in ("/etc/passwd", "runs/apple/run.json", "runs/apple/erased/erase.json"):
         assert status(f"{address}gradio_api/file={path}") == 403
@@ -196,6 +201,6 @@ def test_the_server_gives_no_file_and_takes_none(address: str) -> None:
     assert status(f"{address}gradio_api/upload", body, **{"Content-Type": kind}) == 413
 
 
-def test_nothing_but_the_page_can_be_called(address: str) -> None:
+def test_no_endpoint_but_the_page_is_public(address: str) -> None:
     with urllib.request.urlopen(f"{address}gradio_api/info", timeout=PATIENCE) as answer:
         assert json.load(answer) == {"named_endpoints": {}, "unnamed_endpoints": {}}

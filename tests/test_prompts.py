@@ -1,4 +1,4 @@
-"""Prompts from a dataset are held-out captions, always the same, and say where they come from."""
+"""Prompts from a dataset are held-out captions, reproducible, and record their source."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 
 from erase_sd.cli import main
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import Dataset, read
-from erase_sd.data.prompts import from_data, read_prompts
-from erase_sd.data.split import Part, split
+from erase_sd.data.flickr30k import Dataset, read_flickr30k
+from erase_sd.data.pair import CaptionPair, PromptKind, Split
+from erase_sd.data.prompts import find_prompts, read_prompts, write_prompts
+from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, SettingError
 from erase_sd.models.presets import Models
 
@@ -27,17 +28,21 @@ def fits(text: str) -> bool:
 
 @pytest.fixture
 def data() -> Dataset:
-    """60 images with an apple, 60 without, no two captions alike; 12 of each are held out."""
+    """60 images with an apple and 60 without, all captions different; 12 of each are held out."""
     folder = Path("pairs")
     folder.mkdir()
     lines = [
-        f"{side}{n}.jpg#{k}\t{text} {n}\n"
+        f"{name}{n}.jpg#{k}\t{text} {n}\n"
         for n in range(60)
-        for side, texts in (("a", ("a room", "an apple", "two apples")), ("b", ("a dog", "a cat")))
+        for name, texts in (("a", ("a room", "an apple", "two apples")), ("b", ("a dog", "a cat")))
         for k, text in enumerate(texts)
     ]
     (folder / "results_20130124.token").write_text("".join(lines))
-    return read(folder)
+    return read_flickr30k(folder)
+
+
+def texts(path: Path) -> list[str]:
+    return [pair.caption for pair in read_prompts(path)]
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -45,90 +50,128 @@ def header(path: Path) -> dict[str, Any]:
     return dict(json.loads(first.removeprefix("# ")))
 
 
-@pytest.mark.parametrize("part", ["held-out", "validation"])
-def test_prompts_are_captions_of_a_part_and_the_concept_one_an_image(
-    data: Dataset, part: Part
+@pytest.mark.parametrize("split", ["held-out", "validation"])
+def test_prompts_are_captions_of_one_split_with_the_concept_one_per_image(
+    data: Dataset, split: Split
 ) -> None:
-    assert from_data(data, [APPLE], OUT, 5, 0, fits, part=part) == {OUT: 5}
-    prompts = read_prompts(OUT)
-    inside = split(data.items, [APPLE]).forget[part]
-    image_of = {caption: item.image for item in inside for caption in item.captions}
-    assert all(prompt in image_of and APPLE.in_text(prompt) for prompt in prompts)
-    assert len({image_of[prompt] for prompt in prompts}) == 5
-    assert header(OUT)["part"] == f"forget, {part}"
+    assert write_prompts(data, [APPLE], OUT, 5, 0, fits, split=split) == {OUT: 5}
+    pairs = split_by_concept(data.items, [APPLE]).pairs("forget", split)
+    image_of = {pair.caption: pair.image for pair in pairs if pair.mentions}
+    assert len({image_of[prompt] for prompt in texts(OUT)}) == 5
+    assert (header(OUT)["set"], header(OUT)["split"]) == ("forget", split)
 
 
-def test_where_there_are_fewer_all_are_taken(data: Dataset) -> None:
-    assert from_data(data, [APPLE], OUT, 50, 0, fits) == {OUT: 12}
-    assert len(read_prompts(OUT)) == 12
+def test_if_there_are_fewer_captions_all_are_written(data: Dataset) -> None:
+    assert write_prompts(data, [APPLE], OUT, 50, 0, fits) == {OUT: 12}
+    assert len(texts(OUT)) == 12
 
 
 def test_the_seed_alone_chooses(data: Dataset) -> None:
-    made = []
+    prompts = []
     for name, seed in (("x", 0), ("y", 0), ("z", 1)):
-        from_data(data, [APPLE], Path(name), 5, seed, fits)
-        made.append(read_prompts(Path(name)))
-    assert made[0] == made[1] != made[2]
+        write_prompts(data, [APPLE], Path(name), 5, seed, fits)
+        prompts.append(texts(Path(name)))
+    assert prompts[0] == prompts[1] != prompts[2]
 
 
 def test_fewer_prompts_are_the_first_of_more(data: Dataset) -> None:
-    from_data(data, [APPLE], Path("few"), 4, 0, fits)
-    from_data(data, [APPLE], Path("more"), 9, 0, fits)
-    assert read_prompts(Path("more"))[:4] == read_prompts(Path("few"))
+    write_prompts(data, [APPLE], Path("few"), 4, 0, fits)
+    write_prompts(data, [APPLE], Path("more"), 9, 0, fits)
+    assert texts(Path("more"))[:4] == texts(Path("few"))
 
 
-def test_captions_that_are_alike_too_long_or_read_as_a_comment_are_left_out() -> None:
-    texts = ["an apple", "An Apple", "# apple", "an apple " + "and more " * 9]
-    lines = [f"{n}.jpg#0\t{texts[n % 4]}\n" for n in range(80)]
+def test_duplicates_comments_and_captions_that_are_too_long_are_left_out() -> None:
+    captions = ["an apple", "An Apple", "# apple", "an apple " + "and more " * 9]
+    lines = [f"{n}.jpg#0\t{captions[n % 4]}\n" for n in range(80)]
     lines += [f"{n}.jpg#0\ta dog\n" for n in range(80, 90)]
     Path("results_20130124.token").write_text("".join(lines))
-    from_data(read(Path()), [APPLE], OUT, 50, 0, fits)
-    (prompt,) = read_prompts(OUT)
+    write_prompts(read_flickr30k(Path()), [APPLE], OUT, 50, 0, fits)
+    (prompt,) = texts(OUT)
     assert prompt.lower() == "an apple"
 
 
-def test_the_retain_file_has_held_out_captions_of_the_other_images(data: Dataset) -> None:
+def test_the_retain_file_has_held_out_captions_of_images_without_the_concept(data: Dataset) -> None:
     retain = OUT.with_name("retain.txt")
-    assert from_data(data, [APPLE], OUT, 8, 0, fits, retain=True) == {OUT: 8, retain: 8}
-    held_out = split(data.items, [APPLE]).retain["held-out"]
-    captions = {caption for item in held_out for caption in item.captions}
-    assert set(read_prompts(retain)) <= captions
-    assert header(retain) == header(OUT) | {"part": "retain, held-out"}
+    assert write_prompts(data, [APPLE], OUT, 8, 0, fits, retain=True) == {OUT: 8, retain: 8}
+    held_out = split_by_concept(data.items, [APPLE]).pairs("retain", "held-out")
+    assert set(texts(retain)) <= {pair.caption for pair in held_out}
+    assert header(retain) == header(OUT) | {"set": "retain"}
 
 
-def test_the_first_line_says_where_they_come_from_and_names_no_path_of_the_machine(
+def test_the_first_line_records_the_source_without_an_absolute_path(
     data: Dataset, tmp_path: Path
 ) -> None:
     concept = Concept("apple", ("pippin",), ("apple pie",))
-    from_data(read(data.folder.resolve()), [concept], OUT, 3, 7, fits)
+    write_prompts(read_flickr30k(data.folder.resolve()), [concept], OUT, 3, 7, fits)
     assert header(OUT) == {
         "folder": "pairs", "file": "results_20130124.token", "digest": data.digest,
         "concepts": [{"name": "apple", "synonyms": ["pippin"], "keep_senses": ["apple pie"]}],
-        "seed": 7, "part": "forget, held-out", "count": 3,
+        "seed": 7, "set": "forget", "split": "held-out", "count": 3,
     }  # fmt: skip
     assert str(tmp_path) not in OUT.read_text()
 
 
-def test_the_same_again_is_no_error_and_another_file_is_never_overwritten(data: Dataset) -> None:
-    from_data(data, [APPLE], OUT, 3, 0, fits)
+def test_writing_the_same_again_is_allowed_but_another_file_is_never_overwritten(
+    data: Dataset,
+) -> None:
+    write_prompts(data, [APPLE], OUT, 3, 0, fits)
     before = OUT.read_bytes()
-    from_data(data, [APPLE], OUT, 3, 0, fits)
+    write_prompts(data, [APPLE], OUT, 3, 0, fits)
     retain = OUT.with_name("retain.txt")
     retain.write_bytes(b"caf\xe9\n")
     OUT.unlink()
-    with pytest.raises(SettingError, match=r"--out prompts/retain\.txt: is there"):
-        from_data(data, [APPLE], OUT, 3, 0, fits, retain=True)
+    with pytest.raises(SettingError, match=r"^out prompts/retain\.txt: exists with other"):
+        write_prompts(data, [APPLE], OUT, 3, 0, fits, retain=True)
     assert not OUT.exists() and retain.read_bytes() == b"caf\xe9\n"
     OUT.write_bytes(before)
-    with pytest.raises(SettingError, match=r"--out prompts/apple\.txt: is there"):
-        from_data(data, [APPLE], OUT, 4, 0, fits)
+    with pytest.raises(SettingError, match=r"^out prompts/apple\.txt: exists with other"):
+        write_prompts(data, [APPLE], OUT, 4, 0, fits)
     assert OUT.read_bytes() == before
 
 
-def test_no_caption_that_fits_is_an_error(data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"no held-out caption for apple\.txt fits"):
-        from_data(data, [APPLE], OUT, 3, 0, lambda _: False)
+def test_it_is_an_error_if_no_caption_fits(data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"^data pairs: no held-out caption for apple\.txt"):
+        write_prompts(data, [APPLE], OUT, 3, 0, lambda _: False)
     assert not OUT.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "concept", "in_forget"),
+    [
+        ("hot-dog", "plain", None, [True, False]),
+        ("hot-dog.synonym", "synonym", "hot dog", [True, True]),
+        ("hot-dog.look-alike", "look-alike", "hot dog", [False, False]),
+        ("cat.name-free", "name-free", "cat", [True, True]),
+    ],
+)
+def test_a_prompt_carries_kind_concept_mentions_and_set(
+    name: str, kind: PromptKind, concept: str | None, in_forget: list[bool]
+) -> None:
+    path = Path(f"{name}.txt")
+    path.write_text("# a comment\n\n a hot dog and an apple \na sausage\n")
+    assert read_prompts(path, [APPLE, Concept("hot dog")]) == [
+        CaptionPair(
+            caption=caption, image=None, mentions=mentions, set="forget" if forget else "retain",
+            split="held-out", kind=kind, concept=concept,
+        )
+        for caption, mentions, forget in zip(
+            ("a hot dog and an apple", "a sausage"), (("apple", "hot dog"), ()), in_forget,
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> None:
+    packaged = find_prompts("Apple")
+    assert packaged.is_file() and packaged.name == "apple.txt" and packaged != OUT
+    assert packaged.with_name("retain.txt").is_file()
+    OUT.parent.mkdir()
+    OUT.write_text("an apple\n")
+    assert find_prompts("Apple") == OUT
+    with pytest.raises(DataError) as error:
+        find_prompts("Light House")
+    assert error.value.field == "prompts"
+    assert "prompts/light-house.txt: no such file" in str(error.value)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
@@ -138,17 +181,17 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
     return caught.value.code
 
 
-def test_the_command_writes_prompts_that_generate_takes(
+def test_the_command_writes_prompt_files(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--concept", "apple", "--clip", str(tiny.clips[0]), "--data", str(tiny.data)]
     assert not call(monkeypatch, *words, "--n", "2", "--retain")
     out = capsys.readouterr().out
     assert out == "prompts/apple.txt: 2 prompts\nprompts/retain.txt: 2 prompts\n"
-    assert len(read_prompts(OUT)) == 2
+    assert len(texts(OUT)) == 2
     assert not call(monkeypatch, *words, "--n", "500", "--out", "more.txt")
-    count = len(read_prompts(Path("more.txt")))
-    note = f"the held-out images give no more than {count}"
+    count = len(texts(Path("more.txt")))
+    note = "no more held-out images have a suitable caption"
     assert capsys.readouterr().out == f"more.txt: {count} prompts; {note}\n"
 
 
@@ -157,14 +200,16 @@ def test_the_command_writes_prompts_that_generate_takes(
     [
         (["--concept", "zeppelin"], "--concept zeppelin: in no caption of the data"),
         (["--concept", "apple", "--n", "0"], "--n: needs at least 1, got 0"),
-        (["--concept", "apple", "--data", "."], "--data .: no dataset_flickr30k.json"),
+        (["--concept", "apple", "--data", "."], "--data .: not a Flickr30K folder"),
         (["--concept", "apple", "--clip", "nowhere"], "--clip nowhere: no such folder"),
-        (["--concept", "apple", "--clip", "bare"], "--clip bare: has no tokenizer"),
+        (["--concept", "apple", "--clip", "bare"], "--clip bare: no tokenizer"),
         (["--concept", "apple", "--clip", "damaged"], "--clip damaged: tokenizer cannot be loaded"),
         (["--concept", "apple", "--preset", "sd15"], "--clip"),
-        (["--concept", "apple", "--out", "retain.txt", "--retain"], "is where --retain writes"),
+        (
+            ["--concept", "apple", "--out", "retain.txt", "--retain"],
+            "--out retain.txt: is for the retain prompts",
+        ),
         (["--concept", "apple", "--synonym", "x=y"], "--synonym x=y: needs concept=synonym"),
-        (["--concept", "apple", "--part", "test"], "--part test: unknown; needs one of train, "),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

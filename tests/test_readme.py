@@ -1,7 +1,9 @@
-"""The README's commands and pictures exist, and its settings are the code's own."""
+"""The pages' commands, links and names exist, and their settings are the code's own."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -10,38 +12,114 @@ import pytest
 import typer
 
 from erase_sd.cli import app
-from erase_sd.generation.stage import Settings
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.methods.registry import METHODS
+from erase_sd.unlearning.settings import UnlearnSettings
 
 ROOT = Path(__file__).parents[1]
-TEXT = re.sub(r"\\\n\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"))  # long lines joined
+README, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "results" / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", RESULTS]
+TEXTS = {page: re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8")) for page in PAGES}
 COMMANDS = sorted(
-    set(
-        re.findall(
-            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&]*)",
-            TEXT,
+    {
+        line
+        for text in TEXTS.values()
+        for line in re.findall(
+            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&();]*)",
+            text,
         )
-    )
+    }
 )
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined, no-any-return]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_each_command_of_the_readme_has_the_options_it_is_given(line: str) -> None:
+def test_each_command_has_the_options_it_is_given(line: str) -> None:
     name, *words = shlex.split(line)
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in commands()[name].params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_the_three_commands_and_the_main_job_are_there() -> None:
+def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
+    known = {o for command in commands().values() for p in command.params for o in p.opts}
+    others = {"--help", "--nproc_per_node", "--dist", "--size"}  # torchrun, pytest, benchmark
+    for text in TEXTS.values():
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
+
+
+def test_each_hyperparameter_of_a_command_is_one_of_its_method() -> None:
+    settings = set(UnlearnSettings.__dataclass_fields__)
+    specs = [
+        word for line in COMMANDS for word in re.split(r"[ ,](?=[a-z-]+:)", line) if ":" in word
+    ]
+    assert len(specs) >= 5
+    for spec in specs:
+        method, _, pairs = spec.split()[0].partition(":")
+        if method in METHODS:
+            names = {pair.partition("=")[0] for pair in pairs.split(",")}
+            assert names <= settings | set(METHODS[method].hyperparameters())
+
+
+def test_the_main_job_is_in_the_readme() -> None:
     assert {line.split()[0] for line in COMMANDS} >= {"unlearn", "generate", "score", "run"}
 
 
-def test_each_picture_and_page_that_is_linked_exists() -> None:
-    linked = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in target]
-    assert len(linked) >= 4
-    for target in linked:
-        assert (ROOT / target).is_file(), target
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert README.read_text(encoding="utf-8").count("\n") <= 180
 
 
-def test_the_seed_that_the_readme_names_is_the_default() -> None:
-    assert f"seeds from {Settings().seed} on" in TEXT
+@each_page
+def test_each_picture_page_and_heading_that_is_linked_exists(page: Path) -> None:
+    targets = [t for t in re.findall(r"\]\(([^)]+)\)", TEXTS[page]) if "://" not in t]
+    assert targets or page.name == "CONTRIBUTING.md"
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@each_page
+def test_each_module_and_file_that_a_page_names_exists(page: Path) -> None:
+    for module in re.findall(r"python -m (erase_sd[\w.]*)", TEXTS[page]):
+        assert importlib.util.find_spec(module), module
+    for file in re.findall(r"\b(?:erase_sd|tests|prompts)/[\w./]+\.\w+", TEXTS[page]):
+        assert (ROOT / file).is_file(), file
+
+
+def test_the_python_of_the_readme_uses_what_the_package_offers() -> None:
+    import erase_sd
+
+    [block] = re.findall(
+        r"(?:^    .*\n|^\n)+", TEXTS[README].split("The same in Python:")[1], re.MULTILINE
+    )[:1]
+    tree = ast.parse(re.sub(r"^    ", "", block.strip("\n"), flags=re.MULTILINE))
+    names = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "erase_sd"
+    }
+    assert names == {"unlearn", "generate", "score", "load"}
+    assert names <= set(erase_sd.__all__)
+
+
+def test_the_rooms_of_the_readme_are_the_folders_of_the_package() -> None:
+    house = TEXTS[README].split("## The house")[1]
+    rooms = set(re.findall(r"^      ([a-z]+)/ ", house, re.MULTILINE))
+    folders = {path.parent.name for path in (ROOT / "erase_sd").glob("*/__init__.py")}
+    assert rooms == folders
+
+
+def test_the_seed_that_the_pages_name_is_the_default() -> None:
+    for page in (README, RESULTS):
+        assert f"seeds from {GenerateSettings().seed} on" in TEXTS[page]

@@ -1,8 +1,9 @@
-"""The report says what the run's files say, also where they are damaged; in a browser:
-test_report_browser.py."""
+"""The report shows what the run's files hold, even if some are damaged; its behaviour in a browser is
+tested in test_report_browser.py."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,31 +14,32 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_run import APPLE, MARKUP, RETAIN, make
+from report_run import MARKUP, PAIRS, scored_run
 
 from erase_sd import report
 from erase_sd.cli import main
 from erase_sd.errors import RunError
 from erase_sd.models.presets import Models
-from erase_sd.report.data import read
-from erase_sd.report.shots import shots_of
+from erase_sd.report.data import read_report_data
+from erase_sd.report.image_pairs import image_pairs_of
 from erase_sd.run import Run
+from erase_sd.run.records import Stages
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return make(tiny, tmp_path_factory.mktemp("report"))
+def original_run(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return scored_run(tiny, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture
-def run(made: Run) -> Run:
+def run(original_run: Run) -> Run:
     """A copy of the scored run, to damage."""
-    shutil.copytree(made.folder, "runs/apple")
+    shutil.copytree(original_run.folder, "runs/apple")
     return Run(Path("runs/apple"))
 
 
 class Page(HTMLParser):
-    """A page's elements and its visible words."""
+    """The elements and the visible text of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -63,8 +65,7 @@ def test_the_page_is_one_small_file_that_loads_nothing(run: Run) -> None:
     path = report.write(run)
     page = Page(path)
     assert path == run.folder / "report.html" and path.stat().st_size < 1_000_000
-    images = 2 * len(APPLE + RETAIN)
-    assert len(page.all("img")) >= images
+    assert len(page.all("img")) >= 2 * PAIRS
     for _, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
             assert attributes.get(name, "#").startswith(("#", "data:"))
@@ -98,116 +99,134 @@ def test_markup_in_prompts_and_names_is_text(run: Run) -> None:
     assert any(MARKUP in alt for alt in alts)
 
 
-def test_alt_texts_say_arm_prompt_seed_and_what_was_detected(run: Run) -> None:
+def test_alt_texts_name_variant_prompt_seed_and_detections(run: Run) -> None:
     alts = [image["alt"] for image in Page(report.write(run)).all("img")]
     assert "Original image of “a dog and an apple”, seed 1001: apple 0.90, dog 0.80" in alts
     assert "Erased image of “an apple”, seed 1000: nothing detected" in alts
 
 
-def test_boxes_below_the_threshold_are_not_drawn(run: Run) -> None:
+def test_detections_below_the_threshold_are_not_shown(run: Run) -> None:
     text = Page(report.write(run)).text
     assert "apple 0.90" in text and "kite 0.20" not in text
 
 
 def test_each_pair_has_its_kind_and_outcomes(run: Run) -> None:
-    shots = {shot.prompt: shot for shot in shots_of(read(run))}
-    assert {prompt: shot.outcomes for prompt, shot in shots.items()} == {
+    pairs = {pair.prompt: pair for pair in image_pairs_of(read_report_data(run))}
+    assert {prompt: pair.outcomes for prompt, pair in pairs.items()} == {
         "an apple": ("erased",),
         "a dog and an apple": ("leaked", "damaged"),
-        MARKUP: ("erased", "kept"),
+        MARKUP: ("erased", "retained"),
         "an apple in a park": ("undecided",),
         "a green pomaceous fruit": ("leaked",),
-        "an orange": ("kept",),
+        "an orange": ("retained",),
         "a couch": ("damaged",),
     }
-    assert [shot.kind for shot in shots.values()] == [
-        "direct", "direct", "direct", "direct", "synonym", "look-alike", "other",
+    assert [pair.kind for pair in pairs.values()] == [
+        "named", "named", "named", "named", "synonym", "look-alike", "other",
     ]  # fmt: skip
 
 
 def test_the_tables_are_those_of_the_scores(run: Run) -> None:
     text = Page(report.write(run)).text
     scores = json.loads((run.folder / "scores.json").read_text())
-    for row in scores["rows"] + scores["by_class"] + scores["sweep"]:
-        assert f"{100 * row['rate']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in text
+    for comparison in scores["rates"] + scores["by_class"] + scores["sweep"]:
+        for rate in (comparison["original"], comparison["erased"]):
+            value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
+            assert f"{value:.1f} [{low:.1f}, {high:.1f}]" in text
     assert "known answers" in text  # the detector
-    assert "orange, elsewhere (look-alike)" in text
+    assert "orange, other prompts (look-alike)" in text
 
 
-def without(name: str) -> Callable[[Path], None]:
+def delete(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    """Loses the second half of a file."""
+    """Removes the second half of a file."""
     return lambda folder: (folder / name).write_bytes(
         (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
     )
 
 
 @pytest.mark.parametrize(
-    ("harm", "said", "shown"),
+    ("damage", "message", "shown"),
     [
-        (without("scores.json"), "scores.json: missing", "leaked"),
-        (cut("scores.json"), "scores.json: damaged, no valid JSON", "leaked"),
-        (without("detections.jsonl"), "detections.jsonl is missing", "too few to judge"),
-        (cut("detections.jsonl"), "damaged, no valid JSON", "too few to judge"),
-        (without("train.jsonl"), "train.jsonl is missing", "leaked"),
-        (without("erased/erase.json"), "erased/erase.json: missing", "leaked"),
-        (without("images.jsonl"), "images.jsonl is missing or empty", "too few to judge"),
-        (without("images/erased/apple-0001.png"), "1 of 14 images are missing", "leaked"),
+        (delete("scores.json"), "scores.json: missing", "leaked"),
+        (cut("scores.json"), "scores.json: damaged", "leaked"),
+        (delete("detections.jsonl"), "detections.jsonl: missing", "too few detections"),
+        (cut("detections.jsonl"), r"detections.jsonl:\d+: damaged", "too few detections"),
+        (delete("train.jsonl"), "train.jsonl: missing", "leaked"),
+        (delete("erased/erase.json"), "erased/erase.json: missing", "leaked"),
+        (delete("images.jsonl"), "images.jsonl: missing or empty", "too few detections"),
+        (delete("images/erased/apple-0001.png"), "1 of 14 images are missing", "leaked"),
         (cut("images/original/apple-0001.png"), "1 of 14 images are missing or damaged", "leaked"),
     ],
 )
-def test_a_damaged_run_says_what_is_missing_and_shows_the_rest(
-    run: Run, harm: Callable[[Path], None], said: str, shown: str
+def test_a_damaged_or_missing_file_is_named_and_the_rest_is_shown(
+    run: Run, damage: Callable[[Path], None], message: str, shown: str
 ) -> None:
-    assert said not in Page(report.write(run)).text
-    harm(run.folder)
-    page = Page(report.write(run))
-    assert said in page.text and shown in page.text and "Settings and provenance" in page.text
+    assert not re.search(message, Page(report.write(run)).text)
+    damage(run.folder)
+    text = Page(report.write(run)).text
+    assert re.search(message, text) and shown in text and "Settings and provenance" in text
 
 
-def test_a_lost_image_is_never_replaced_by_another(run: Run) -> None:
+def test_an_image_that_is_not_the_generated_one_is_never_shown(run: Run) -> None:
     Image.new("RGB", (32, 32)).save(run.folder / "images/erased/apple-0000.png")
     page = Page(report.write(run))
-    assert "erased image changed since it was made" in page.text
+    assert "erased image changed since it was generated" in page.text
     assert "Erased image of “an apple”, seed 1000" not in " ".join(
         i["alt"] for i in page.all("img")
     )
 
 
-def test_an_unfinished_run_says_which_stage_is_next(run: Run) -> None:
-    stages = run.manifest["stages"]
-    run.update(stages={key: stages[key] for key in ("unlearn", "generate")})
+def test_an_unfinished_run_names_the_next_stage_and_its_command(run: Run) -> None:
+    stages = run.record.stages
+    assert stages.unlearn and stages.generate
+    run.update(stages=dataclasses.replace(stages, score=None))
     text = Page(report.write(run)).text
     assert "Not judged yet." in text and "Not scored yet (erase-sd score --run runs/apple)" in text
     assert "leaked" not in text and MARKUP in text
-    run.update(stages={"unlearn": stages["unlearn"], "generate": {"status": "running"}})
+    running = dataclasses.replace(stages.generate, status="running")
+    run.update(stages=Stages(unlearn=stages.unlearn, generate=running))
     rows = (run.folder / "images.jsonl").read_text().splitlines(keepends=True)
     (run.folder / "images.jsonl").write_text("".join(rows[:9]))
     text = Page(report.write(run)).text
-    assert "generate is not finished" in text and "erased image not drawn yet" in text
-    run.update(stages={"unlearn": stages["unlearn"] | {"status": "running"}})
+    assert "generate is still running" in text and "erased image not generated yet" in text
+    run.update(stages=Stages(unlearn=dataclasses.replace(stages.unlearn, status="running")))
     text = Page(report.write(run)).text
-    assert "unlearn is not finished" in text and "Training" in text and MARKUP not in text
+    assert "unlearn is still running" in text and "Training" in text and MARKUP not in text
 
 
-def test_the_rows_that_are_whole_are_shown(run: Run) -> None:
+def test_a_damaged_row_is_named_by_its_line(run: Run) -> None:
     path = run.folder / "images.jsonl"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(["{}", *lines[1:]]) + "\n")
-    assert "images.jsonl: 1 rows are damaged and left out" in Page(report.write(run)).text
+    path.write_text("\n".join([lines[0], "{}", *lines[2:]]) + "\n")
+    assert "images.jsonl:2: damaged" in Page(report.write(run)).text
 
 
-def test_several_runs_have_an_index_with_links_rates_and_the_front(run: Run) -> None:
+def test_a_run_with_two_text_encoders_shows_both_training_curves(run: Run) -> None:
+    stages = run.record.stages
+    assert stages.unlearn
+    encoders = stages.unlearn.encoders | {"text_encoder_2": stages.unlearn.encoders["text_encoder"]}
+    unlearned = dataclasses.replace(stages.unlearn, encoders=encoders)
+    run.update(stages=dataclasses.replace(stages, unlearn=unlearned))
+    assert "train_2.jsonl: missing" in Page(report.write(run)).text
+    charts = len(Page(run.folder / "report.html").all("svg"))
+    shutil.copy(run.folder / "train.jsonl", run.folder / "train_2.jsonl")
+    page = Page(report.write(run))
+    assert charts > 0 and len(page.all("svg")) == 2 * charts
+    assert "text_encoder_2" in page.words["h3"] and "train_2.jsonl: missing" not in page.text
+
+
+def test_the_index_links_to_every_run_with_its_rates_and_shows_the_trade_off(run: Run) -> None:
     shutil.copytree(run.folder, "runs/other apple")
     first, second, index = report.write_all([run, Run(Path("runs/other apple"))])
     page = Page(index)
     links = [a["href"] for a in page.all("a") if "report.html" in a["href"]]
     assert links[:2] == ["apple/report.html", "other%20apple/report.html"]
     assert first.is_file() and second.is_file()
-    assert "80.0 → 40.0" in page.text  # apples: 4 of 5, then 2
+    assert "75.0 → 25.0" in page.text  # apples: 3 of 4, then 1
     assert len(page.all("svg")) == 1 and "concept detected, %" in page.text
 
 
@@ -230,23 +249,26 @@ def test_the_command_writes_one_page_for_one_run_and_an_index_for_all(
 
 
 @pytest.mark.parametrize(
-    ("harm", "line"),
+    ("damage", "line"),
     [
-        (lambda run: shutil.rmtree(run.folder), "runs/apple: no run folder"),
-        (lambda run: (run.folder / "run.json").unlink(), "runs/apple: no run folder (no run.json)"),
+        (lambda run: shutil.rmtree(run.folder), "runs/apple: not a run folder"),
+        (
+            lambda run: (run.folder / "run.json").unlink(),
+            "runs/apple: not a run folder (no run.json)",
+        ),
         (lambda run: (run.folder / "run.json").write_text("{"), "runs/apple/run.json: damaged"),
     ],
 )
-def test_a_folder_that_is_no_run_is_one_line(
+def test_a_folder_that_is_not_a_run_is_refused_in_one_line(
     run: Run,
-    harm: Callable[[Run], None],
+    damage: Callable[[Run], None],
     line: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    harm(run)
+    damage(run)
     with pytest.raises(RunError, match="1"):
         call("--run", "apple", monkeypatch=monkeypatch)
-    said = capsys.readouterr().err
-    assert said.startswith(f"erase-sd: {line}") and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"erase-sd: {line}") and stderr.count("\n") == 1
     assert not (run.folder / "report.html").exists()

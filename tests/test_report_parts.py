@@ -1,4 +1,4 @@
-"""The report's parts: the words of the verdict, the size of the pictures, the front, the colours."""
+"""The report's parts: the verdict, embedded images, the trade-off front, colour contrast."""
 
 from __future__ import annotations
 
@@ -10,33 +10,54 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from report_run import image_record
 
 from erase_sd import report
 from erase_sd.data.concept import Concept
 from erase_sd.files import digest
 from erase_sd.report import pictures
-from erase_sd.report.data import Data
-from erase_sd.report.index import front
-from erase_sd.report.pictures import SIDE, embed
-from erase_sd.report.shots import Shot
+from erase_sd.report.data import ReportData
+from erase_sd.report.image_pairs import ImagePair
+from erase_sd.report.index import best_trade_offs
+from erase_sd.report.pictures import MAX_SIDE, embed_images
 from erase_sd.report.verdict import verdict_of
 from erase_sd.run import Run
-from erase_sd.scoring.rates import Pair
-from erase_sd.scoring.stage import Tables
+from erase_sd.run.measurements import RateGroup, ScoresRecord
+from erase_sd.run.records import Origin, RunRecord, Stages, UnlearnRecord
+from erase_sd.scoring.matching import Match
+from erase_sd.scoring.rates import THRESHOLD, compare_rates
+
+APPLE = UnlearnRecord(
+    status="done",
+    settings={},
+    concepts=(Concept("apple"),),
+    origin=Origin(model="", clip=(), data=""),
+)
 
 
-def pairs(group: str, name: str, both: int, lost: int, gained: int, neither: int) -> list[Pair]:
+def matches(
+    group: RateGroup, name: str, both: int, lost: int, gained: int, neither: int
+) -> list[Match]:
+    """Matches by where the class is detected: in both images, only the original, only the erased."""
     counts = ((both, 0.9, 0.9), (lost, 0.9, 0.0), (gained, 0.0, 0.9), (neither, 0.0, 0.0))
-    return [Pair("p", group, name, a, b) for n, a, b in counts for _ in range(n)]  # type: ignore[arg-type]
+    return [
+        Match(prompt="p", group=group, class_name=name, original=before, erased=after)
+        for n, before, after in counts
+        for _ in range(n)
+    ]
 
 
-def judged(target: list[Pair], others: list[Pair]) -> tuple[str, list[str]]:
-    tables = Tables()
-    tables.add("apple", "apple", target + others)
-    data = Data(Run(Path("runs/apple")), {"stages": {}}, [Concept("apple")], scores=tables)
-    shot = Shot("apple", "p", 0, "direct", (), tuple(target), tuple(others), ())
-    verdict = verdict_of(data, [shot])
-    return verdict.words, list(verdict.evidence)
+def verdict(target: list[Match], others: list[Match]) -> tuple[str, list[str]]:
+    rates = compare_rates("apple", "apple", target + others)
+    by_class = compare_rates("apple", "apple", target + others, by_class=True)
+    scores = ScoresRecord(
+        threshold=THRESHOLD, detectors=(), rates=tuple(rates), by_class=tuple(by_class), sweep=()
+    )
+    record = RunRecord(format=2, stages=Stages(unlearn=APPLE))
+    data = ReportData(Run(Path("runs/apple")), record, scores=scores)
+    pair = ImagePair("apple", "p", 0, "named", (), tuple(target), tuple(others), ())
+    words = verdict_of(data, [pair])
+    return words.text, list(words.evidence)
 
 
 @pytest.mark.parametrize(
@@ -46,75 +67,83 @@ def judged(target: list[Pair], others: list[Pair]) -> tuple[str, list[str]]:
         ((2, 40, 1, 7), "Apple is mostly gone."),
         ((30, 12, 0, 8), "Apple is weakened, not gone."),
         ((39, 3, 2, 6), "Apple is still there."),
-        ((0, 0, 30, 20), "Apple: too few to judge."),
-        ((0, 5, 0, 45), "Apple: too few to judge."),
+        ((0, 0, 30, 20), "Apple: too few detections to judge."),
+        ((0, 5, 0, 45), "Apple: too few detections to judge."),
         ((0, 6, 0, 44), "Apple is gone."),
         ((10, 0, 20, 20), "Apple is still there."),
     ],
 )
-def test_the_headline_on_the_concept_says_no_more_than_its_counts(
+def test_the_verdict_on_the_concept_follows_its_counts(
     target: tuple[int, int, int, int], words: str
 ) -> None:
-    kept = pairs("retained_other", "dog", 40, 0, 0, 0)
-    assert judged(pairs("target", "apple", *target), kept)[0] == f"{words} Other objects are kept."
+    retained = matches("retained_other", "dog", 40, 0, 0, 0)
+    assert verdict(matches("target", "apple", *target), retained)[0] == (
+        f"{words} Other objects are retained."
+    )
 
 
 @pytest.mark.parametrize(
-    ("same", "elsewhere", "words"),
+    ("same_prompts", "other_prompts", "words"),
     [
-        ((40, 1, 1, 0), (85, 1, 0, 2), "Other objects are kept."),
+        ((40, 1, 1, 0), (85, 1, 0, 2), "Other objects are retained."),
         ((40, 0, 0, 0), (60, 20, 0, 8), "Other objects are damaged."),
         ((20, 15, 0, 5), (88, 0, 0, 0), "Other objects are damaged."),
         ((35, 3, 0, 2), (88, 0, 0, 0), "Other objects may have suffered."),
         ((30, 10, 10, 0), (60, 10, 10, 8), "Other objects may have suffered."),
-        ((1, 2, 0, 9), (2, 0, 0, 9), "Other objects: too few to judge."),
+        ((1, 2, 0, 9), (2, 0, 0, 9), "Other objects: too few detections to judge."),
     ],
 )
-def test_the_headline_on_the_rest_says_no_more_than_its_counts(
-    same: tuple[int, int, int, int], elsewhere: tuple[int, int, int, int], words: str
+def test_the_verdict_on_other_objects_follows_their_counts(
+    same_prompts: tuple[int, int, int, int],
+    other_prompts: tuple[int, int, int, int],
+    words: str,
 ) -> None:
-    others = pairs("retained_same", "dog", *same) + pairs("retained_other", "car", *elsewhere)
-    assert judged(pairs("target", "apple", 0, 42, 0, 8), others)[0] == f"Apple is gone. {words}"
+    others = matches("retained_same", "dog", *same_prompts) + matches(
+        "retained_other", "car", *other_prompts
+    )
+    assert verdict(matches("target", "apple", 0, 42, 0, 8), others)[0] == f"Apple is gone. {words}"
 
 
 def test_the_evidence_names_every_count() -> None:
-    others = pairs("retained_same", "dog", 30, 2, 3, 1) + pairs(
+    others = matches("retained_same", "dog", 30, 2, 3, 1) + matches(
         "retained_other", "orange", 60, 1, 0, 3
     )
-    assert judged(pairs("target", "apple", 1, 41, 0, 8), others)[1] == [
-        "Apple: detected in 42 of 50 original images and in 1 of 50 erased.",
-        "Other objects: 90 of the 93 that the original images show are still there; of 100 that the "
-        "prompts name, 93 were found before and 93 after.",
-        "Look-alike orange: 1 lost, 61 of 64 before and 60 after.",
+    assert verdict(matches("target", "apple", 1, 41, 0, 8), others)[1] == [
+        "Apple: detected in 42 of 50 original images and in 1 of 50 erased images.",
+        "Other objects: 90 of the 93 in the original images are still there; of the 100 named in the "
+        "prompts, 93 were detected before and 93 after.",
+        "Look-alike orange: 1 lost; detected in 61 of 64 images before and in 60 after.",
     ]
 
 
-def test_what_no_prompt_names_is_not_judged() -> None:
-    others = pairs("retained_other", "orange", 60, 0, 3, 1)
-    words, evidence = judged([], others)
-    assert words == "Apple: no prompt names it. Other objects are kept."
-    assert judged(pairs("target", "apple", 0, 9, 0, 1), [])[0] == (
-        "Apple is gone. Other objects: too few to judge."
+def test_what_no_prompt_names_gets_no_verdict() -> None:
+    others = matches("retained_other", "orange", 60, 0, 3, 1)
+    words, evidence = verdict([], others)
+    assert words == "Apple: no prompt names it. Other objects are retained."
+    assert verdict(matches("target", "apple", 0, 9, 0, 1), [])[0] == (
+        "Apple is gone. Other objects: too few detections to judge."
     )
     assert len(evidence) == 1
 
 
-def test_small_images_stay_as_they_are_and_large_ones_fit_the_page(tmp_path: Path) -> None:
+def test_small_images_are_embedded_unchanged_and_large_ones_scaled_down(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0)
     rows = []
     for name, side in (("small", 64), ("large", 640)):
         colours = pixels.integers(0, 255, (8, 8, 3), np.uint8)
         image = Image.fromarray(colours).resize((side, side // 2), Image.Resampling.BICUBIC)
         image.save(tmp_path / f"{name}.png")
-        rows.append(
-            {"file": f"{name}.png", "sha256": digest((tmp_path / f"{name}.png").read_bytes())}
-        )
-    found = embed(tmp_path, rows)
-    kind, data = decoded(found["small.png"].source)
+        sha256 = digest((tmp_path / f"{name}.png").read_bytes())
+        rows.append(image_record(f"{name}.png", sha256))
+    embedded = embed_images(tmp_path, rows)
+    kind, data = decoded(embedded["small.png"].source)
     assert (kind, data) == ("png", (tmp_path / "small.png").read_bytes())
-    kind, data = decoded(found["large.png"].source)
-    assert kind == "webp" and Image.open(io.BytesIO(data)).size == (SIDE, SIDE // 2)
-    assert (found["large.png"].width, found["large.png"].height) == (640, 320)  # what boxes are in
+    kind, data = decoded(embedded["large.png"].source)
+    assert kind == "webp" and Image.open(io.BytesIO(data)).size == (MAX_SIDE, MAX_SIDE // 2)
+    assert (embedded["large.png"].width, embedded["large.png"].height) == (
+        640,
+        320,
+    )  # the scale of the boxes
 
 
 def decoded(source: str) -> tuple[str, bytes]:
@@ -125,22 +154,22 @@ def decoded(source: str) -> tuple[str, bytes]:
 def test_fifty_prompts_with_four_images_each_stay_under_ten_megabytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 512 pixels, with more detail than a photograph; 4 of the 400 are encoded."""
+    """Each has 512 pixels and more detail than a photograph; 4 of the 400 are encoded."""
     noise = np.random.default_rng(0).normal(128, 40, (128, 128, 3)).clip(0, 255).astype(np.uint8)
     Image.fromarray(noise).resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
-    row = {"file": "a.png", "sha256": digest((tmp_path / "a.png").read_bytes())}
-    monkeypatch.setattr(pictures, "BUDGET", pictures.BUDGET // 100)
-    [picture] = embed(tmp_path, [row] * 4).values()
+    row = image_record("a.png", digest((tmp_path / "a.png").read_bytes()))
+    monkeypatch.setattr(pictures, "PAGE_BUDGET", pictures.PAGE_BUDGET // 100)
+    [picture] = embed_images(tmp_path, [row] * 4).values()
     assert 400 * len(picture.source) < 9_000_000
 
 
-def test_the_front_is_what_no_other_beats_in_both() -> None:
+def test_the_front_holds_the_points_that_no_other_beats_in_both() -> None:
     points = [(2.0, 90.0), (0.0, 70.0), (2.0, 80.0), (50.0, 90.0), (30.0, 95.0), (0.0, 70.0)]
-    assert front(points) == [(0.0, 70.0), (2.0, 90.0), (30.0, 95.0)]
-    assert front([(5.0, 5.0)]) == [(5.0, 5.0)]
+    assert best_trade_offs(points) == [(0.0, 70.0), (2.0, 90.0), (30.0, 95.0)]
+    assert best_trade_offs([(5.0, 5.0)]) == [(5.0, 5.0)]
 
 
-def test_words_have_enough_contrast_in_both_schemes() -> None:
+def test_text_has_enough_contrast_in_both_schemes() -> None:
     style = (Path(report.__file__).parent / "assets" / "report.css").read_text()
     colours = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
 

@@ -1,111 +1,161 @@
-"""The score stage says which detector its rows rest on, and which class it looked for."""
+"""The score stage: its detector, its classes, its files."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-import erase_sd
 from erase_sd.data.concept import Concept
-from erase_sd.errors import SettingError
-from erase_sd.files import hash_file, read_rows, write_rows
+from erase_sd.data.pair import CaptionPair
+from erase_sd.detection.detector import DetectorAnswer
+from erase_sd.errors import RunError, SettingError
+from erase_sd.files import hash_file, write_records
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.run.measurements import DetectorRecord
+from erase_sd.run.records import ImageRecord, Origin, Variant
 from erase_sd.scoring import stage as scoring
-from erase_sd.scoring.stage import Tables, Used, classes_of
+from erase_sd.scoring.stage import classes_of, merge, runs_with_images
+from erase_sd.scoring.table import csv_columns, note_of
 
 
-def drawn(*concepts: str) -> Run:
+def unlearned(*concepts: str) -> dict[str, Any]:
+    """The unlearn stage's entry in `run.json`."""
+    return {
+        "concepts": [dataclasses.asdict(Concept(name)) for name in concepts],
+        "origin": dataclasses.asdict(Origin(model="", clip=(), data="")),
+    }
+
+
+def generated(*concepts: str) -> Run:
     """A run as `generate` leaves it, with one prompt and two grey images."""
     run = Run(Path("runs") / "+".join(concepts))
-    stored = [{"name": name, "synonyms": [], "keep_senses": []} for name in concepts]
-    with run.stage("unlearn", {"concepts": stored}):
+    with run.stage("unlearn", {}, **unlearned(*concepts)):
         pass
+    pair = CaptionPair(
+        caption="an apple on a couch and a dog", image=None, mentions=("apple",), set="forget",
+        split="held-out",
+    )  # fmt: skip
     with run.stage("generate", {}):
-        rows = []
-        for arm in ("original", "erased"):
-            path = run.folder / "images" / arm / "0000.png"
-            path.parent.mkdir(parents=True)
-            Image.new("RGB", (32, 32), "grey").save(path)
-            rows.append(
-                {"file": str(path.relative_to(run.folder)), "sha256": hash_file(path), "arm": arm,
-                 "prompt": "an apple on a couch and a dog", "prompts": "p.txt", "seed": 1}
-            )  # fmt: skip
-        write_rows(run.folder / "images.jsonl", rows)
+        write_records(
+            run.folder / "images.jsonl",
+            [grey_image(run, variant, pair) for variant in ("original", "erased")],  # type: ignore[arg-type]
+        )
     return run
 
 
-def test_every_result_names_the_detector_its_kind_hash_size_and_thresholds(tiny: Models) -> None:
-    run = drawn("apple")
-    tables = scoring.score(run, tiny)
-    digest = hash_file(tiny.detector_file())
-    about = {
-        "kind": "yolov5n anchor-free", "file": "detector.safetensors", "sha256": digest,
-        "size": 64, "iou": 0.45, "lowest": 0.1, "max_detections": 300,
-    }  # fmt: skip
-    assert [dataclasses.asdict(used) for used in tables.detectors] == [about]
-    assert json.loads((run.folder / "scores.json").read_text())["detectors"] == [about]
-    said = (
-        f"Detector: detector.safetensors (yolov5n anchor-free, sha256 {digest[:12]}) at 64 px, "
+def grey_image(run: Run, variant: Variant, pair: CaptionPair) -> ImageRecord:
+    file = f"images/{variant}/p-0000.png"
+    (run.folder / file).parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32), "grey").save(run.folder / file)
+    return ImageRecord(
+        file=file, variant=variant, pair=pair, prompt_file="p", text=pair.caption, seed=1, steps=2,
+        guidance=7.5, size=32, scheduler="DDIMScheduler", weights="", batch=0, batch_key="",
+        sha256=hash_file(run.folder / file),
+    )  # fmt: skip
+
+
+def test_every_result_names_its_detector_with_hash_size_and_thresholds(tiny: Models) -> None:
+    run = generated("apple")
+    scores = scoring.score(run, tiny)
+    sha256 = hash_file(tiny.detector_file())
+    detector = DetectorRecord(
+        file="detector.safetensors", sha256=sha256, kind="yolov5n anchor-free", size=64, iou=0.45,
+        min_probability=0.1, max_detections=300,
+    )  # fmt: skip
+    assert scores.detectors == (detector,)
+    assert run.scores() == scores
+    words = (
+        f"Detector: detector.safetensors (yolov5n anchor-free, sha256 {sha256[:12]}) at 64 px, "
         "IoU 0.45."
     )
-    assert tables.note.endswith(said) and "probability of at least 0.25" in tables.note
-    assert (run.folder / "scores.md").read_text().endswith(f"{said}\n")
-    for row in read_rows(run.folder / "detections.jsonl"):
-        assert (row["kind"], row["detector_sha256"], row["size"]) == (about["kind"], digest, 64)
-        assert (row["iou"], row["lowest"]) == (0.45, 0.1)
+    assert note_of(scores).endswith(words) and "probability 0.25 or more" in note_of(scores)
+    assert (run.folder / "scores.md").read_text().endswith(f"{words}\n")
+    assert [record.detector for record in run.detections()] == [detector] * 2
 
 
-def test_rows_of_another_detector_or_without_a_kind_are_detected_again(
+def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, asked = drawn("apple"), []
-    answer = {
-        "names": ["apple", "dog"], "size": 64, "kind": "yolov5n anchor-free", "rows": [[], []],
-    }  # fmt: skip
-    monkeypatch.setattr(scoring, "detect", lambda *given: asked.append(given) or answer)
-    tables = scoring.score(run, tiny)
-    path = run.folder / "detections.jsonl"
-    whole = read_rows(path)
-    assert scoring.score(run, tiny) == tables and len(asked) == 1
-    for change in ({"detector_sha256": "0"}, {"iou": 0.7}, {"lowest": 0.5}):
-        write_rows(path, [row | change for row in whole])
-        assert scoring.score(run, tiny) == tables
-    write_rows(path, [{k: v for k, v in row.items() if k != "kind"} for row in whole])
-    assert scoring.score(run, tiny) == tables
-    assert len(asked) == 5 and read_rows(path) == whole
+    run, calls = generated("apple"), []
+    answer = DetectorAnswer(names=("apple", "dog"), size=64, kind="known", detections=[(), ()])
+
+    def detect(*args: Any) -> DetectorAnswer:
+        calls.append(args)
+        return answer
+
+    monkeypatch.setattr(scoring, "detect", detect)
+    scores = scoring.score(run, tiny)
+    path, records = run.folder / "detections.jsonl", run.detections()
+    assert scoring.score(run, tiny) == scores and len(calls) == 1
+    for change in ({"sha256": "0"}, {"iou": 0.7}, {"min_probability": 0.5}):
+        other = dataclasses.replace(records[0].detector, **change)  # type: ignore[arg-type]
+        write_records(path, [dataclasses.replace(r, detector=other) for r in records])
+        assert scoring.score(run, tiny) == scores
+    path.write_text("{}\n")
+    assert scoring.score(run, tiny) == scores
+    assert len(calls) == 5 and run.detections() == records
 
 
-def test_the_table_of_several_runs_names_each_detector_once() -> None:
-    a, b = Used("yolov5n anchor-based", "a.pt", "1" * 64, 640), Used("x", "b.pt", "2" * 64, 64)
-    both = Tables(detectors=[a]) + Tables(detectors=[b]) + Tables(detectors=[a])
-    assert both.detectors == [a, b]
-    assert both.note.count("a.pt (yolov5n anchor-based, sha256 111111111111) at 640 px") == 1
+def test_scores_of_several_runs_name_each_detector_once(tiny: Models) -> None:
+    scores = scoring.score(generated("apple"), tiny)
+    other = dataclasses.replace(scores.detectors[0], file="b.pt")
+    merged = merge(scores, dataclasses.replace(scores, detectors=(other,)), scores)
+    assert merged.detectors == (scores.detectors[0], other)
+    assert merged.rates == scores.rates * 3
+    assert note_of(merged).count("detector.safetensors (yolov5n anchor-free") == 1
+    assert merge().rates == ()
 
 
-def test_the_class_is_the_concepts_own_name_unless_another_is_given() -> None:
+def test_the_csv_has_a_row_for_each_comparison_at_each_threshold(tiny: Models) -> None:
+    run = generated("apple")
+    scores = scoring.score(run, tiny)
+    with (run.folder / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == csv_columns() and len(rows) == len(scores.sweep)
+    assert {row["threshold"] for row in rows} == {"0.1", "0.25", "0.5"}
+    assert {row["reference_value"] for row in rows} == {""}
+
+
+def test_only_runs_with_images_are_listed() -> None:
+    generated("pear")
+    generated("apple")
+    with Run(Path("runs/chair")).stage("unlearn", {}, **unlearned("chair")):
+        pass
+    assert [run.name for run in runs_with_images()] == ["apple", "pear"]
+
+
+def test_the_class_is_the_concepts_own_name_unless_an_option_names_another() -> None:
     one, two = [Concept("fruit")], [Concept("fruit"), Concept("hound")]
     assert classes_of(one, []) == {"fruit": "fruit"}
     assert classes_of(one, ["apple"]) == classes_of(one, ["fruit=apple"]) == {"fruit": "apple"}
-    given = ["fruit=apple", "hound=dog"]
-    assert classes_of(two, given) == {"fruit": "apple", "hound": "dog"}
+    options = ["fruit=apple", "hound=dog"]
+    assert classes_of(two, options) == {"fruit": "apple", "hound": "dog"}
     for text in ("apple", "pear=apple", "fruit=", "=apple"):
-        with pytest.raises(SettingError, match=r"needs concept=class, with one .*: fruit, hound"):
+        with pytest.raises(SettingError, match=r"needs concept=class, .*: fruit, hound") as error:
             classes_of(two, [text])
+        assert (error.value.field, error.value.value) == ("detector_class", text)
 
 
-def test_the_classes_of_all_concepts_are_looked_for_and_none_counts_as_retained(
-    tiny: Models,
-) -> None:
-    run = drawn("apple", "sofa")
-    with pytest.raises(SettingError, match=r"--detector-class sofa: the detector has no .* near: "):
-        erase_sd.score(run.folder)
+def test_the_classes_of_all_concepts_are_targets_and_none_is_retained(tiny: Models) -> None:
+    run = generated("apple", "sofa")
+    with pytest.raises(SettingError, match="no such class; similar ones: ") as error:
+        scoring.score(run, tiny)
+    assert (error.value.field, error.value.value) == ("detector_class", "sofa")
     assert not (run.folder / "detections.jsonl").exists()
-    tables = scoring.score(run, tiny, ["sofa=couch"])
-    assert [(r.concept, r.group, r.name) for r in tables.by_class if r.arm == "erased"] == [
+    scores = scoring.score(run, tiny, ["sofa=couch"])
+    assert [(r.concept, r.group, r.class_name) for r in scores.by_class] == [
         ("apple", "target", "apple"), ("apple", "retained_same", "dog"),
     ]  # fmt: skip
+
+
+def test_a_run_without_images_is_refused(tiny: Models) -> None:
+    run = generated("apple")
+    (run.folder / "images.jsonl").unlink()
+    with pytest.raises(RunError, match=r"images\.jsonl: missing or empty; generate again"):
+        scoring.score(run, tiny)

@@ -1,4 +1,4 @@
-"""Images are parted whole, by their names alone."""
+"""Forget and retain sets are split by image, by the image names alone."""
 
 from __future__ import annotations
 
@@ -7,173 +7,200 @@ from pathlib import Path
 import pytest
 
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import Captioned, Dataset
-from erase_sd.data.split import LEAST, PARTS, Part, Split, parts_of, split, with_images
+from erase_sd.data.flickr30k import CaptionedImage, Dataset
+from erase_sd.data.pair import CONCEPT_SETS, SPLITS, CaptionPair, ConceptSet, Split
+from erase_sd.data.split import (
+    MIN_SPLIT_IMAGES,
+    ConceptSets,
+    assign_splits,
+    split_by_concept,
+)
 from erase_sd.errors import DataError
 
 APPLE = Concept("apple")
 
 
-def images(count: int, caption: str, prefix: str = "") -> list[Captioned]:
-    return [Captioned(f"{prefix}{n}.jpg", ("a room", caption)) for n in range(count)]
+def images(count: int, caption: str, prefix: str = "") -> list[CaptionedImage]:
+    return [CaptionedImage(f"{prefix}{n}.jpg", ("a room", caption)) for n in range(count)]
 
 
-def where(parts: dict[Part, tuple[Captioned, ...]]) -> dict[str, Part]:
-    return {item.image: part for part, items in parts.items() for item in items}
+def names(sets: ConceptSets, concept_set: ConceptSet) -> dict[str, Split]:
+    """Split of each image of a set."""
+    return {item.image: split for split in SPLITS for item in sets.images(concept_set, split)}
 
 
-def test_one_caption_takes_all_of_its_image_to_forget() -> None:
+def split_of(splits: dict[Split, tuple[CaptionedImage, ...]]) -> dict[str, Split]:
+    return {item.image: split for split, items in splits.items() for item in items}
+
+
+def test_one_caption_puts_its_whole_image_into_the_forget_set() -> None:
     items = images(5, "an apple", "apple") + images(5, "a dog", "dog")
-    found = split(items, [APPLE])
-    forget = [item for part in found.forget.values() for item in part]
-    assert sorted(forget, key=lambda i: i.image) == items[:5]  # "a room" went along
-    assert set(where(found.retain)) == {item.image for item in items[5:]}
+    sets = split_by_concept(items, [APPLE])
+    assert set(names(sets, "forget")) == {item.image for item in items[:5]}
+    assert set(names(sets, "retain")) == {item.image for item in items[5:]}
 
 
-def test_any_of_several_concepts_takes_an_image_to_forget() -> None:
+def test_any_of_several_concepts_puts_an_image_into_the_forget_set() -> None:
     items = images(3, "an apple", "apple") + images(3, "a dog", "dog") + images(3, "a cat", "cat")
-    found = split(items, [APPLE, Concept("dog")])
-    assert set(where(found.forget)) == {item.image for item in items[:6]}
+    sets = split_by_concept(items, [APPLE, Concept("dog")])
+    assert set(names(sets, "forget")) == {item.image for item in items[:6]}
 
 
 def test_a_kept_sense_alone_is_retained() -> None:
     items = images(3, "an apple", "apple") + images(4, "an apple laptop", "laptop")
-    found = split(items, [Concept("apple", keep_senses=("apple laptop",))])
-    assert set(where(found.retain)) == {item.image for item in items[3:]}
+    sets = split_by_concept(items, [Concept("apple", keep_senses=("apple laptop",))])
+    assert set(names(sets, "retain")) == {item.image for item in items[3:]}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pairs_carry_image_mentions_set_and_split(split: Split) -> None:
+    items = images(3, "an apple and a dog", "apple") + images(3, "a cat", "cat")
+    sets = split_by_concept(items, [APPLE, Concept("dog")])
+    for pair in sets.pairs("forget", split) + sets.pairs("retain", split):
+        mentions = ("apple", "dog") if "apple" in pair.caption else ()
+        concept_set: ConceptSet = "forget" if "apple" in (pair.image or "") else "retain"
+        assert pair == CaptionPair(
+            caption=pair.caption, image=pair.image, mentions=mentions, set=concept_set, split=split
+        )
+    [item] = sets.images("forget", split)
+    assert [pair.caption for pair in sets.pairs("forget", split)] == list(item.captions)
 
 
 @pytest.mark.parametrize("count", [3, 4, 9, 10, 59, 100])
-def test_parts_are_disjoint_complete_and_none_is_empty(count: int) -> None:
+def test_splits_are_disjoint_complete_and_none_is_empty(count: int) -> None:
     items = images(count, "a dog")
-    parts = parts_of(items)
-    assert tuple(parts) == PARTS
-    every = [item.image for part in parts.values() for item in part]
+    splits = assign_splits(items)
+    assert tuple(splits) == SPLITS
+    every = [item.image for inside in splits.values() for item in inside]
     assert sorted(every) == sorted(item.image for item in items)
-    assert all(parts.values())
+    assert all(splits.values())
 
 
-def test_parts_are_seven_one_and_two_tenths() -> None:
-    sizes = [len(part) for part in parts_of(images(200, "a dog")).values()]
+def test_splits_are_seventy_ten_and_twenty_percent() -> None:
+    sizes = [len(inside) for inside in assign_splits(images(200, "a dog")).values()]
     assert sizes == [140, 20, 40]
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
     items = images(50, "a dog")
-    assert parts_of(items) == parts_of(items[::-1])
+    assert assign_splits(items) == assign_splits(items[::-1])
 
 
-def test_adding_images_keeps_the_order_of_those_there() -> None:
+def test_adding_images_keeps_the_order_of_the_others() -> None:
     items = images(100, "a dog")
-    more = where(parts_of(items + images(30, "a dog", "new")))
-    assert list(where(parts_of(items))) == [name for name in more if "new" not in name]
+    more = split_of(assign_splits(items + images(30, "a dog", "new")))
+    assert list(split_of(assign_splits(items))) == [name for name in more if "new" not in name]
 
 
 def test_an_unknown_concept_lists_near_words() -> None:
     items = images(5, "Apples and an apple") + images(5, "an elephant", "e")
     with pytest.raises(DataError) as error:
-        split(items, [Concept("aple")])
-    assert "aple: in no caption" in str(error.value)
-    assert "near words there: apple, apples" in str(error.value)
-    assert "elephant" not in str(error.value)
+        split_by_concept(items, [Concept("aple")])
+    assert str(error.value) == (
+        "concept aple: in no caption of the data; near words there: apple, apples"
+    )
 
 
 def test_each_of_several_concepts_has_to_occur() -> None:
-    with pytest.raises(DataError, match="--concept zebra: in no caption"):
-        split(images(5, "an apple") + images(5, "a dog", "d"), [APPLE, Concept("zebra")])
+    with pytest.raises(DataError, match=r"^concept zebra: in no caption"):
+        split_by_concept(images(5, "an apple") + images(5, "a dog", "d"), [APPLE, Concept("zebra")])
 
 
-def test_an_unknown_concept_with_no_near_word_lists_some_words() -> None:
+def test_an_unknown_concept_without_near_words_lists_some_words() -> None:
+    with pytest.raises(DataError, match=r"data; words there: .*elephant"):
+        split_by_concept(images(5, "an elephant"), [Concept("zzzyx")])
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "reason"),
+    [
+        (9, 0, "every image mentions it; needs images without it for the retain set"),
+        (2, 9, "the forget set needs at least 3 images, got 2"),
+        (9, 1, "the retain set needs at least 3 images, got 1"),
+    ],
+)
+def test_a_set_of_fewer_than_three_images_is_refused(forget: int, retain: int, reason: str) -> None:
     with pytest.raises(DataError) as error:
-        split(images(5, "an elephant"), [Concept("zzzyx")])
-    assert "elephant" in str(error.value)
+        split_by_concept(images(forget, "an apple") + images(retain, "a dog", "d"), [APPLE])
+    assert str(error.value) == f"concept apple: {reason}"
 
 
-def test_a_concept_in_every_image_leaves_nothing_to_retain() -> None:
-    with pytest.raises(DataError, match=r"concept apple: every image mentions it"):
-        split(images(9, "an apple"), [APPLE])
-
-
-def test_a_concept_in_too_few_images_is_refused_with_their_number() -> None:
-    with pytest.raises(DataError, match=r"concept apple: only 2 forget images; needs at least 3"):
-        split(images(2, "an apple") + images(9, "a dog", "d"), [APPLE])
-
-
-def test_too_few_images_without_the_concept_are_refused_with_their_number() -> None:
-    with pytest.raises(DataError, match=r"concept apple: only 1 retain images; needs at least 3"):
-        split(images(9, "an apple") + images(1, "a dog", "d"), [APPLE])
-
-
-def standard(caption: str, prefix: str, *sizes: int) -> list[Captioned]:
-    """Images of a dataset with a split of its own, so many in each part."""
+def standard(caption: str, prefix: str, *sizes: int) -> list[CaptionedImage]:
+    """Images of a dataset with a split of its own, with this many images in each."""
     return [
-        Captioned(f"{prefix}-{part}-{n}.jpg", (caption,), part)
-        for part, size in zip(PARTS, sizes, strict=True)
+        CaptionedImage(f"{prefix}-{split}-{n}.jpg", (caption,), split)
+        for split, size in zip(SPLITS, sizes, strict=True)
         for n in range(size)
     ]
 
 
 def test_the_datasets_own_split_is_kept() -> None:
-    items = standard("a dog", "dog", 80, LEAST, LEAST + 5)
-    parts = parts_of(items[::-1])
-    assert all(item.part == part for part in PARTS for item in parts[part])
-    assert [len(inside) for inside in parts.values()] == [80, LEAST, LEAST + 5]
+    items = standard("a dog", "dog", 80, MIN_SPLIT_IMAGES, MIN_SPLIT_IMAGES + 5)
+    splits = assign_splits(items[::-1])
+    assert all(item.split == split for split in SPLITS for item in splits[split])
+    assert list(map(len, splits.values())) == [80, MIN_SPLIT_IMAGES, MIN_SPLIT_IMAGES + 5]
 
 
 @pytest.mark.parametrize(
-    "sizes", [(80, LEAST - 1, 20), (80, 20, LEAST - 1), (5, 20, 20), (80, 0, 0)]
+    "sizes",
+    [(80, MIN_SPLIT_IMAGES - 1, 20), (80, 20, MIN_SPLIT_IMAGES - 1), (5, 20, 20), (80, 0, 0)],
 )
-def test_a_rare_concept_is_split_by_the_names(sizes: tuple[int, int, int]) -> None:
+def test_a_rare_concept_is_split_by_name_instead(sizes: tuple[int, int, int]) -> None:
     items = standard("a dog", "dog", *sizes)
-    unmarked = [Captioned(item.image, item.captions) for item in items]
-    assert where(parts_of(items)) == where(parts_of(unmarked))
-    assert any(item.part != part for part, of in parts_of(items).items() for item in of)
+    unmarked = [CaptionedImage(item.image, item.captions) for item in items]
+    splits = assign_splits(items)
+    assert split_of(splits) == split_of(assign_splits(unmarked))
+    assert any(item.split != split for split, inside in splits.items() for item in inside)
 
 
-def test_a_rare_concept_leaves_the_other_side_its_split() -> None:
+def test_a_rare_concept_leaves_the_retain_set_its_own_split() -> None:
     others = standard("a dog", "dog", 80, 20, 20)
-    found = split(standard("an apple", "apple", 8, 1, 1) + others, [APPLE])
-    assert [len(part) for part in found.forget.values()] == [7, 1, 2]
-    assert where(found.retain) == {item.image: item.part for item in others}
+    sets = split_by_concept(standard("an apple", "apple", 8, 1, 1) + others, [APPLE])
+    assert [len(sets.images("forget", split)) for split in SPLITS] == [7, 1, 2]
+    assert names(sets, "retain") == {item.image: item.split for item in others}
 
 
-def folder_of(items: list[Captioned], missing: set[str]) -> Dataset:
+def folder_of(items: list[CaptionedImage], missing: set[str]) -> Dataset:
     files = {item.image: Path(item.image) for item in items if item.image not in missing}
-    return Dataset(Path("data"), Path("data/x"), "a format", "0", tuple(items), files)
+    return Dataset(Path("data"), Path("data/captions"), "a test", "", tuple(items), files)
 
 
-def test_missing_images_are_left_out_and_move_no_other() -> None:
+def test_missing_images_are_left_out_and_no_other_image_moves() -> None:
     items = images(20, "an apple", "apple") + images(20, "a dog", "dog")
-    sides = split(items, [APPLE])
-    lost = {sides.forget["train"][0].image, sides.retain["held-out"][1].image}
-    left = with_images(sides, folder_of(items, lost))
-    for before, after in ((sides.forget, left.forget), (sides.retain, left.retain)):
-        assert where(after) == {i: p for i, p in where(before).items() if i not in lost}
-    assert with_images(sides, folder_of(items, set())) is sides
+    sets = split_by_concept(items, [APPLE])
+    missing = {sets.images("forget", "train")[0].image, sets.images("retain", "held-out")[1].image}
+    present = sets.present(folder_of(items, missing))
+    for concept_set in CONCEPT_SETS:
+        before = names(sets, concept_set)
+        assert names(present, concept_set) == {
+            image: split for image, split in before.items() if image not in missing
+        }
+    assert sets.present(folder_of(items, set())) is sets
 
 
 @pytest.mark.parametrize(
-    ("gone", "reason"),
+    ("missing", "reason"),
     [
-        ("every", "40 of 40 images are missing, first apple0.jpg; none is left to forget (train)"),
         (
-            "held-out",
-            "4 of 40 images are missing, first {first}; none is left to retain (held-out)",
+            "every",
+            "40 of 40 images are missing, first apple0.jpg; the train split of the forget set",
         ),
+        ("held-out", "4 of 40 images are missing, first {}; the held-out split of the retain set"),
     ],
 )
-def test_a_part_whose_images_are_all_missing_is_refused(gone: str, reason: str) -> None:
+def test_a_split_whose_images_are_all_missing_is_refused(missing: str, reason: str) -> None:
     items = images(20, "an apple", "apple") + images(20, "a dog", "dog")
-    sides = split(items, [APPLE])
-    held_out = {item.image for item in sides.retain["held-out"]}
-    lost = held_out if gone == "held-out" else {item.image for item in items}
-    first = next(item.image for item in items if item.image in lost)
+    sets = split_by_concept(items, [APPLE])
+    held_out = {item.image for item in sets.images("retain", "held-out")}
+    gone = held_out if missing == "held-out" else {item.image for item in items}
+    first = next(item.image for item in items if item.image in gone)
     with pytest.raises(DataError) as error:
-        with_images(sides, folder_of(items, lost))
-    assert str(error.value) == f"--data data: {reason.format(first=first)}"
+        sets.present(folder_of(items, gone))
+    assert str(error.value) == f"data data: {reason.format(first)} needs one"
 
 
-def test_a_split_of_any_kind_shares_no_image() -> None:
+def test_no_image_is_in_two_sets_or_splits() -> None:
     items = standard("an apple", "apple", 40, 12, 12) + standard("a dog", "dog", 40, 12, 3)
-    found: Split = split(items, [APPLE])
-    every = [item.image for side in (found.forget, found.retain) for p in PARTS for item in side[p]]
+    sets = split_by_concept(items, [APPLE])
+    every = [item.image for s in CONCEPT_SETS for split in SPLITS for item in sets.images(s, split)]
     assert sorted(every) == sorted(item.image for item in items)

@@ -1,4 +1,4 @@
-"""`erase-sd data` counts what a folder holds, and reads no weights for it."""
+"""`erase-sd data` counts what a folder holds about a concept, without reading weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 
 from erase_sd.cli import main
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import read
-from erase_sd.data.summary import cells, summarize
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.summary import summarize, summary_lines
 from erase_sd.models.presets import Models, resolve
-from erase_sd.models.tokens import ruler_of
+from erase_sd.models.tokens import token_limit_of
 
 APPLE = Concept("apple")
 SHARED = Path(__file__).parents[2] / "shared/data"
 
 
-def words_of(texts: list[str]) -> list[int]:
+def word_counts(texts: list[str]) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
 def folder(present: int = 40) -> Path:
-    """20 images with an apple in two of three captions, 20 without; so many have a file."""
+    """20 images with an apple in two of three captions and 20 without, some of them with a file."""
     lines = []
     for n in range(40):
         texts = ("a room", "an apple", "one apple on a table") if n < 20 else ("a dog runs",) * 2
@@ -38,50 +38,51 @@ def folder(present: int = 40) -> Path:
 
 
 def test_images_captions_and_mentions_are_counted() -> None:
-    found = summarize(read(folder()), [APPLE], words_of, room=4)
-    assert (found.images, found.captions, found.mentions) == (40, 100, 40)
-    assert (found.missing_images, found.first_missing) == (0, None)
-    assert (found.shortest, found.median, found.longest) == (2, 3, 5)
-    assert (found.room, found.too_long) == (4, 20)
-    assert found.forget.images == {"train": 14, "validation": 2, "held-out": 4}
-    assert found.retain.images == {"train": 14, "validation": 2, "held-out": 4}
-    assert found.forget.split == found.retain.split == "ours"
+    summary = summarize(read_flickr30k(folder()), [APPLE], word_counts, 4)
+    assert (summary.images, summary.captions, summary.mentions) == (40, 100, 40)
+    assert (summary.missing_images, summary.first_missing) == (0, None)
+    assert (summary.shortest, summary.median, summary.longest) == (2, 3, 5)
+    assert (summary.context_length, summary.too_long) == (4, 20)
+    for images in (summary.forget, summary.retain):
+        assert images.images == {"train": 14, "validation": 2, "held-out": 4}
+        assert not images.own_split
 
 
-def test_three_examples_of_both_sides_are_given() -> None:
-    found = summarize(read(folder()), [APPLE], words_of, room=4)
-    assert found.forget.examples == ["an apple"] * 3  # the caption that mentions it, not the first
-    assert found.retain.examples == ["a dog runs"] * 3
+def test_each_set_has_three_examples() -> None:
+    summary = summarize(read_flickr30k(folder()), [APPLE], word_counts, 4)
+    assert summary.forget.examples == ["an apple"] * 3  # the first caption that mentions it
+    assert summary.retain.examples == ["a dog runs"] * 3
 
 
-def test_missing_images_are_counted_in_every_part() -> None:
-    found = summarize(read(folder(present=30)), [APPLE], words_of, room=4)
-    assert (found.missing_images, found.first_missing) == (10, "30.jpg")
-    assert found.forget.images_there == found.forget.images
-    assert sum(found.retain.images.values()) == 20
-    assert sum(found.retain.images_there.values()) == 10
-    lines = [f"{what}: {value}" for what, value in cells(found)]
-    assert "images there: 30 of 40; 10 missing, first 30.jpg" in lines
-    assert sum(line.startswith("  of them there: ") for line in lines) == 2
+def test_missing_images_are_counted_in_every_split() -> None:
+    summary = summarize(read_flickr30k(folder(present=30)), [APPLE], word_counts, 4)
+    assert (summary.missing_images, summary.first_missing) == (10, "30.jpg")
+    assert summary.forget.images_present == summary.forget.images
+    assert sum(summary.retain.images.values()) == 20
+    assert sum(summary.retain.images_present.values()) == 10
+    lines = [f"{name}: {value}" for name, value in summary_lines(summary)]
+    assert "image files: 30 of 40; 10 missing, first 30.jpg" in lines
+    assert "forget images: 20: 14 train, 2 validation, 4 held-out; our split" in lines
+    assert sum(line.startswith("  with a file: ") for line in lines) == 2
 
 
-def test_captions_without_images_can_be_looked_at() -> None:
-    found = summarize(read(folder(present=0)), [APPLE], words_of, room=4)
-    assert found.missing_images == 40 and found.first_missing == "0.jpg"
-    assert found.forget.images == {"train": 14, "validation": 2, "held-out": 4}
+def test_captions_without_any_image_are_summarized() -> None:
+    summary = summarize(read_flickr30k(folder(present=0)), [APPLE], word_counts, 4)
+    assert summary.missing_images == 40 and summary.first_missing == "0.jpg"
+    assert summary.forget.images == {"train": 14, "validation": 2, "held-out": 4}
 
 
-def test_the_datasets_own_split_is_told_from_ours() -> None:
+def test_the_datasets_own_split_is_recognised() -> None:
     pairs = folder()
     others = [f"{n}.jpg#0\ta cat\n" for n in range(40, 100)]
     with (pairs / "results_20130124.token").open("a") as file:
         file.writelines(others)
     for name, numbers in (("train", range(60)), ("val", range(60, 80)), ("test", range(80, 100))):
         (pairs / f"{name}.txt").write_text("".join(f"{n}\n" for n in numbers))
-    found = summarize(read(pairs), [APPLE], words_of, room=4)
-    assert found.forget.split == "ours"
-    assert found.retain.split == "the dataset's own"
-    assert found.retain.images == {"train": 40, "validation": 20, "held-out": 20}
+    summary = summarize(read_flickr30k(pairs), [APPLE], word_counts, 4)
+    assert not summary.forget.own_split
+    assert summary.retain.own_split
+    assert summary.retain.images == {"train": 40, "validation": 20, "held-out": 20}
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
@@ -105,9 +106,9 @@ def test_the_command_prints_a_table_without_reading_weights(
     assert not call(monkeypatch, *words)
     out = capsys.readouterr()
     assert out.err == ""
-    for what in ("750 of 150 images", "150 of 150", "tokens a caption", "forget images",
-                 "held-out; ours", "retain, for example"):  # fmt: skip
-        assert what in out.out
+    for cell in ("750 of 150 images", "150 of 150", "tokens per caption", "forget images",
+                 "held-out; our split", "retain example"):  # fmt: skip
+        assert cell in out.out
 
 
 def test_the_command_prints_one_json_object(
@@ -115,26 +116,27 @@ def test_the_command_prints_one_json_object(
 ) -> None:
     words = ["--concept", "apple", "--synonym", "pippin", "--clip", str(clip), "--json"]
     assert not call(monkeypatch, str(tiny.data), *words)
-    found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["captions"], found["room"]) == (150, 750, 32)
-    assert found["too_long"] == 0 < found["shortest"] <= found["median"] <= found["longest"]
-    assert found["file"] == "results_20130124.token"
-    total = sum(sum(found[side]["images"].values()) for side in ("forget", "retain"))
-    assert total == 150
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["images"], summary["captions"], summary["context_length"]) == (150, 750, 32)
+    assert summary["too_long"] == 0 < summary["shortest"] <= summary["median"] <= summary["longest"]
+    assert summary["file"] == "results_20130124.token"
+    assert sum(sum(summary[s]["images"].values()) for s in ("forget", "retain")) == 150
     fewer = ["--concept", "apple", "--keep-sense", "apple laptop", "--clip", str(clip), "--json"]
     assert not call(monkeypatch, str(tiny.data), *fewer)
-    assert json.loads(capsys.readouterr().out)["mentions"] < found["mentions"]
+    assert json.loads(capsys.readouterr().out)["mentions"] < summary["mentions"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["clip", "--concept", "apple"], "--data clip: no dataset_flickr30k.json"),
+        (
+            ["clip", "--concept", "apple"],
+            "data clip: not a Flickr30K folder; needs one of dataset_flickr30k.json",
+        ),
         (["pairs", "--concept", "zeppelin"], "--concept zeppelin: in no caption of the data"),
-        (["pairs", "--concept", "?"], "concept: needs a word"),
-        (["pairs", "--concept", "apple", "--clip", "clip"], "clip: no model folder"),
-        (["--concept", "apple", "--preset", "sd15"], "--data: "),
-        (["pairs", "--concept", "apple", "--preset", "sd0"], "--preset sd0: unknown"),
+        (["pairs", "--concept", "?"], "--concept '?': needs a word"),
+        (["pairs", "--concept", "apple", "--clip", "clip"], "clip: not a model folder"),
+        (["--concept", "apple", "--preset", "sd15"], "data: stable-diffusion-v1-5"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -151,17 +153,17 @@ def test_bad_input_is_one_line(
     assert out.err.startswith("erase-sd: ") and message in out.err
 
 
-def test_the_real_captions_lengths_by_the_real_tokenizer() -> None:
+def test_real_captions_are_counted_by_the_real_tokenizer() -> None:
     from transformers import CLIPConfig
 
     if not (SHARED / "clip-tokenizer").is_dir() or not (SHARED / "flickr30k").is_dir():
-        pytest.skip(f"the real captions and tokenizer are not here: {SHARED}")
+        pytest.skip(f"real captions and tokenizer not available: {SHARED}")
     CLIPConfig().save_pretrained("clip")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(SHARED / "clip-tokenizer" / name, "clip")
-    ruler = ruler_of(resolve(clip="clip"))
-    data = read(SHARED / "flickr30k")
+    tokens = token_limit_of(resolve(clip="clip"))
+    data = read_flickr30k(SHARED / "flickr30k")
     long = [text for item in data.items for text in item.captions if len(text) > 200]
-    lengths = ruler.lengths(long)
-    assert ruler.limit == 77 and max(lengths) == 86 and sum(n > 77 for n in lengths) == 3
-    assert ruler.lengths(["an apple"]) == [4]
+    counts = tokens.counts(long)
+    assert tokens.limit == 77 and max(counts) == 86 and sum(n > 77 for n in counts) == 3
+    assert tokens.counts(["an apple"]) == [4]

@@ -1,19 +1,22 @@
-"""Pairs with no dataset: a grammar and the model itself."""
+"""Caption pairs without a dataset: the grammar's captions, and images of them by the model itself."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
 
 import erase_sd
+from erase_sd.data import grammar
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import read
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.grammar import FORGET_SCENES, RETAIN_SCENES, grammar_captions
 from erase_sd.data.prompts import read_prompts
 from erase_sd.errors import DataError
-from erase_sd.models.presets import SYNTH, Models
-from erase_sd.unlearning import synthetic as synth
+from erase_sd.models.presets import Models
+from erase_sd.unlearning.pairs import dataset_of
 
 CONCEPTS = (Concept("apple", ("pippin",), ("apple laptop",)),)
 PROMPTS = Path(__file__).parents[1] / "prompts"
@@ -21,65 +24,69 @@ PROMPTS = Path(__file__).parents[1] / "prompts"
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synth, "FORGET", 12)
-    monkeypatch.setattr(synth, "RETAIN", 16)
+    monkeypatch.setattr(grammar, "FORGET_SCENES", 12)
+    monkeypatch.setattr(grammar, "RETAIN_SCENES", 16)
 
 
-def test_every_way_to_say_a_forget_scene_names_the_concept_and_none_of_the_others() -> None:
-    scenes = synth.captions(CONCEPTS)
+def test_every_caption_of_a_forget_scene_mentions_the_concept_and_no_other_does() -> None:
+    scenes = grammar_captions(CONCEPTS)
     for number, texts in enumerate(scenes):
-        said = {CONCEPTS[0].in_text(text) for text in texts}
-        assert said == {number < synth.FORGET}
-    assert len(scenes) == synth.FORGET + synth.RETAIN
+        assert {CONCEPTS[0].in_text(text) for text in texts} == {number < FORGET_SCENES}
+    assert len(scenes) == FORGET_SCENES + RETAIN_SCENES
     assert all(len(texts) == 5 for texts in scenes)
 
 
-def test_synonyms_are_said_and_kept_senses_are_among_the_retained() -> None:
-    scenes = synth.captions(CONCEPTS)
-    forget, retain = scenes[: synth.FORGET], scenes[synth.FORGET :]
+def test_synonyms_are_used_and_kept_senses_are_retained() -> None:
+    scenes = grammar_captions(CONCEPTS)
+    forget, retain = scenes[:FORGET_SCENES], scenes[FORGET_SCENES:]
     assert any("pippin" in texts[0] for texts in forget)
-    assert sum("apple laptop" in texts[0] for texts in retain) >= synth.RETAIN // 8
+    assert sum("apple laptop" in texts[0] for texts in retain) >= RETAIN_SCENES // 8
 
 
-def test_several_concepts_and_one_that_is_among_its_own_words() -> None:
+def test_retain_scenes_mention_none_of_several_concepts() -> None:
     both = (Concept("chair"), Concept("person", ("man", "woman", "boy", "girl")))
-    scenes = synth.captions(both)
-    assert len(scenes) == 2 * synth.FORGET + synth.RETAIN
-    retain = [text for texts in scenes[2 * synth.FORGET :] for text in texts]
+    scenes = grammar_captions(both)
+    assert len(scenes) == 2 * FORGET_SCENES + RETAIN_SCENES
+    retain = [text for texts in scenes[2 * FORGET_SCENES :] for text in texts]
     assert not any(concept.in_text(text) for concept in both for text in retain)
 
 
-def test_no_caption_of_it_is_one_of_the_prompts() -> None:
-    said = {text.lower() for texts in synth.captions((Concept("apple"),)) for text in texts}
-    prompts = [p for name in ("apple", "retain") for p in read_prompts(PROMPTS / f"{name}.txt")]
-    assert prompts
-    assert not said & {prompt.lower() for prompt in prompts}
+def test_no_caption_is_one_of_the_prompts() -> None:
+    captions = {text.lower() for texts in grammar_captions((Concept("apple"),)) for text in texts}
+    prompts = {
+        pair.caption.lower()
+        for name in ("apple", "retain")
+        for pair in read_prompts(PROMPTS / f"{name}.txt")
+    }
+    assert prompts and not captions & prompts
 
 
-def test_no_caption_is_longer_than_the_model_reads_and_a_concept_that_is_ends_it() -> None:
-    short = synth.captions(CONCEPTS, fits=lambda text: len(text) < 40)
+def test_captions_keep_to_the_context_length_or_are_refused() -> None:
+    short = grammar_captions(CONCEPTS, fits=lambda text: len(text) < 40)
     assert max(len(text) for texts in short for text in texts) < 40
-    with pytest.raises(DataError, match="no room for a caption with"):
-        synth.captions(CONCEPTS, fits=lambda text: "pippin" not in text)
+    with pytest.raises(DataError, match="every caption with pippin exceeds the model's context"):
+        grammar_captions(CONCEPTS, fits=lambda text: "pippin" not in text)
 
 
-def test_the_folder_is_drawn_once_and_read_like_any_other(
-    tiny: Models, few: None, capsys: pytest.CaptureFixture[str]
+def test_images_are_generated_once_and_read_like_any_dataset(
+    tiny: Models, few: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = synth.pairs(tiny, CONCEPTS)
-    assert "drawing 28 images" in capsys.readouterr().err
-    data = read(folder)
+    caplog.set_level(logging.INFO, "erase_sd")
+    models = dataclasses.replace(tiny, data="synth")
+    data = dataset_of(models, CONCEPTS)
+    assert "28 images" in caplog.text
     assert len(data.items) == 28
     assert {len(item.captions) for item in data.items} == {5}
-    assert synth.pairs(tiny, CONCEPTS) == folder
-    assert capsys.readouterr().err == ""
-    assert synth.pairs(tiny, (Concept("chair"),)) != folder
+    caplog.clear()
+    assert dataset_of(models, CONCEPTS).folder == data.folder
+    assert caplog.text == ""
+    assert dataset_of(models, (Concept("chair"),)).folder != data.folder
+    assert read_flickr30k(data.folder).digest == data.digest
 
 
-def test_any_word_is_unlearned_without_a_dataset(tiny: Models, few: None) -> None:
-    models = dataclasses.replace(tiny, data=SYNTH)
+def test_any_concept_can_be_unlearned_without_a_dataset(tiny: Models, few: None) -> None:
     folder = erase_sd.unlearn(
-        "lighthouse", data="synth", model=models.model, clip=models.clips, steps=2,
+        "lighthouse", data="synth", model=tiny.model, clip=tiny.clips, steps=2,
         validate_every=2, retain_floor=0.0,
     )  # fmt: skip
     assert (folder / "erased" / "erase.json").is_file()

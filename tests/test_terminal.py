@@ -1,4 +1,4 @@
-"""What is shown in a terminal alone."""
+"""What is shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import pytest
 from erase_sd.cli.terminal import Bar
 
 
-def test_a_bar_waits_for_its_first_step_and_then_counts(
+def test_a_bar_counts_from_its_first_update(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal then
-    with Bar("drawing") as advance:
-        advance.progress.refresh()
-        advance(1, 3, "an apple")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats any stream as a terminal
+    with Bar("generating") as progress:
+        progress.progress.refresh()
+        progress(1, 3, "an apple")
     shown = capsys.readouterr().err
-    assert "drawing" in shown and "1/3" in shown and "an apple" in shown
+    assert "generating" in shown and "1/3" in shown and "an apple" in shown
+
+
+def test_a_quiet_bar_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Bar("generating", quiet=True) as progress:
+        progress(1, 3, "an apple")
+    assert capsys.readouterr().err == ""

@@ -1,34 +1,111 @@
-"""The program: its commands register themselves here, and its errors end here."""
+"""The program: all commands, and the one place where errors and log records become lines on stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import runtime
 from ..errors import EraseError
+from .data import data, prompts
+from .job import generate, run, score, unlearn
+from .research import WordLists, compare, evaluate, explain, methods
+from .results import export, play, report, show
+
+
+def option_of(command: Any, field: str | None) -> str | None:
+    """The command's option for a field of the library: `--learning-rate` for `learning_rate`.
+
+    A field may be the plural of the option, or the reverse. A field without an option stays as it is.
+    """
+    if field is None:
+        return None
+    options: dict[str, str] = {
+        parameter.name: max(parameter.opts, key=len) for parameter in command.params
+    }
+    for name in (field, f"{field}s", field.removesuffix("s")):
+        if name in options:
+            return options[name]
+    return field.replace("_", " ")
+
+
+class Program(TyperGroup):
+    """A group of commands whose user errors become one line on stderr and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EraseError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand)
+            _fail(error.line(option_of(command, error.field)))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+
+
+def _fail(message: str) -> None:
+    _print_line(message)
+    raise typer.Exit(1)
+
+
+def _print_line(message: str) -> None:
+    print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
+
+
+class StderrLines(logging.Handler):
+    """Prints log records on stderr like errors, `erase-sd: message`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print_line(record.getMessage())
+
 
 app = typer.Typer(
-    help="Take a concept out of Stable Diffusion, and show that it is gone.",
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "The job": (unlearn, generate, score, run),
+    "Results of a run": (report, show, play, export),
+    "Data": (data, prompts),
+    "Research": (methods, compare, evaluate, explain),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        kind = WordLists if command is compare else None
+        app.command(cls=kind, rich_help_panel=panel)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"erase-sd {runtime.version_of_package()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Erase concepts from Stable Diffusion by unlearning its text encoder, and measure the result."""
 
 
 def main() -> None:
-    """The `erase-sd` program: one line on stderr and exit status 1 for what a user can mend."""
+    """Runs `erase-sd`."""
     runtime.keep_freed_memory()
-    try:
-        app()
-    except EraseError as error:
-        _fail(" ".join(str(error).split()))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
-
-
-def _fail(line: str) -> None:
-    print(f"erase-sd: {line}", file=sys.stderr)
-    raise SystemExit(1)
+    if not any(isinstance(handler, StderrLines) for handler in runtime.log.handlers):
+        runtime.log.addHandler(StderrLines())
+        runtime.log.setLevel(logging.INFO)
+    app()

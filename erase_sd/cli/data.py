@@ -4,88 +4,82 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-from .app import app
-from .options import AsJson, ClipFolder, Concept, Data, KeepSense, Preset, Synonym
+from ..data.pair import Split
+from . import options as opt
 from .terminal import facts_table
 
-if TYPE_CHECKING:
-    from ..data.split import Part
 
-PANEL = "Data"
-
-
-@app.command(rich_help_panel=PANEL)
 def data(
-    concept: Concept,
-    folder: Annotated[Path | None, typer.Argument(help="Flickr30K folder.")] = None,
-    synonym: Synonym = None,
-    keep_sense: KeepSense = None,
-    preset: Preset = "mini",
-    clip: ClipFolder = None,
-    as_json: AsJson = False,
+    concepts: opt.Concepts,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Flickr30K folder.", show_default="the preset's"),
+    ] = None,
+    synonyms: opt.Synonyms = None,
+    keep_senses: opt.KeepSenses = None,
+    preset: opt.PresetName = "mini",
+    clip: opt.ClipFolders = None,
+    as_json: opt.AsJson = False,
 ) -> None:
-    """Look at a Flickr30K folder: what it holds of a concept, and how it would be split."""
+    """Summarize a Flickr30K folder: its captions, the concept in them, and how they would be split."""
     from dataclasses import asdict
 
-    from ..data.flickr30k import read
-    from ..data.summary import cells, summarize
+    from ..data.flickr30k import read_flickr30k
+    from ..data.summary import summarize, summary_lines
     from ..models.presets import resolve
-    from ..models.tokens import ruler_of
-    from ..unlearning.settings import concepts_from
-
-    models = resolve(preset, clip=clip, data=folder)
-    concepts = concepts_from(concept, synonym or [], keep_sense or [])
-    pairs, ruler = read(models.pairs()), ruler_of(models)
-    found = summarize(pairs, concepts, ruler.lengths, ruler.limit)
-    if as_json:
-        print(json.dumps(asdict(found)))
-    else:
-        facts_table(found.folder, cells(found))
-
-
-@app.command(rich_help_panel=PANEL)
-def prompts(
-    concept: Concept,
-    n: Annotated[int, typer.Option("--n", help="Most prompts, one an image.")] = 50,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; default: prompts/<concept>.txt.")
-    ] = None,
-    retain: Annotated[bool, typer.Option(help="Write a retain.txt beside it too.")] = False,
-    part: Annotated[
-        str, typer.Option(help="held-out, to report on, or validation, to choose settings by.")
-    ] = "held-out",
-    synonym: Synonym = None,
-    keep_sense: KeepSense = None,
-    seed: Annotated[int, typer.Option(help="Of which of the captions are taken.")] = 0,
-    preset: Preset = "mini",
-    clip: ClipFolder = None,
-    data: Data = None,
-) -> None:
-    """Write captions of a dataset as prompts, with a line that says where from."""
-    from ..data.flickr30k import read
-    from ..data.prompts import from_data
-    from ..models.presets import resolve
-    from ..models.tokens import ruler_of
-    from ..run import folder_of
-    from ..unlearning.settings import concepts_from
+    from ..models.tokens import token_limit_of
+    from ..unlearning.settings import parse_concepts
 
     models = resolve(preset, clip=clip, data=data)
-    concepts = concepts_from(concept, synonym or [], keep_sense or [])
-    file = out or Path("prompts") / f"{folder_of(None, tuple(concept)).name}.txt"
-    written = from_data(
-        read(models.pairs()),
-        concepts,
-        file,
-        n,
-        seed,
-        ruler_of(models).fits,
-        retain,
-        cast("Part", part),
-    )
-    for path, count in written.items():
-        note = "" if count == n else f"; the {part} images give no more than {count}"
+    parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
+    dataset, tokens = read_flickr30k(models.pairs()), token_limit_of(models)
+    summary = summarize(dataset, parsed, tokens.counts, tokens.limit)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+    else:
+        facts_table(summary.folder, summary_lines(summary))
+
+
+def prompts(
+    concepts: opt.Concepts,
+    n: Annotated[int, typer.Option("--n", help="Maximum number of prompts, one per image.")] = 50,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Prompt file to write.", show_default="prompts/<concept>.txt"),
+    ] = None,
+    retain: Annotated[
+        bool, typer.Option("--retain", help="Also write retain.txt beside it, without the concept.")
+    ] = False,
+    split: Annotated[
+        Split,
+        typer.Option(
+            help="Images to take captions of: held-out to report, validation to choose settings."
+        ),
+    ] = "held-out",
+    synonyms: opt.Synonyms = None,
+    keep_senses: opt.KeepSenses = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of captions.")] = 0,
+    preset: opt.PresetName = "mini",
+    clip: opt.ClipFolders = None,
+    data: opt.Data = None,
+) -> None:
+    """Write captions of a dataset as a prompt file that states its source."""
+    from ..data.flickr30k import read_flickr30k
+    from ..data.prompts import PROMPTS_FOLDER, write_prompts
+    from ..models.presets import resolve
+    from ..models.tokens import token_limit_of
+    from ..run import run_folder
+    from ..unlearning.settings import parse_concepts
+
+    models = resolve(preset, clip=clip, data=data)
+    parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
+    file = out or PROMPTS_FOLDER / f"{run_folder(None, tuple(concepts)).name}.txt"
+    dataset, tokens = read_flickr30k(models.pairs()), token_limit_of(models)
+    counts = write_prompts(dataset, parsed, file, n, seed, tokens.fits, retain, split)
+    for path, count in counts.items():
+        note = "" if count == n else f"; no more {split} images have a suitable caption"
         print(f"{path}: {count} prompts{note}")

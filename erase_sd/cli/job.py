@@ -1,4 +1,4 @@
-"""unlearn, generate, score, and all three in order."""
+"""The job: unlearn, generate, score, and all three in a row."""
 
 from __future__ import annotations
 
@@ -6,228 +6,200 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import erase_sd
+import typer
 
-from .app import app
-from .options import (
-    AsJson,
-    Batch,
-    ByClass,
-    ClipFolder,
-    Concept,
-    Data,
-    Denoising,
-    DetectorClass,
-    DetectorFile,
-    Dtype,
-    Guidance,
-    ImageSeed,
-    KeepSense,
-    Kinds,
-    Method,
-    Model,
-    PerPrompt,
-    Preset,
-    Prompts,
-    Quiet,
-    Rate,
-    Reference,
-    Revision,
-    RunName,
-    RunsPreset,
-    Seed,
-    Steps,
-    Synonym,
-    Towers,
-    Weight,
-    given_of,
-    weights_of,
-)
+from .. import api
+from . import options as opt
 from .terminal import Bar, rates_table
 
 if TYPE_CHECKING:
-    from ..scoring.rates import Row
-
-PANEL = "The job"
+    from ..run.measurements import ScoresRecord
 
 
-@app.command(rich_help_panel=PANEL)
 def unlearn(
-    concept: Concept,
-    synonym: Synonym = None,
-    keep_sense: KeepSense = None,
-    run: RunName = None,
-    method: Method = None,
-    weight: Weight = None,
-    towers: Towers = None,
-    rate: Rate = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
-    preset: Preset = "mini",
-    model: Model = None,
-    revision: Revision = None,
-    clip: ClipFolder = None,
-    data: Data = None,
-    quiet: Quiet = False,
+    concepts: opt.Concepts,
+    synonyms: opt.Synonyms = None,
+    keep_senses: opt.KeepSenses = None,
+    run: opt.RunName = None,
+    method: opt.MethodChoice = None,
+    hyperparameters: opt.SetOptions = None,
+    towers: opt.TrainedTowers = None,
+    learning_rate: opt.LearningRate = None,
+    steps: opt.Steps = None,
+    min_steps: opt.MinSteps = None,
+    forget_batch: opt.ForgetBatch = None,
+    retain_batch: opt.RetainBatch = None,
+    validate_every: opt.ValidateEvery = None,
+    forget_threshold: opt.ForgetThreshold = None,
+    retain_floor: opt.RetainFloor = None,
+    seed: opt.Seed = None,
+    dtype: opt.TrainingDtype = None,
+    preset: opt.PresetName = "mini",
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    clip: opt.ClipFolders = None,
+    data: opt.Data = None,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Erase a concept from the text encoder."""
-    given = {
-        "method": method, "towers": towers, "rate": rate, "steps": steps, "seed": seed,
-        "dtype": dtype,
-    }  # fmt: skip
-    places = {"preset": preset, "model": model, "revision": revision, "clip": clip, "data": data}
-    _unlearn(concept, synonym, keep_sense, run, weight, given, places, quiet)
+    """Erase concepts from the text encoder."""
+    settings = opt.chosen(
+        method=method, towers=towers, learning_rate=learning_rate, steps=steps, min_steps=min_steps,
+        forget_batch=forget_batch, retain_batch=retain_batch, validate_every=validate_every,
+        forget_threshold=forget_threshold, retain_floor=retain_floor, seed=seed, dtype=dtype,
+    )  # fmt: skip
+    _unlearn(
+        quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
+        hyperparameters=opt.parse_hyperparameters(hyperparameters), preset=preset, model=model,
+        revision=revision, clip=clip, data=data, **settings,
+    )  # fmt: skip
 
 
-@app.command(rich_help_panel=PANEL)
 def generate(
-    prompts: Prompts = None,
-    run: RunName = None,
-    kinds: Kinds = False,
-    reference: Reference = False,
-    images_per_prompt: PerPrompt = None,
-    steps: Denoising = None,
-    guidance: Guidance = None,
-    seed: ImageSeed = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    preset: RunsPreset = None,
-    model: Model = None,
-    revision: Revision = None,
-    quiet: Quiet = False,
+    prompts: opt.Prompts = None,
+    run: opt.RunName = None,
+    kinds: opt.Kinds = False,
+    reference: opt.Reference = False,
+    images_per_prompt: opt.ImagesPerPrompt = None,
+    steps: opt.DenoisingSteps = None,
+    guidance: opt.Guidance = None,
+    seed: opt.ImageSeed = None,
+    batch: opt.BatchSize = None,
+    dtype: opt.ImageDtype = None,
+    preset: opt.RunPreset = None,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Draw prompts with the original and the erased encoder, from the same seeds.
+    """Generate images of prompts with the original and the erased encoder, from the same seeds.
 
-    A `retain.txt` beside the prompts is drawn too. The run is found by the prompt file's name.
+    The first prompt file names the run unless --run does.
     """
-    given = {
-        "images_per_prompt": images_per_prompt, "steps": steps, "guidance": guidance,
-        "seed": seed, "batch": batch, "dtype": dtype, "kinds": kinds, "reference": reference,
-    }  # fmt: skip
-    places = {"preset": preset, "model": model, "revision": revision}
-    _generate(prompts or [], run, given, places, quiet)
+    settings = opt.chosen(
+        images_per_prompt=images_per_prompt, steps=steps, guidance=guidance, seed=seed, batch=batch,
+        dtype=dtype,
+    )  # fmt: skip
+    _generate(
+        quiet, prompts=prompts or [], run=run, kinds=kinds, reference=reference, preset=preset,
+        model=model, revision=revision, **settings,
+    )  # fmt: skip
 
 
-@app.command(rich_help_panel=PANEL)
 def score(
-    run: RunName = None,
-    by_class: ByClass = False,
-    preset: RunsPreset = None,
-    detector: DetectorFile = None,
-    detector_class: DetectorClass = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help=opt.RUN_HELP, show_default="all runs with images"),
+    ] = None,
+    by_class: opt.ByClass = False,
+    preset: opt.RunPreset = None,
+    detector: opt.DetectorFile = None,
+    detector_class: opt.DetectorClasses = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Detect objects in the images and print the detection rates; of all runs, or of one."""
-    with Bar("score", quiet) as advance:
-        tables = erase_sd.score(
-            run, preset=preset, detector=detector, detector_class=detector_class or (),
-            progress=advance,
-        )  # fmt: skip
-    rows = tables.by_class if by_class else tables.rows
+    """Detect objects in the images of a run, by default of all runs, and print the detection rates."""
+    scores = _score(
+        quiet, run=run, preset=preset, detector=detector, detector_class=detector_class or ()
+    )
+    rates = scores.by_class if by_class else scores.rates
     if as_json:
-        detectors = [dataclasses.asdict(used) for used in tables.detectors]
-        print(json.dumps({"detectors": detectors, "rows": [_plain(row) for row in rows]}))
+        record = dataclasses.asdict(dataclasses.replace(scores, rates=rates))
+        print(json.dumps({key: record[key] for key in ("threshold", "detectors", "rates")}))
     else:
-        rates_table(rows, tables.note)
+        rates_table(scores, rates)
 
 
-@app.command(rich_help_panel=PANEL)
 def run(
-    concept: Concept,
-    synonym: Synonym = None,
-    keep_sense: KeepSense = None,
-    name: RunName = None,
-    method: Method = None,
-    weight: Weight = None,
-    prompts: Prompts = None,
-    kinds: Kinds = False,
-    reference: Reference = False,
-    images_per_prompt: PerPrompt = None,
-    dtype: Dtype = None,
-    preset: Preset = "mini",
-    model: Model = None,
-    revision: Revision = None,
-    clip: ClipFolder = None,
-    data: Data = None,
-    detector: DetectorFile = None,
-    detector_class: DetectorClass = None,
-    quiet: Quiet = False,
+    concepts: opt.Concepts,
+    synonyms: opt.Synonyms = None,
+    keep_senses: opt.KeepSenses = None,
+    run: opt.RunName = None,
+    method: opt.MethodChoice = None,
+    hyperparameters: opt.SetOptions = None,
+    prompts: opt.Prompts = None,
+    kinds: opt.Kinds = False,
+    reference: opt.Reference = False,
+    images_per_prompt: opt.ImagesPerPrompt = None,
+    dtype: opt.TrainingDtype = None,
+    preset: opt.PresetName = "mini",
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    clip: opt.ClipFolders = None,
+    data: opt.Data = None,
+    detector: opt.DetectorFile = None,
+    detector_class: opt.DetectorClasses = None,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Unlearn, generate, score and report, in this order."""
-    from .. import runtime
-    from ..data.kinds import beside
-    from ..data.prompts import read_prompts
+    """Unlearn, generate, score and report, in this order.
+
+    Without --prompts, the concept's own file is used: prompts/<concept>.txt, or the one that comes
+    with erase-sd.
+    """
     from ..models.presets import resolve
-    from ..report import write
-    from ..run import Run
 
     began = time.monotonic()
-    files = prompts or [Path("prompts") / f"{word}.txt" for word in concept]
-    for file in [*files, *(beside(files) if kinds else [])]:
-        read_prompts(file)  # what is wrong with it is better known before the unlearning
-    places: dict[str, Any] = {
-        "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
-    }  # fmt: skip
-    resolve(**places, detector=detector).detector_file()  # so is what is missing at the end
-    precise = {"dtype": dtype}
+    files = _checked_prompts(prompts, concepts, kinds)
+    sources: dict[str, Any] = {
+        "preset": preset,
+        "model": model,
+        "revision": revision,
+        "clip": clip,
+        "data": data,
+    }
+    resolve(**sources, detector=detector).detector_file()  # raises now rather than after unlearning
+    precision = opt.chosen(dtype=dtype)
     folder = _unlearn(
-        concept, synonym, keep_sense, name, weight, {"method": method} | precise, places, quiet
-    )
-    drawn = {"images_per_prompt": images_per_prompt, "kinds": kinds, "reference": reference}
-    _generate(files, str(folder), drawn | precise, {}, quiet)
-    with Bar("score", quiet) as advance:
-        tables = erase_sd.score(
-            folder, detector=detector, detector_class=detector_class or (), progress=advance
-        )
-    rates_table(tables.rows, tables.note)
-    took, peak = time.monotonic() - began, runtime.peak_memory()
-    found = Run(folder)
-    found.update(total={"seconds": round(took, 1), "peak_memory_mb": round(peak / 1e6)})
-    print(f"{folder}: page in {write(found)}")
-    print(f"{folder}: {took:.0f} s in all, at most {peak / 1e9:.2f} GB of memory")
+        quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
+        hyperparameters=opt.parse_hyperparameters(hyperparameters), **opt.chosen(method=method),
+        **precision, **sources,
+    )  # fmt: skip
+    _generate(
+        quiet, prompts=files, run=folder, kinds=kinds, reference=reference,
+        **opt.chosen(images_per_prompt=images_per_prompt), **precision,
+    )  # fmt: skip
+    scores = _score(quiet, run=folder, detector=detector, detector_class=detector_class or ())
+    rates_table(scores, scores.rates)
+    _finish(folder, time.monotonic() - began)
 
 
-def _unlearn(
-    concept: list[str],
-    synonym: list[str] | None,
-    keep_sense: list[str] | None,
-    run: str | None,
-    weight: list[str] | None,
-    given: dict[str, Any],
-    places: dict[str, Any],
-    quiet: bool,
-) -> Path:
-    with Bar("unlearn", quiet) as advance:
-        folder = erase_sd.unlearn(
-            concept, synonyms=synonym or [], keep_senses=keep_sense or [], run=run,
-            weights=weights_of(weight or []), **given_of(given), **places,
-            progress=lambda done, of, terms: advance(done, of, _short(terms)),
-        )  # fmt: skip
-    print(f"{folder}: text encoder in {folder / 'erased'}")
+def _checked_prompts(prompts: list[Path] | None, concepts: list[str], kinds: bool) -> list[Path]:
+    """The prompt files, all read once so that a bad one is reported before the unlearning."""
+    from ..data.kinds import kind_files_beside
+    from ..data.prompts import find_prompts, read_prompts
+
+    files = prompts or [find_prompts(concept) for concept in concepts]
+    for file in [*files, *(kind_files_beside(files) if kinds else [])]:
+        read_prompts(file)
+    return files
+
+
+def _unlearn(quiet: bool, **arguments: Any) -> Path:
+    with Bar("unlearn", quiet) as progress:
+        folder = api.unlearn(**arguments, progress=progress)
+    print(f"{folder}: erased text encoder in {folder / 'erased'}")
     return folder
 
 
-def _generate(
-    prompts: list[Path],
-    run: str | None,
-    given: dict[str, Any],
-    places: dict[str, Any],
-    quiet: bool,
-) -> None:
-    with Bar("generate", quiet) as advance:
-        folder = erase_sd.generate(prompts, run=run, **given_of(given), **places, progress=advance)
+def _generate(quiet: bool, **arguments: Any) -> None:
+    with Bar("generate", quiet) as progress:
+        folder = api.generate(**arguments, progress=progress)
     print(f"{folder}: images in {folder / 'images'}")
 
 
-def _short(terms: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+def _score(quiet: bool, **arguments: Any) -> ScoresRecord:
+    with Bar("score", quiet) as progress:
+        return api.score(**arguments, progress=progress)
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    from ..scoring.rates import as_json
+def _finish(folder: Path, seconds: float) -> None:
+    """Records the total cost and writes the report."""
+    from .. import runtime
+    from ..report import write
+    from ..run import Run
+    from ..run.records import Total
 
-    return as_json(row)
+    own, peak = Run(folder), runtime.peak_memory()
+    own.update(total=Total(seconds=round(seconds, 1), peak_memory_mb=round(peak / 1e6)))
+    print(f"{folder}: report in {write(own)}")
+    print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e9:.2f} GB")

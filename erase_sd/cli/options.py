@@ -1,87 +1,243 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share. An option's Python name is the library's field."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..errors import SettingError
+from ..methods.registry import MethodName
+from ..models.presets import Preset
+from ..runtime import Precision
 
-Concept = Annotated[list[str], typer.Option(help="Word to erase; may be given more than once.")]
-Synonym = Annotated[
-    list[str] | None, typer.Option(help="Another word for it; may be given more than once.")
+# Literals of modules that would import PyTorch; a test compares them.
+TowerChoice = Literal["text", "both"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+RUN_HELP = "Run: a name under runs/, or a folder."
+PRESET_HELP = "Models and data that belong together."
+
+Concepts = Annotated[
+    list[str],
+    typer.Option(
+        "--concept", metavar="WORD", help="Word to erase; repeat it for several concepts."
+    ),
 ]
-KeepSense = Annotated[
-    list[str] | None, typer.Option(help='Phrase that stays, e.g. "apple laptop".')
-]
-RunName = Annotated[str | None, typer.Option("--run", help="Name under runs/, or a folder.")]
-Preset = Annotated[str, typer.Option(help="mini, sd14, sd15, sd21 or sdxl; names the four below.")]
-RunsPreset = Annotated[str | None, typer.Option("--preset", help="Default: the run's own.")]
-Model = Annotated[
-    str | None, typer.Option(help="diffusers Stable Diffusion: a folder or a hub id.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub's model.")]
-ClipFolder = Annotated[
+Synonyms = Annotated[
     list[str] | None,
-    typer.Option("--clip", help="transformers CLIP: a folder or a hub id; two for SDXL."),
+    typer.Option(
+        "--synonym",
+        metavar="WORD",
+        help="Another word for the concept, erased with it; repeatable. With several concepts: "
+        "concept=synonym.",
+    ),
+]
+KeepSenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-sense",
+        metavar="PHRASE",
+        help='Phrase with the word in another sense, not to erase, such as "apple laptop"; '
+        "repeatable.",
+    ),
+]
+RunName = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN", help=RUN_HELP, show_default="named after the concepts"),
+]
+OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
+PresetName = Annotated[Preset, typer.Option("--preset", help=PRESET_HELP)]
+RunPreset = Annotated[
+    Preset | None,
+    typer.Option("--preset", help=PRESET_HELP, show_default="the run's own"),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Stable Diffusion in diffusers format: a folder or a hub id.",
+        show_default="the preset's",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REVISION",
+        help="Branch, tag or commit of a model on the hub.",
+        show_default="the latest",
+    ),
+]
+ClipFolders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--clip",
+        metavar="CLIP",
+        help="CLIP in transformers format, of the model's text encoder: a folder or a hub id; two "
+        "for SDXL.",
+        show_default="the preset's",
+    ),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="Flickr30K folder, or synth: pairs made by the model.")
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Caption pairs: a Flickr30K folder, or synth, pairs that the model generates itself.",
+        show_default="the preset's",
+    ),
 ]
 DetectorFile = Annotated[
-    Path | None, typer.Option("--detector", help="YOLOv5: .safetensors or .pt.")
+    Path | None,
+    typer.Option(
+        "--detector",
+        metavar="FILE",
+        help="YOLOv5 weights (.safetensors or .pt).",
+        show_default="the preset's",
+    ),
 ]
-Dtype = Annotated[str | None, typer.Option(help="auto, fp32, bf16; for images fp16 too.")]
-Method = Annotated[
-    str | None, typer.Option(help="`erase-sd methods` lists them; default: cliperase-anchored.")
+DetectorClasses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector-class",
+        metavar="CLASS",
+        help="Class of the detector that shows the concept; concept=class for one of several.",
+        show_default="the concept's name",
+    ),
 ]
-Weight = Annotated[
-    list[str] | None, typer.Option(help="A field of the method, e.g. forget_weight=3.")
+
+MethodChoice = Annotated[
+    MethodName | None,
+    typer.Option(
+        help="Unlearning method; `erase-sd methods` describes them.",
+        show_default="cliperase-anchored",
+    ),
 ]
-Towers = Annotated[str | None, typer.Option(help="text or both.")]
-Rate = Annotated[float | None, typer.Option(help="Learning rate.")]
-Steps = Annotated[int | None, typer.Option(help="Most unlearning steps.")]
-Seed = Annotated[int | None, typer.Option(help="Of the batches.")]
+SetOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Hyperparameter of the method, such as forget_weight=3; repeatable.",
+        show_default="the method's",
+    ),
+]
+TrainedTowers = Annotated[
+    TowerChoice | None,
+    typer.Option(
+        help="CLIP towers to train; Stable Diffusion uses the text tower only.",
+        show_default="text",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Learning rate of Adam at its peak.", show_default="the method's"),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Maximum number of training steps.", show_default="the method's"),
+]
+MinSteps = Annotated[
+    int | None,
+    typer.Option(help="Training steps before the forget threshold can apply.", show_default="100"),
+]
+ForgetBatch = Annotated[
+    int | None, typer.Option(help="Captions of the forget set per step.", show_default="48")
+]
+RetainBatch = Annotated[
+    int | None, typer.Option(help="Captions of the retain set per step.", show_default="96")
+]
+ValidateEvery = Annotated[
+    int | None, typer.Option(help="Training steps between validation steps.", show_default="20")
+]
+ForgetThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Residual concept similarity on validation images (0-1) at which the run stops.",
+        show_default="the method's",
+    ),
+]
+RetainFloor = Annotated[
+    float | None,
+    typer.Option(
+        help="Retained fidelity on validation images (0-1) below which a step is rolled back.",
+        show_default="the method's",
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the training batches.", show_default="0")]
+TrainingDtype = Annotated[
+    PrecisionChoice | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of training; auto is bf16 on CUDA, fp32 elsewhere.",
+        show_default="auto",
+    ),
+]
+
 Prompts = Annotated[
     list[Path] | None,
-    typer.Option(help="File of prompts, one a line; may be given more than once."),
+    typer.Option(
+        metavar="FILE",
+        help="Prompt file, one prompt per line; repeatable. `retain.txt` beside it is added.",
+    ),
 ]
 Kinds = Annotated[
-    bool, typer.Option("--kinds", help="Draw <concept>.<kind>.txt beside the prompts too.")
+    bool,
+    typer.Option("--kinds", help="Add the prompt files <concept>.<kind>.txt beside the others."),
 ]
 Reference = Annotated[
-    bool, typer.Option("--reference", help="Draw the original without the concept's words too.")
+    bool,
+    typer.Option(
+        "--reference", help="Also generate the original's images of the concept-removed prompts."
+    ),
 ]
-PerPrompt = Annotated[int | None, typer.Option(help="Images of each prompt.")]
-Denoising = Annotated[int | None, typer.Option("--steps", help="Denoising steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
-ImageSeed = Annotated[int | None, typer.Option("--seed", help="Of the first image.")]
-Batch = Annotated[int | None, typer.Option(help="Images a batch.")]
-DetectorClass = Annotated[
-    list[str] | None,
-    typer.Option(help="The detector's word for the concept; concept=word for one of several."),
+ImagesPerPrompt = Annotated[
+    int | None, typer.Option(help="Images per prompt, each with its own seed.", show_default="1")
 ]
-ByClass = Annotated[bool, typer.Option(help="A line for each class, look-alikes among them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+DenoisingSteps = Annotated[
+    int | None, typer.Option("--steps", help="Denoising steps.", show_default="the preset's")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Scale of classifier-free guidance.", show_default="the preset's"),
+]
+ImageSeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of the first image.", show_default="1000")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch", help="Images per batch.", show_default="by image size: 25, 8 or 2"),
+]
+ImageDtype = Annotated[
+    Precision | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of image generation; auto is bf16 on CUDA, fp32 elsewhere.",
+        show_default="auto",
+    ),
+]
+
+ByClass = Annotated[
+    bool, typer.Option("--by-class", help="Print one line per class, look-alikes included.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 
 
-def given_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that were given; the others keep the defaults of the settings."""
+def chosen(**options: Any) -> dict[str, Any]:
+    """The options that were set; the library's defaults apply to the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def weights_of(texts: list[str]) -> dict[str, Any]:
-    """`name=value` texts as fields of a method; SettingError where one is not of that form."""
-    weights: dict[str, Any] = {}
-    for text in texts:
+def parse_hyperparameters(texts: list[str] | None) -> dict[str, Any]:
+    """`name=value` texts as fields of a method. Raises SettingError for a text of another form."""
+    values: dict[str, Any] = {}
+    for text in texts or []:
         name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise SettingError(f"--weight {text}: needs name=value")
+        if not name or not equals or not value:
+            raise SettingError("needs name=value", field="hyperparameters", value=text)
         try:
-            weights[name] = float(value)
+            values[name] = float(value)
         except ValueError:
-            weights[name] = value
-    return weights
+            values[name] = value
+    return values

@@ -1,4 +1,4 @@
-"""Methods, and measures of them beside one another."""
+"""Research: the methods, their comparison, and measures of CLIP itself."""
 
 from __future__ import annotations
 
@@ -7,47 +7,61 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
 
-import erase_sd
-
-from ..errors import SettingError
-from .app import app
-from .options import (
-    AsJson,
-    ClipFolder,
-    Data,
-    DetectorFile,
-    Model,
-    PerPrompt,
-    Preset,
-    Quiet,
-    Revision,
-    given_of,
-)
-from .terminal import Bar, evaluation_table, grid_tables, methods_list
-
-PANEL = "Research"
+from .. import api
+from ..methods.registry import MethodName
+from . import options as opt
+from .terminal import Bar, comparison_tables, evaluation_table, methods_list
 
 
-@app.command(rich_help_panel=PANEL)
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One of them; none: all.")] = None,
+    name: Annotated[
+        MethodName | None, typer.Argument(help="Method to describe.", show_default="all")
+    ] = None,
 ) -> None:
-    """List the unlearning methods: paper, what they train, and their settings for --weight."""
-    from ..methods import METHODS
-    from ..methods.descriptions import page_of
+    """Describe the unlearning methods: paper, trained parameters, hyperparameters for --set."""
+    from ..methods.descriptions import describe
 
-    if name is not None and name not in METHODS:
-        raise SettingError(f"{name}: unknown method; needs one of {', '.join(METHODS)}")
-    methods_list([page_of(each) for each in ([name] if name else METHODS)])
+    methods_list([describe(each) for each in ([name] if name else get_args(MethodName))])
 
 
-class Listed(TyperCommand):
-    """A command whose --concepts and --methods take all the words up to the next option."""
+GridConcepts = Annotated[
+    list[str],
+    typer.Option(
+        metavar="WORD...",
+        help="Words to erase, one run each; apple+chair erases both in one run.",
+    ),
+]
+GridMethods = Annotated[
+    list[str],
+    typer.Option(
+        metavar="METHOD...",
+        help="Methods, with settings after a colon: ga:steps=200,towers=both.",
+    ),
+]
+Seeds = Annotated[
+    int | None, typer.Option(help="Training seeds of every run, from 0.", show_default="3")
+]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of all results.", show_default="comparison"),
+]
+PromptsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with <concept>.txt and retain.txt.",
+        show_default="prompts, else those that come with erase-sd",
+    ),
+]
+SkipImages = Annotated[bool, typer.Option("--skip-images", help="Take CLIP-side measures only.")]
+
+
+class WordLists(TyperCommand):
+    """A command whose --concepts and --methods take all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words: list[str] = []
@@ -61,94 +75,84 @@ class Listed(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-@app.command(cls=Listed, rich_help_panel=PANEL)
 def compare(
-    concepts: Annotated[
-        list[str], typer.Option(help="Words to erase, a run each; apple+chair: both in one run.")
-    ],
-    methods: Annotated[
-        list[str], typer.Option(help="Methods, with settings as cliperase:towers=both,rate=1e-3.")
-    ],
-    seeds: Annotated[int | None, typer.Option(help="Runs of each; default: 3.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: comparison.")] = None,
-    prompts_folder: Annotated[
-        Path | None, typer.Option(help="Of <concept>.txt and retain.txt; default: prompts.")
-    ] = None,
-    images_per_prompt: PerPrompt = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the images: auto, fp32, bf16, fp16; default: auto.")
-    ] = None,
-    skip_images: Annotated[bool, typer.Option("--skip-images", help="CLIP side only.")] = False,
-    preset: Preset = "mini",
-    model: Model = None,
-    revision: Revision = None,
-    clip: ClipFolder = None,
-    data: Data = None,
-    detector: DetectorFile = None,
-    quiet: Quiet = False,
+    concepts: GridConcepts,
+    methods: GridMethods,
+    seeds: Seeds = None,
+    out: ResultsFolder = None,
+    prompts_folder: PromptsFolder = None,
+    images_per_prompt: opt.ImagesPerPrompt = None,
+    dtype: opt.ImageDtype = None,
+    skip_images: SkipImages = False,
+    preset: opt.PresetName = "mini",
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    clip: opt.ClipFolders = None,
+    data: opt.Data = None,
+    detector: opt.DetectorFile = None,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Run methods side by side on the same concepts, prompts and seeds, and print the tables.
+    """Run methods on the same concepts, prompts and seeds, and print the tables.
 
-    What is done is not done again. To share the runs out among processes:
+    Finished runs are reused. To share the runs among processes:
     torchrun --nproc_per_node 2 -m erase_sd compare ...
     """
-    given = {
-        "seeds": seeds, "out": out, "prompts_folder": prompts_folder, "revision": revision,
-        "images_per_prompt": images_per_prompt, "dtype": dtype, "model": model, "clip": clip, "data": data,
-        "detector": detector,
-    }  # fmt: skip
-    with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as advance:
-        found = erase_sd.compare(
-            concepts, methods, images=not skip_images, preset=preset, **given_of(given),
-            progress=advance,
-        )  # fmt: skip
-    from ..comparison.markdown import NOTE
-
-    if found.tables:
-        grid_tables(found.tables, NOTE)
-        print(f"{found.folder}: tables in comparison.md, every row in comparison.csv")
-    for cell, reason in found.failed:
+    settings = opt.chosen(
+        seeds=seeds, out=out, prompts_folder=prompts_folder, images_per_prompt=images_per_prompt,
+        dtype=dtype, model=model, revision=revision, clip=clip, data=data, detector=detector,
+    )  # fmt: skip
+    with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as progress:
+        comparison = api.compare(
+            concepts, methods, images=not skip_images, preset=preset, progress=progress, **settings
+        )
+    if comparison.tables:
+        comparison_tables(comparison.tables)
+        print(f"{comparison.folder}: tables in comparison.md, all measurements in comparison.csv")
+    for cell, reason in comparison.failed:
         print(f"erase-sd: {cell}: {reason}", file=sys.stderr)
-    if found.failed:
+    if comparison.failed:
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=PANEL)
 def evaluate(
-    run: Annotated[str, typer.Option(help="Run whose CLIP towers to measure.")],
+    run: opt.OneRun,
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of CIFAR-100, of webdataset shards, or of a folder for each class; default: "
-            "the run's own held-out pairs."
+            help="Folder of CIFAR-100, of webdataset shards, or with one folder per class.",
+            show_default="the run's held-out pairs",
         ),
     ] = None,
-    template: Annotated[
+    templates: Annotated[
         list[str] | None,
-        typer.Option(help='Class prompt, e.g. "a photo of a {}"; may be given more than once.'),
+        typer.Option(
+            "--template",
+            help="Class prompt with {} for the class name; repeatable.",
+            show_default="those of the CLIPErase paper",
+        ),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="Another CLIP, or a BLIP to measure alone: a folder or a hub id."),
+        typer.Option(
+            help="Another CLIP, or a BLIP to measure alone: a folder or a hub id.",
+            show_default="the run's own",
+        ),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Measure CLIP before and after: zero-shot, image and text retrieval, drift of the states."""
-    with Bar("evaluate", quiet) as advance:
-        found = erase_sd.evaluate(
-            run, images=images, templates=template or (), clip=clip, progress=advance
+    """Measure CLIP before and after: zero-shot prediction, retrieval, drift of hidden states."""
+    with Bar("evaluate", quiet) as progress:
+        record = api.evaluate(
+            run, images=images, templates=templates or (), clip=clip, progress=progress
         )
     if as_json:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(json.dumps(dataclasses.asdict(record)))
     else:
-        evaluation_table(found)
+        evaluation_table(record)
 
 
-@app.command(rich_help_panel=PANEL)
-def explain(
-    run: Annotated[str, typer.Option(help="Run to look into.")],
-) -> None:
-    """Draw what an erasure did to CLIP: t-SNE of the held-out pairs, and where its towers look."""
-    for path in erase_sd.explain(run):
+def explain(run: opt.OneRun) -> None:
+    """Plot what an erasure did to CLIP: t-SNE of the held-out pairs, and attention maps."""
+    for path in api.explain(run):
         print(path)

@@ -1,83 +1,88 @@
-"""What to do with a run: its page, its pictures, the local page, the export."""
+"""Results of a run: report, contact sheet, local page, export."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..errors import RunError
-from .app import app
-from .options import DetectorFile
+from . import options as opt
 
-PANEL = "A run"
+FormatChoice = Literal["diffusers", "comfyui", "a1111", "hub-folder"]
+"""`models.export.ExportFormat`, whose module imports PyTorch; a test compares them."""
 
 
-@app.command(rich_help_panel=PANEL)
 def report(
     run: Annotated[
         list[str] | None,
-        typer.Option(help="Run to report on; may be given more than once. None: all with images."),
+        typer.Option(help="Run to report on; repeatable.", show_default="all runs with images"),
     ] = None,
 ) -> None:
-    """Write each run's page, report.html, and of several runs runs/index.html to compare them."""
+    """Write report.html of each run, and runs/index.html to compare several."""
     from ..report import write, write_all
-    from ..run import RUNS, Run, folder_of
-    from ..scoring.stage import all_runs
+    from ..run import RUNS, Run, run_folder
+    from ..scoring.stage import runs_with_images
 
-    runs = [Run(folder_of(name)) for name in run] if run else all_runs()
+    runs = [Run(run_folder(name)) for name in run] if run else runs_with_images()
     if not runs:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     for path in [write(runs[0])] if run and len(runs) == 1 else write_all(runs):
         print(path)
 
 
-@app.command(rich_help_panel=PANEL)
 def show(
-    run: Annotated[list[str], typer.Option(help="Run to show; may be given more than once.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("pairs.png"),
-    columns: Annotated[int, typer.Option(help="Prompts to show.")] = 12,
-    scale: Annotated[int, typer.Option(help="Enlarge the images this many times.")] = 1,
+    run: Annotated[list[str], typer.Option(help="Run to show, one row each; repeatable.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("pairs.png"),
+    columns: Annotated[int, typer.Option(help="Maximum number of prompts, one column each.")] = 12,
+    scale: Annotated[int, typer.Option(help="Enlargement of the images.")] = 1,
 ) -> None:
-    """Put images of the same prompts and seeds below one another in one picture."""
-    from ..report.contact_sheet import show as draw
-    from ..run import Run, folder_of
+    """Write a contact sheet: the original's images, below them the erased ones of the same seeds."""
+    from ..report.contact_sheet import contact_sheet
+    from ..run import Run, run_folder
 
-    print(draw([Run(folder_of(name)) for name in run], out, columns, scale))
+    print(contact_sheet([Run(run_folder(name)) for name in run], out, columns, scale))
 
 
-@app.command(rich_help_panel=PANEL)
 def play(
-    run: Annotated[str, typer.Option(help="Run to play with.")],
-    host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 7860,
-    detector: DetectorFile = None,
+    run: opt.OneRun,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
+    ] = 7860,
+    detector: opt.DetectorFile = None,
 ) -> None:
-    """Open a local page: type a prompt and a seed, see both images with what was found in them."""
-    from ..models.presets import of_run
+    """Open a local page that takes a prompt and a seed and shows both images with their detections."""
+    from ..models.presets import models_of_run
     from ..report.play.page import play as serve
-    from ..run import Run, folder_of
+    from ..run import Run, run_folder
 
-    found = Run(folder_of(run))
-    serve(found, of_run(found, detector=detector), host, port, lambda url: print(url, flush=True))
+    own = Run(run_folder(run))
+    models = models_of_run(own, detector=detector)
+    serve(own, models, host, port, lambda url: print(url, flush=True))
 
 
-@app.command(rich_help_panel=PANEL)
 def export(
-    run: Annotated[str, typer.Option(help="Run to take away.")],
-    to: Annotated[str, typer.Option(help="diffusers, comfyui, a1111 or hub-folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    run: opt.OneRun,
+    to: Annotated[FormatChoice, typer.Option(help="Program or format to export to.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write.", show_default="export/<format> in the run"),
+    ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="Single-file checkpoint to put it in, for a1111.")
+        Path | None,
+        typer.Option(
+            help="Single-file checkpoint (.safetensors) to put the encoder in; a1111 only."
+        ),
     ] = None,
 ) -> None:
-    """Write the erased encoder in the form that another program reads."""
-    from ..models.export import export as write
-    from ..models.presets import of_run
-    from ..run import Run, folder_of
+    """Export the erased encoder for another program."""
+    from ..models.export import export as write_export
+    from ..models.presets import models_of_run
+    from ..run import Run, run_folder
 
-    found = Run(folder_of(run))
-    folder = write(found, of_run(found), to, out, base)
+    own = Run(run_folder(run))
+    folder = write_export(own, models_of_run(own), to, out, base)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(file)

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables and progress bars. rich is imported when something is shown."""
+"""Tables and progress bars in the terminal. rich is imported when something is printed."""
 
 from __future__ import annotations
 
@@ -7,105 +7,110 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table as Shown
+    from rich.table import Table as RichTable
 
     from ..comparison.tables import Table
-    from ..evaluation.stage import Evaluation
-    from ..methods.descriptions import Page
-    from ..scoring.rates import Row
+    from ..methods.descriptions import MethodDescription
+    from ..run.measurements import EvaluationRecord, RateComparison, ScoresRecord
 
 
-def rates_table(rows: list[Row], note: str) -> None:
-    """Prints detection rates, `note` below them."""
+def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
+    """Prints detection rates, `scores`' note below them."""
     from rich.console import Console
     from rich.text import Text
 
-    from ..scoring.table import table_of
+    from ..scoring.table import note_of, table_of
 
-    headings, lines = table_of(rows)
-    table = _narrow("Detection rates", headings, words=2)
+    headings, lines = table_of(rates)
+    table = _plain_table("Detection rates", headings, text_columns=2)
     for line in lines:
         table.add_row(*line)
-    Console().print(table, Text(note))
+    Console().print(table, Text(note_of(scores)))
 
 
-def evaluation_table(evaluation: Evaluation) -> None:
-    """Prints the CLIP-side measures, with a note that says what they rest on."""
+def evaluation_table(record: EvaluationRecord) -> None:
+    """Prints the CLIP-side measures, with a note on the models and data behind them."""
     from rich.console import Console
     from rich.text import Text
 
-    from ..evaluation.stage import HEADINGS, cells
+    from ..evaluation.stage import EVALUATION_HEADINGS, evaluation_lines, evaluation_note
 
-    table = _narrow("CLIP-side measures", HEADINGS, words=2)
-    lines = cells(evaluation.rows)
-    for line, after in zip(lines, [*lines[1:], [""]], strict=True):
-        table.add_row(*line, end_section=line[0] != after[0])
-    Console().print(table, Text(evaluation.note))
+    table = _plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
+    lines = evaluation_lines(record)
+    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
+        table.add_row(*line, end_section=line[0] != following[0])
+    Console().print(table, Text(evaluation_note(record)))
 
 
-def _narrow(title: str, headings: Sequence[str], words: int, caption: str = "") -> Shown:
-    """An empty table without side lines; its first `words` columns hold words, the others numbers."""
+def _plain_table(
+    title: str, headings: Sequence[str], text_columns: int, caption: str = ""
+) -> RichTable:
+    """An empty table without a frame; its first `text_columns` hold text, the others numbers."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Shown
+    from rich.table import Table as RichTable
 
-    table = Shown(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
         if heading == "method":
             table.add_column(heading, min_width=24, overflow="fold")
         else:
-            table.add_column(heading, justify="left" if i < words else "right")
+            table.add_column(heading, justify="left" if i < text_columns else "right")
     return table
 
 
-def facts_table(title: str, lines: list[tuple[str, str]]) -> None:
-    """Prints what is known of something, a line a fact."""
+def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values, one pair per line."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(title=title, show_header=False)
-    for what, value in lines:
-        table.add_row(Text(what), Text(value))
+    table = RichTable(title=title, show_header=False)
+    for name, value in lines:
+        table.add_row(Text(name), Text(value))
     Console().print(table)
 
 
-def methods_list(pages: list[Page]) -> None:
-    """Prints methods, each with its settings below it."""
+def methods_list(descriptions: Sequence[MethodDescription]) -> None:
+    """Prints methods, each with its hyperparameters below it."""
     from rich.console import Console
     from rich.padding import Padding
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console()
-    for page in pages:
-        console.print(Text(page.name, style="bold"))
-        costs = f"Trains {page.trained}"
-        costs += f"; learning rate {page.rate:g}, {page.steps} steps." if page.rate else "."
-        facts = "\n".join(filter(None, (page.citation, page.about, costs)))
+    for method in descriptions:
+        console.print(Text(method.name, style="bold"))
+        training = f"Trains {method.trained_parameters}"
+        if method.learning_rate:
+            training += f"; learning rate {method.learning_rate:g}, {method.steps} steps"
+        facts = "\n".join(filter(None, (method.citation, method.about, f"{training}.")))
         console.print(Padding(Text(facts), (0, 0, 0, 2)))
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for setting in page.settings:
-            table.add_row(Text(setting.name), Text(str(setting.default)), Text(setting.meaning))
+        table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for parameter in method.hyperparameters:
+            cells = (parameter.name, str(parameter.default), parameter.meaning)
+            table.add_row(*map(Text, cells))
         console.print(Padding(table, (0, 0, 1, 4)))
 
 
-def grid_tables(tables: list[Table], note: str) -> None:
-    """Prints a comparison's tables, `note` below the last. A file gets lines as long as they need."""
+def comparison_tables(tables: Sequence[Table]) -> None:
+    """Prints a comparison's tables and how to read them, in a file with lines as long as needed."""
     from rich.console import Console
     from rich.text import Text
+
+    from ..comparison.markdown import READING_NOTE
 
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=240)
     for table in tables:
-        shown = _narrow(table.title, table.headings, table.words, table.note)
+        printed = _plain_table(table.title, table.headings, table.text_columns, table.note)
         for line in table.lines:
-            shown.add_row(*(Text(e.text, style="bold" if e.bold else "") for e in line))
-        console.print(shown)
-    console.print(Text(note))
+            printed.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in line))
+        console.print(printed)
+    console.print(Text(READING_NOTE))
 
 
 class Bar:
-    """A progress bar with rate and time left, on stderr; silent where that is no terminal, and with `quiet`."""
+    """A progress bar on stderr with speed and remaining time; none if `quiet` or not in a terminal."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         from rich.console import Console
@@ -115,8 +120,8 @@ class Bar:
         console = Console(stderr=True)
         self.progress = Progress(
             *Progress.get_default_columns()[:3],
-            TextColumn("{task.fields[count]}"),  # of nothing yet, it is empty
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -126,14 +131,16 @@ class Bar:
 
     def __enter__(self) -> Bar:
         self.progress.start()
-        self.task = self.progress.add_task(self.title, total=None, note="", rate="", count="")
+        self.task = self.progress.add_task(self.title, total=None, note="", speed="", count="")
         self.began = time.monotonic()
         return self
 
-    def __call__(self, done: int, of: int, note: str) -> None:
-        rate = f"{done / max(time.monotonic() - self.began, 1e-9):.1f}/s"
-        count = f"{done}/{of}"
-        self.progress.update(self.task, completed=done, total=of, note=note, rate=rate, count=count)
+    def __call__(self, done: int, total: int, note: str, /) -> None:
+        speed = f"{done / max(time.monotonic() - self.began, 1e-9):.1f}/s"
+        count = f"{done}/{total}"
+        self.progress.update(
+            self.task, completed=done, total=total, note=note, speed=speed, count=count
+        )
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()

@@ -1,1 +1,1 @@
-"""Many runs side by side: a grid of concepts, methods and seeds, its tables and pictures."""
+"""Many runs side by side: a grid of concepts, methods and seeds, its tables and figures."""

@@ -7,38 +7,46 @@ import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import runtime
 from ..errors import EraseError
-from ..evaluation import galleries as labelled
-from ..evaluation import stage as evaluation
-from ..files import hash_file, read_json
-from ..models import presets
+from ..evaluation.galleries import HELD_OUT
+from ..evaluation.stage import TEMPLATES, evaluate
+from ..files import hash_file
+from ..generation.settings import GenerateSettings
+from ..generation.stage import generate
+from ..models.presets import Models
 from ..run import Run
+from ..run.records import Origin
+from ..scoring.stage import score
+from ..unlearning.stage import unlearn
 from .grid import Cell
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What all cells share: where the models lie, and the images, of which there may be none."""
+class GridSetup:
+    """What all cells have in common."""
 
-    places: dict[str, Any]
-    """Arguments of `erase_sd.unlearn`: preset, model, revision, clip, data."""
-    models: presets.Models
-    origin: dict[str, Any]
-    """What every unlearning begins with, as hashes; without the pairs that a run makes itself."""
+    models: Models
+    origin: Origin
+    """Hashes of what every unlearning starts from; those of its data are empty if each run makes its
+    own pairs."""
     prompts: dict[str, Path]
-    """A prompt file for each concept."""
-    images_per_prompt: int
-    dtype: str
+    """The prompt file of each concept."""
+    generation: GenerateSettings
     images: bool
+    """Whether images are generated and scored."""
+
+    def prompt_files(self, cell: Cell) -> list[Path]:
+        """The cell's prompt files, `retain.txt` last."""
+        files = [self.prompts[concept] for concept in cell.concepts]
+        return [*files, files[0].with_name("retain.txt")]
 
 
-def attempt(cell: Cell, shared: Shared) -> str:
-    """Runs a cell; the reason where it fails, else nothing. A bug of one method ends no other."""
+def attempt(cell: Cell, setup: GridSetup) -> str:
+    """Runs a cell; returns why it failed, or nothing. A bug in one method must not end the grid."""
     try:
-        _run(cell, shared)
+        _run(cell, setup)
     except EraseError as error:
         return " ".join(str(error).split())
     except Exception as error:
@@ -48,54 +56,57 @@ def attempt(cell: Cell, shared: Shared) -> str:
     return ""
 
 
-def _run(cell: Cell, shared: Shared) -> None:
-    import erase_sd
-
-    folder = cell.folder
-    erase_sd.unlearn(
-        cell.concepts, run=folder, seed=cell.seed, **cell.spec.settings, **shared.places
-    )
-    if shared.images:
-        files = [shared.prompts[word] for word in cell.concepts]
-        erase_sd.generate(
-            files, run=folder, images_per_prompt=shared.images_per_prompt, dtype=shared.dtype
-        )
-        erase_sd.score(folder, detector=shared.models.detector)
-    if not _is_evaluated(cell):
-        erase_sd.evaluate(folder)
-
-
-def is_done(cell: Cell, shared: Shared) -> bool:
-    """Whether the run folder holds all that the cell is to leave, made with these very settings."""
+def _run(cell: Cell, setup: GridSetup) -> None:
     run = Run(cell.folder)
-    if run.status("unlearn") != "done" or not _is_evaluated(cell):
+    unlearn(cell.settings(), setup.models, run)
+    if setup.images:
+        generate(setup.prompt_files(cell), setup.generation, setup.models, run)
+        score(run, setup.models)
+    if not _is_evaluated(run):
+        evaluate(run, setup.models, None, TEMPLATES)
+
+
+def is_done(cell: Cell, setup: GridSetup) -> bool:
+    """Whether the run folder holds all results of the cell, made with these very settings."""
+    run = Run(cell.folder)
+    if (
+        run.status("unlearn") != "done"
+        or not _is_evaluated(run)
+        or not _is_erased(cell, setup, run)
+    ):
         return False
-    stages = run.manifest["stages"]
-    wanted = json.loads(json.dumps(dataclasses.asdict(cell.settings()))) | shared.origin
-    if not wanted.items() <= stages["unlearn"]["settings"].items():
-        return False
-    if not shared.images:
+    if not setup.images:
         return True
     if run.status("generate") != "done" or run.status("score") != "done":
         return False
-    drawn, scored = (stages[name]["settings"] for name in ("generate", "score"))
-    retain = next(iter(shared.prompts.values())).with_name("retain.txt")
-    files = [*(shared.prompts[word] for word in cell.concepts), retain]
+    generated, scored = run.generated().settings, run.scored().settings
     return bool(
-        drawn["prompts"] == {file.name: hash_file(file) for file in files}
-        and drawn["images_per_prompt"] == shared.images_per_prompt
-        and f"torch.{drawn['dtype']}" == str(runtime.dtype(shared.dtype))
-        and scored["detector_sha256"] == shared.models.detector_hash()
+        generated["prompts"] == {file.name: hash_file(file) for file in setup.prompt_files(cell)}
+        and generated["images_per_prompt"] == setup.generation.images_per_prompt
+        and f"torch.{generated['dtype']}" == str(runtime.dtype(setup.generation.dtype))
+        and scored["detector_sha256"] == setup.models.detector_hash()
     )
 
 
-def _is_evaluated(cell: Cell) -> bool:
-    """Whether its `evaluation.json` is of its own held-out pairs, and not of what somebody else wanted
-    to see."""
-    path = cell.folder / "evaluation.json"
-    about = read_json(path)["about"] if path.is_file() else {}
+def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
+    """Whether the run was unlearned with the cell's settings, from the same weights and data."""
+    record, settings = run.unlearned(), cell.settings()
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    del wanted["concepts"]
+    if record.concepts != settings.concepts or not wanted.items() <= record.settings.items():
+        return False
+    origin = setup.origin
+    if not origin.data:
+        data, missing = record.origin.data, record.origin.missing_images
+        origin = dataclasses.replace(origin, data=data, missing_images=missing)
+    return origin == record.origin
+
+
+def _is_evaluated(run: Run) -> bool:
+    """Whether `evaluation.json` rests on the run's own held-out pairs and the default templates."""
+    evaluation = run.evaluation()
     return bool(
-        about
-        and about["data"]["kind"] == labelled.HELD_OUT
-        and about["templates"] == list(evaluation.TEMPLATES)
+        evaluation
+        and evaluation.about["data"]["kind"] == HELD_OUT
+        and evaluation.about["templates"] == list(TEMPLATES)
     )

@@ -9,121 +9,144 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..data.concept import slug
 from ..errors import SettingError
-from ..methods import METHODS
-from ..run import folder_of
-from ..unlearning.settings import Settings, concepts_from
+from ..methods.registry import METHODS
+from ..unlearning.settings import UnlearnSettings, parse_concepts
 
-OWN = {"rate": int | float, "steps": int, "towers": str}
-"""Settings of the unlearning itself that a spec may name beside its method's fields."""
+GENERAL_SETTINGS = {"learning_rate": int | float, "steps": int, "towers": str}
+"""Settings of the unlearning that a spec may set beside its method's hyperparameters."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A method and the settings in which a column of the grid differs from its defaults."""
+class MethodSpec:
+    """A method and its settings that differ from the defaults."""
 
     method: str
     overrides: tuple[tuple[str, int | float | str], ...] = ()
-    """Sorted by name, so that one choice has one spelling."""
+    """Sorted by name, so that equal specs are equal values."""
 
     @property
-    def text(self) -> str:
-        """The overrides as they are given, `consistency=embedding,rate=0.001`."""
+    def overrides_text(self) -> str:
+        """The overrides as the user writes them, `consistency=embedding,learning_rate=0.001`."""
         return ",".join(f"{name}={value}" for name, value in self.overrides)
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.text}" if self.overrides else self.method
+        return f"{self.method}:{self.overrides_text}" if self.overrides else self.method
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Fields of `erase_sd.unlearning.settings.Settings`."""
-        own = {name: value for name, value in self.overrides if name in OWN}
-        weights = {name: value for name, value in self.overrides if name not in OWN}
-        return {"method": self.method, "weights": weights} | own
+        """Fields of `UnlearnSettings`."""
+        general = {name: value for name, value in self.overrides if name in GENERAL_SETTINGS}
+        hyperparameters = {n: value for n, value in self.overrides if n not in GENERAL_SETTINGS}
+        return {"method": self.method, "hyperparameters": hyperparameters} | general
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid: what it erases, how, from which seed, and its run folder."""
+    """One run of the grid."""
 
     concepts: tuple[str, ...]
-    spec: Spec
+    spec: MethodSpec
     seed: int
     folder: Path
+    """Its run folder."""
 
     @property
     def concept(self) -> str:
+        """The concepts as one name, `apple+chair`."""
         return "+".join(self.concepts)
 
     def __str__(self) -> str:
         return f"{self.concept} {self.spec} seed {self.seed}"
 
-    def settings(self) -> Settings:
-        """What the run is unlearned with. Raises SettingError."""
-        return Settings(concepts=concepts_from(self.concepts), seed=self.seed, **self.spec.settings)
+    def settings(self) -> UnlearnSettings:
+        """Settings that the run is unlearned with; SettingError if they cannot be used."""
+        return UnlearnSettings(
+            concepts=parse_concepts(self.concepts), seed=self.seed, **self.spec.settings
+        )
 
 
 def cells_of(
     concepts: Sequence[str], methods: Sequence[str], seeds: int, out: Path
 ) -> tuple[Cell, ...]:
-    """The cells in the order they run: seed by seed, so that an early end leaves whole tables.
+    """The cells in the order they run: seed by seed, so that an interrupted grid fills whole tables.
 
-    A concept may be several joined by "+". Each entry may hold several with commas between them.
-    Raises SettingError for what no run could be made of.
+    Each entry of `concepts` and `methods` may be a list with commas; concepts joined by "+" are erased
+    in one run. Raises SettingError for what no run could use.
     """
-    words = dict.fromkeys(w.strip() for text in concepts for w in text.split(",") if w.strip())
-    # A comma before name=value goes on with the spec, any other begins the next one.
-    specs = dict.fromkeys(
-        spec_of(part.strip()) for text in methods for part in re.split(r",(?!\s*\w+=)", text)
+    names = dict.fromkeys(
+        name.strip() for text in concepts for name in text.split(",") if name.strip()
     )
-    if not words:
-        raise SettingError("--concepts: needs at least one word")
+    # A comma before name=value continues the spec, any other comma starts the next one.
+    specs = dict.fromkeys(
+        parse_spec(spec.strip()) for text in methods for spec in re.split(r",(?!\s*\w+=)", text)
+    )
+    if not names:
+        raise SettingError("needs at least one word", field="concepts")
     if not specs:
-        raise SettingError(f"--methods: needs at least one of {', '.join(METHODS)}")
+        raise SettingError(f"needs at least one of {', '.join(METHODS)}", field="methods")
     if seeds < 1:
-        raise SettingError(f"--seeds: needs at least 1, got {seeds}")
-    cells = []
-    for seed in range(seeds):
-        for spec in specs:
-            for word in words:
-                names = tuple(name.strip() for name in word.split("+"))
-                home = folder_of(None, names).name
-                folder = out / "runs" / home / str(spec).replace(":", "+").replace(",", "+")
-                cells.append(Cell(names, spec, seed, folder / f"seed-{seed}"))
+        raise SettingError(f"needs at least 1, got {seeds}", field="seeds")
+    cells = tuple(
+        _cell(tuple(word.strip() for word in name.split("+")), spec, seed, out)
+        for seed in range(seeds)
+        for spec in specs
+        for name in names
+    )
     for cell in cells:
+        _check(cell)
+    return cells
+
+
+def _cell(concepts: tuple[str, ...], spec: MethodSpec, seed: int, out: Path) -> Cell:
+    spec_folder = str(spec).replace(":", "+").replace(",", "+")
+    folder = out / "runs" / "+".join(map(slug, concepts)) / spec_folder / f"seed-{seed}"
+    return Cell(concepts, spec, seed, folder)
+
+
+def _check(cell: Cell) -> None:
+    """Raises SettingError, naming the concepts or the spec at fault, for a cell that cannot run."""
+    try:
         cell.settings()
-    return tuple(cells)
+    except SettingError as error:
+        if error.field in ("concept", "concepts"):
+            raise
+        raise SettingError(str(error), field="methods", value=cell.spec) from None
 
 
-def spec_of(text: str) -> Spec:
-    """A spec from `method` or `method:field=value,field=value`.
+def parse_spec(text: str) -> MethodSpec:
+    """Parses `method` or `method:name=value,name=value`.
 
-    Raises SettingError, with the near names, for a method or a field that there is not.
+    Raises SettingError, with similar names, for an unknown method or setting.
     """
     method, colon, rest = text.partition(":")
     if method not in METHODS:
-        raise SettingError(f"--methods {method}: unknown{_near(method, list(METHODS))}")
+        raise SettingError(
+            f"unknown{_similar(method, list(METHODS))}", field="methods", value=method
+        )
     overrides: dict[str, int | float | str] = {}
-    for part in rest.split(",") if colon else ():
-        given = re.fullmatch(r"\s*(\w+)=([\w.+-]+)\s*", part)
-        if not given:
-            raise SettingError(f"--methods {text}: needs method:field=value,field=value")
-        name, value = given.groups()
-        known = [*METHODS[method].settings(), *OWN]
+    for override in rest.split(",") if colon else ():
+        parts = re.fullmatch(r"\s*(\w+)=([\w.+-]+)\s*", override)
+        if not parts:
+            raise SettingError("needs method:name=value,name=value", field="methods", value=text)
+        name, value = parts.groups()
+        known = [*METHODS[method].hyperparameters(), *GENERAL_SETTINGS]
         if name not in known:
-            raise SettingError(f"--methods {text}: {method} has no {name}{_near(name, known)}")
-        overrides[name] = _number(value)
-        if not isinstance(overrides[name], OWN.get(name, object)):
-            raise SettingError(f"--methods {text}: {name} cannot be {value}")
-    return Spec(method, tuple(sorted(overrides.items())))
+            rule = f"{method} has no setting {name}{_similar(name, known)}"
+            raise SettingError(rule, field="methods", value=text)
+        overrides[name] = _number_or_text(value)
+        if not isinstance(overrides[name], GENERAL_SETTINGS.get(name, object)):
+            raise SettingError(f"{name} cannot be {value}", field="methods", value=text)
+    return MethodSpec(method, tuple(sorted(overrides.items())))
 
 
-def _near(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=3, cutoff=0.5)
-    return f", near: {', '.join(near)}" if near else f"; needs one of {', '.join(known)}"
+def _similar(word: str, known: list[str]) -> str:
+    similar = get_close_matches(word, known, n=3, cutoff=0.5)
+    return f", similar: {', '.join(similar)}" if similar else f"; needs one of {', '.join(known)}"
 
 
-def _number(value: str) -> int | float | str:
+def _number_or_text(value: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(value)

@@ -1,113 +1,122 @@
-"""What the cells of a grid left in their run folders, as tidy rows, and the files made of them."""
+"""The measurements of a grid's run folders, and the files made from them."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import EraseError
-from ..files import read_json, read_rows, write_text
+from ..files import write_csv, write_text
 from ..run import Run
-from ..scoring.rates import wilson
-from . import plots
+from ..run.measurements import RateComparison
+from ..run.records import Variant
+from ..scoring.stats import wilson
 from .grid import Cell
-from .markdown import markdown
-from .rows import DIVERGED, FAILED, HEADER, Row
+from .markdown import tables_markdown
+from .plots import plot_concept_counts, plot_pareto
+from .rows import COLUMNS, DIVERGED, FAILED, CellMeasure
 from .tables import Table, tables
 
+ENCODER = "text_encoder"
+"""The encoder whose training a cell reports; of SDXL's two, the first."""
 
-def rows_of(cell: Cell, images: bool = True, reason: str = "") -> list[Row]:
-    """What a cell left, as tidy rows, its images' rates on request; with a `reason`, or where it
-    cannot be read, a row that says so alone, for the rest may be of an earlier try."""
+
+def measures_of(cell: Cell, images: bool = True, reason: str = "") -> list[CellMeasure]:
+    """What a cell measured, detection rates only with `images`.
+
+    With a `reason`, or if the run folder cannot be read, a single row that states why: everything else
+    in the folder may stem from an earlier attempt.
+    """
     try:
         if not reason:
-            return [*_costs(cell), *(_detections(cell) if images else ()), *_evaluation(cell)]
+            run = Run(cell.folder)
+            return [*_costs(cell, run), *(_rates(cell, run) if images else ()), *_clip(cell, run)]
     except EraseError as error:
         reason = str(error)
-    return [_row(cell, FAILED, reason=reason)]
+    return [_measure(cell, FAILED, reason=reason)]
 
 
-def _row(cell: Cell, measure: str, **fields: Any) -> Row:
-    return Row(
-        concept=cell.concept, method=cell.spec.method, overrides=cell.spec.text, seed=cell.seed,
-        measure=measure, **fields,
+def _measure(cell: Cell, measure: str, **fields: Any) -> CellMeasure:
+    return CellMeasure(
+        concepts=cell.concepts, method=cell.spec.method, overrides=cell.spec.overrides_text,
+        seed=cell.seed, measure=measure, **fields,
     )  # fmt: skip
 
 
-def _costs(cell: Cell) -> list[Row]:
-    """What unlearning took, without the time where it was killed once and went on, and its last look
-    at the validation images that was not rolled back: before the first there is everything left."""
-    run = Run(cell.folder)
+def _costs(cell: Cell, run: Run) -> list[CellMeasure]:
+    """Costs of the unlearning, and its last validation step that was not rolled back.
+
+    The time of a resumed run is unknown. Before the first validation step the model is the original.
+    """
     if run.status("unlearn") != "done":
         return []
-    entry = run.manifest["stages"]["unlearn"]
-    ended = DIVERGED if entry["stopped"] == DIVERGED else ""
+    record, log = run.unlearned(), run.training(ENCODER)
+    result = record.encoders[ENCODER]
     rows = [
-        _row(cell, "unlearn_seconds", value=None if entry.get("resumed_at") else entry["seconds"]),
-        _row(cell, "peak_memory_mb", value=entry["peak_memory_mb"]),
-        _row(cell, "steps", value=entry["steps"], reason=ended),
+        _measure(cell, "unlearn_seconds", value=None if result.resumed_at else record.seconds),
+        _measure(cell, "peak_memory_mb", value=record.peak_memory_mb),
+        _measure(
+            cell, "steps", value=result.steps, reason=DIVERGED if result.stopped == DIVERGED else ""
+        ),
     ]
-    log = read_rows(cell.folder / "train.jsonl")
-    looks = [row for row in log if not row.get("rolled_back")]
-    for group in ("forget", "retain") if log else ():
-        value = looks[-1][f"validation_{group}"] if looks else 1.0
-        rows.append(_row(cell, f"validation_{group}", group=group, arm="erased", value=value))
+    if not log:
+        return rows
+    kept = [step for step in log if not step.rolled_back]
+    residual = kept[-1].residual_concept_similarity if kept else 1.0
+    fidelity = kept[-1].retained_fidelity if kept else 1.0
+    for measure, group, value in (
+        ("residual_concept_similarity", "forget", residual),
+        ("retained_fidelity", "retain", fidelity),
+    ):
+        rows.append(_measure(cell, measure, group=group, variant="erased", value=value))
     return rows
 
 
-def _detections(cell: Cell) -> list[Row]:
-    """The rates of the plain prompts. Those of several concepts come together; what is to stay
-    elsewhere is the same for each of them, and counts once."""
-    if Run(cell.folder).status("score") != "done":
+def _rates(cell: Cell, run: Run) -> list[CellMeasure]:
+    """Detection rates of the plain prompts, pooled over the concepts of the run.
+
+    The other prompts are the same for every concept and count once.
+    """
+    if run.status("score") != "done":
         return []
-    scored = [
-        row
-        for row in read_json(cell.folder / "scores.json")["rows"]
-        if row.get("kind") is None and row["arm"] in ("original", "erased")
-    ]
+    plain = [rates for rates in run.scores().rates if rates.kind == "plain"]
     rows = []
-    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in scored):
-        part = [row for row in scored if (row["group"], row["arm"]) == (group, arm)]
-        part = part[:1] if group == "retained_other" else part
-        found, n = (sum(row[key] for row in part) for key in ("found", "n"))
-        low, high = wilson(found, n)
-        rows.append(
-            _row(
-                cell,
-                "detection_rate",
-                group=group,
-                arm=arm,
-                value=found / n,
-                n=n,
-                low=low,
-                high=high,
-            )
-        )
+    for group in dict.fromkeys(rates.group for rates in plain):
+        own = [rates for rates in plain if rates.group == group]
+        own = own[:1] if group == "retained_other" else own
+        rows += [_pooled(cell, own, "original"), _pooled(cell, own, "erased")]
     return rows
 
 
-def _evaluation(cell: Cell) -> list[Row]:
-    path = cell.folder / "evaluation.json"
-    keys = ("group", "arm", "value", "n", "low", "high")
+def _pooled(cell: Cell, comparisons: Sequence[RateComparison], variant: Variant) -> CellMeasure:
+    rates = [c.original if variant == "original" else c.erased for c in comparisons]
+    detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
+    low, high = wilson(detected, n)
+    return _measure(
+        cell, "detection_rate", group=comparisons[0].group, variant=variant, value=detected / n, n=n,
+        low=low, high=high,
+    )  # fmt: skip
+
+
+def _clip(cell: Cell, run: Run) -> list[CellMeasure]:
+    """CLIP-side measures of the run's evaluation."""
+    evaluation = run.evaluation()
     return [
-        _row(cell, row["measure"], **{key: row[key] for key in keys})
-        for row in (read_json(path)["rows"] if path.is_file() else ())
-    ]
+        _measure(
+            cell, m.measure, group=m.set, variant=m.variant, value=m.value, n=m.n, low=m.low,
+            high=m.high,
+        )
+        for m in (evaluation.measurements if evaluation else ())
+    ]  # fmt: skip
 
 
-def write(out: Path, rows: list[Row], command: str) -> list[Table]:
-    """Writes `comparison.csv`, `comparison.md`, which names the `command`, and the pictures that the
-    rows give; returns the tables."""
-    made = tables(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    write_text(out / "comparison.csv", text.getvalue())
-    write_text(out / "comparison.md", markdown(made, rows, command))
-    plots.pareto(rows, out / "pareto.png")
-    plots.several(rows, out / "several.png")
-    return made
+def write_results(out: Path, rows: list[CellMeasure], command: str) -> list[Table]:
+    """Writes `comparison.csv`, `comparison.md`, which begins with the `command`, and the figures for
+    which there are measurements; returns the tables."""
+    filled = tables(rows)
+    write_csv(out / "comparison.csv", COLUMNS, (row.as_row() for row in rows))
+    write_text(out / "comparison.md", tables_markdown(filled, rows, command))
+    plot_pareto(rows, out / "pareto.png")
+    plot_concept_counts(rows, out / "several.png")
+    return filled

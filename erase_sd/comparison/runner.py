@@ -1,37 +1,42 @@
-"""The comparison: runs the cells of a grid that are not done, each in a process of its own."""
+"""Runs the cells of a comparison that are not done, each in its own process, and writes the results."""
 
 from __future__ import annotations
 
 import datetime
+import logging
 import multiprocessing
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import runtime
-from ..data.prompts import read_prompts
+from ..data.concept import slug
+from ..data.flickr30k import read_flickr30k
+from ..data.prompts import find_prompts, read_prompts
 from ..errors import EraseError
-from ..generation import stage as generation
-from ..models import presets
-from ..report.contact_sheet import show
-from ..run import Run, folder_of
-from ..unlearning import stage as unlearning
-from .cell import Shared, attempt, is_done
+from ..generation.settings import GenerateSettings
+from ..models.presets import Models
+from ..report.contact_sheet import contact_sheet
+from ..run import Run
+from ..run.records import Origin
+from ..runtime import Precision, Progress
+from ..unlearning.stage import origin
+from .cell import GridSetup, attempt, is_done
 from .grid import Cell, cells_of
-from .results import rows_of, write
+from .results import measures_of, write_results
 from .tables import Table
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-Progress = Callable[[int, int, str], None]
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # set by torchrun
-# Imported once, where each cell's process is forked: a quarter of a minute for each otherwise.
+# torchrun's variables; with them a cell's process would try to join the others.
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# Imported once, in the process that all cells are forked from, instead of 15 seconds in each.
 PRELOADED = [
     *(f"erase_sd.{stage}.stage" for stage in ("unlearning", "generation", "scoring", "evaluation")),
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -45,108 +50,128 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found; empty in all processes but the main one."""
+    """The result of a comparison; empty in all processes but the main one."""
 
     folder: Path
     tables: list[Table]
     failed: list[tuple[Cell, str]]
-    """Cells that have no result, and why."""
+    """Cells without results, and why."""
 
 
 def compare(
     concepts: Sequence[str],
     methods: Sequence[str],
     *,
+    models: Models,
     seeds: int,
     out: Path,
-    prompts_folder: Path,
+    prompts_folder: Path | None,
     images_per_prompt: int,
-    dtype: str,
+    dtype: Precision,
     images: bool,
-    places: dict[str, Any],
-    detector: Path | None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Runs the grid and writes `comparison.csv`, `.md` and the pictures into `out`: those of
-    `grid_results.write`, and a contact sheet of each concept.
+    """Runs the grid and writes `comparison.csv`, `comparison.md`, the figures and a contact sheet of
+    each concept into `out`.
 
-    The cells are shared out among the processes of `torchrun` (`accelerate launch` starts several on
-    GPUs alone); the main one writes when all are through. Raises an EraseError, before anything
-    starts, for what no cell could be run with; what ends one cell is a row with its reason.
+    Without a `prompts_folder` each concept's prompts are those of `find_prompts`. torchrun's processes
+    share the cells; the main one writes the results at the end. Raises EraseError, before anything
+    starts, for what no cell could run with; a cell that fails later becomes a row with its reason.
     """
     from accelerate import PartialState
 
     cells = cells_of(concepts, methods, seeds, out)
-    generation.Settings(images_per_prompt=images_per_prompt, dtype=dtype)
-    words = {word for cell in cells for word in cell.concepts}
-    prompts = {word: prompts_folder / f"{folder_of(None, (word,)).name}.txt" for word in words}
-    models = presets.resolve(**places, detector=detector)
-    # Without a word accelerate takes processes that have no accelerator for strangers. Others may wait
-    # for hours, where most of what was left to do was one process's share.
+    generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
+    prompts = _prompt_files(cells, prompts_folder)
+    # accelerate assumes GPUs unless told otherwise. A process with few cells may wait hours for another.
     state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
     with state.main_process_first():
-        origin = _origin(models)
+        start = _origin(models)
         if images:
             models.detector_file()
-            for file in (*prompts.values(), prompts_folder / "retain.txt"):
+            for file in prompts.values():
                 read_prompts(file)
-    shared = Shared(
-        places=places, models=models, origin=origin, prompts=prompts,
-        images_per_prompt=images_per_prompt, dtype=dtype, images=images,
-    )  # fmt: skip
-    reasons = _run_all(cells, shared, state, progress)
+                read_prompts(file.with_name("retain.txt"))
+    setup = GridSetup(
+        models=models, origin=start, prompts=prompts, generation=generation, images=images
+    )
+    reasons = _run_all(cells, setup, state, progress)
     if not state.is_main_process:
         return Comparison(out, [], [])
-    rows = [r for i, cell in enumerate(cells) for r in rows_of(cell, images, reasons.get(i, ""))]
-    made = write(out, rows, _command(concepts, methods, seeds, shared))
+    command = _command(concepts, methods, seeds, setup, prompts_folder)
+    return _collect(cells, reasons, images, out, command)
+
+
+def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]:
+    concepts = dict.fromkeys(concept for cell in cells for concept in cell.concepts)
+    return {
+        concept: folder / f"{slug(concept)}.txt" if folder else find_prompts(concept)
+        for concept in concepts
+    }
+
+
+def _collect(
+    cells: Sequence[Cell], reasons: dict[int, str], images: bool, out: Path, command: str
+) -> Comparison:
+    """Writes all results; `reasons` has the cells that failed, by number."""
+    rows = [
+        row for i, cell in enumerate(cells) for row in measures_of(cell, images, reasons.get(i, ""))
+    ]
+    tables = write_results(out, rows, command)
     if images:
-        _show([cell for i, cell in enumerate(cells) if i not in reasons], out)
-    return Comparison(out, made, [(cells[i], reasons[i]) for i in sorted(reasons)])
+        _write_sheets([cell for i, cell in enumerate(cells) if i not in reasons], out)
+    return Comparison(out, tables, [(cells[i], reasons[i]) for i in sorted(reasons)])
 
 
 def _run_all(
-    cells: Sequence[Cell], shared: Shared, state: PartialState, progress: Progress | None
+    cells: Sequence[Cell], setup: GridSetup, state: PartialState, progress: Progress | None
 ) -> dict[int, str]:
-    """Runs this process's share of the cells; of all processes the numbers that failed, and why."""
+    """Runs this process's share of the cells; returns the failures of all processes, by cell number."""
     from accelerate.utils import gather_object
 
-    mine = range(len(cells))[state.process_index :: state.num_processes]
+    own = range(len(cells))[state.process_index :: state.num_processes]
     failed = []
-    for done, number in enumerate(mine):
+    for done, number in enumerate(own):
         if progress and state.is_main_process:
-            progress(done, len(mine), str(cells[number]))
-        if reason := _outcome(cells[number], shared, state.local_process_index):
+            progress(done, len(own), str(cells[number]))
+        if reason := _outcome(cells[number], setup, state.local_process_index):
             failed.append((number, reason))
     if progress and state.is_main_process:
-        progress(len(mine), len(mine), "waits for the others" if state.num_processes > 1 else "")
+        waiting = "waiting for the other processes" if state.num_processes > 1 else ""
+        progress(len(own), len(own), waiting)
     return dict(gather_object(failed))
 
 
-def _origin(models: presets.Models) -> dict[str, Any]:
-    """`unlearning.origin` of what all cells have in common."""
-    from ..data.flickr30k import read
-
-    # Those of `--data synth` are made by the model, of each cell's own concepts.
-    return unlearning.origin(models, None if models.data == presets.SYNTH else read(models.pairs()))
+def _origin(models: Models) -> Origin:
+    """What all cells start from; without data if each run makes its own pairs."""
+    return origin(models, None if models.data == "synth" else read_flickr30k(models.pairs()))
 
 
-def _command(concepts: Sequence[str], methods: Sequence[str], seeds: int, shared: Shared) -> str:
-    """The words that make the same again; files and folders by their names alone."""
+def _command(
+    concepts: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    setup: GridSetup,
+    prompts_folder: Path | None,
+) -> str:
+    """The command that gives the same comparison; files and folders by name only."""
     words = ["erase-sd", "compare", "--concepts", *concepts, "--methods", *methods]
     words += ["--seeds", str(seeds)]
-    for option, value in shared.models.given.items():
+    for option, value in setup.models.overrides.items():
         for one in value if isinstance(value, list) else [value]:
             if one != "mini":
                 words += [f"--{option}", Path(one).name if Path(one).exists() else str(one)]
-    if not shared.images:
+    if not setup.images:
         return shlex.join([*words, "--skip-images"])
-    folder = next(iter(shared.prompts.values())).parent
-    words += ["--images-per-prompt", str(shared.images_per_prompt), "--dtype", shared.dtype]
-    return shlex.join([*words, "--prompts-folder", folder.name])
+    generation = setup.generation
+    words += ["--images-per-prompt", str(generation.images_per_prompt), "--dtype", generation.dtype]
+    return shlex.join(
+        [*words, *(["--prompts-folder", prompts_folder.name] if prompts_folder else [])]
+    )
 
 
-def _show(cells: Sequence[Cell], out: Path) -> None:
-    """A picture for each concept: the original's first images, and below them each spec's, of the
+def _write_sheets(cells: Sequence[Cell], out: Path) -> None:
+    """A contact sheet of each concept: the original's first images above those of every spec, of the
     first seed."""
     for concept in dict.fromkeys(cell.concept for cell in cells):
         runs = {
@@ -155,43 +180,54 @@ def _show(cells: Sequence[Cell], out: Path) -> None:
             if (cell.concept, cell.seed) == (concept, 0)
         }
         if runs:
-            show(list(runs.values()), out / f"{concept}.png", columns=8, names=list(runs))
+            path = out / f"{concept}.png"
+            contact_sheet(list(runs.values()), path, columns=8, names=list(runs))
 
 
-def _outcome(cell: Cell, shared: Shared, index: int) -> str:
-    """Runs a cell unless it is done; the reason where it fails, else nothing."""
+def _outcome(cell: Cell, setup: GridSetup, index: int) -> str:
+    """Runs a cell unless it is done; returns why it failed, or nothing."""
     try:
-        if is_done(cell, shared):
+        if is_done(cell, setup):
             return ""
     except EraseError as error:
         return str(error)
-    return _in_own_process(cell, shared, index)
+    return _in_own_process(cell, setup, index)
 
 
-def _in_own_process(cell: Cell, shared: Shared, index: int) -> str:
-    """`attempt` where the peak of memory is the cell's, and where being killed ends no other."""
-    context = multiprocessing.get_context("forkserver")
-    if runtime.device().type == "cpu":  # an accelerator's driver does not survive the fork
+def _in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
+    """`attempt` in a process of its own: peak memory is the cell's, and a killed cell ends no other."""
+    forks = os.name != "nt"
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if (
+        forks and runtime.device().type == "cpu"
+    ):  # an accelerator's driver does not survive the fork
         context.set_forkserver_preload(PRELOADED)
-    with ProcessPoolExecutor(1, context, _settle, (_environment(index),)) as pool:
+    own = (_environment(index), runtime.log.level if runtime.log.handlers else None)
+    with ProcessPoolExecutor(1, context, _settle, own) as pool:
         try:
-            return pool.submit(attempt, cell, shared).result()
+            return pool.submit(attempt, cell, setup).result()
         except BrokenProcessPool:
             return "its process was killed (out of memory?)"
 
 
 def _environment(index: int) -> dict[str, str]:
-    """This process's environment for a cell that knows one device and no other processes."""
+    """This process's environment for a cell that sees one device and no other processes."""
     import torch
 
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    environment = {n: value for n, value in os.environ.items() if n not in LAUNCHER_VARIABLES}
     if count := torch.cuda.device_count():
         devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index % count]
     return environment
 
 
-def _settle(environment: dict[str, str]) -> None:
+def _settle(environment: dict[str, str], log_level: int | None) -> None:
+    """Prepares a cell's process; it logs to stderr if the parent does."""
     os.environ.clear()
     os.environ.update(environment)
     runtime.keep_freed_memory()
+    if log_level is not None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("erase-sd: %(message)s"))
+        runtime.log.addHandler(handler)
+        runtime.log.setLevel(log_level)

@@ -1,1 +1,1 @@
-"""Caption pairs: readers, concept matching, the image-level split, prompts."""
+"""Caption pairs: dataset readers, concepts in text, the split by image, and prompts."""

@@ -1,4 +1,4 @@
-"""COCO's classes in everyday words, and which of a detector's classes a caption names."""
+"""The classes of COCO, everyday words for them, and which classes a caption names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from .concept import Concept
 
-# The 80 classes of COCO, in the order that detectors give them.
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
     "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
@@ -19,9 +18,8 @@ COCO = (
     "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+"""The 80 classes, in the order of detectors trained on COCO."""
 
-# What people call COCO's classes. A longer phrase wins over a shorter one inside it, so an "apple
-# laptop" is a laptop and no apple, and a "hot dog" no dog.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "person": ("man", "woman", "boy", "girl", "guy", "lady", "kid", "child", "human"),
     "bicycle": ("bike", "cycle"),
@@ -42,9 +40,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "refrigerator": ("fridge",),
     "hair drier": ("hair dryer",),
 }
+"""Everyday words for the classes. The longest phrase wins: an "apple laptop" is a laptop, not an
+apple, and a "hot dog" is not a dog."""
 
-# Well-known phrases in which a class's word is no such thing. Brands and makers ("apple laptop")
-# are not among them: whether they go with the fruit is for the user to say.
 COMPOUNDS: dict[str, tuple[str, ...]] = {
     "car": ("cable car", "subway car", "train car", "trolley car", "car seat", "car wash"),
     "bus": ("bus stop", "bus station", "bus shelter", "bus terminal"),
@@ -61,15 +59,29 @@ COMPOUNDS: dict[str, tuple[str, ...]] = {
     "bed": ("flower bed", "truck bed", "river bed", "creek bed", "stream bed"),
     "mouse": ("mickey mouse", "minnie mouse"),
 }
+"""Well-known phrases in which a class's word means something else. Brands ("apple laptop") are not
+listed: whether they are erased with the fruit is the user's choice."""
+
+LOOK_ALIKES = (
+    ("apple", "orange"),
+    ("bicycle", "motorcycle"),
+    ("chair", "couch"),
+    ("elephant", "cow"),
+    ("horse", "cow"),
+    ("dog", "cat"),
+    ("bus", "truck"),
+    ("tv", "laptop"),
+)
+"""Pairs of classes that people and detectors confuse."""
 
 
 def named_classes(text: str, names: Sequence[str]) -> list[str]:
-    """The classes among `names` that `text` mentions, each once, in the detector's order."""
-    words = [Concept(n, SYNONYMS.get(n, ()), COMPOUNDS.get(n, ())) for n in names]
-    spans = [(span, word.name) for word in words for span in word.spans(text)]
+    """The classes among `names` that `text` mentions, each once, in the order of `names`."""
+    classes = [Concept(n, SYNONYMS.get(n, ()), COMPOUNDS.get(n, ())) for n in names]
+    mentions = [(span, concept.name) for concept in classes for span in concept.spans(text)]
     mentioned = {
         name
-        for (start, end), name in spans
-        if not any(s <= start and end <= e and (e - s) > (end - start) for (s, e), _ in spans)
+        for (start, end), name in mentions
+        if not any(s <= start and end <= e and (e - s) > (end - start) for (s, e), _ in mentions)
     }
     return [name for name in names if name in mentioned]

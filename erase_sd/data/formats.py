@@ -1,4 +1,4 @@
-"""The five formats in which people have Flickr30K's captions; one caption a row."""
+"""The formats that Flickr30K's captions come in, each read as one row per caption."""
 
 from __future__ import annotations
 
@@ -17,88 +17,98 @@ from ..errors import DataError
 TOKEN_FILE = "results_20130124.token"  # noqa: S105
 
 
-class Row(NamedTuple):
-    """One caption: where it stands ("file:line"), its image's file name, and the image's part in
-    the dataset's own split ("train", "val" or "test"), where the format has one."""
+class CaptionRow(NamedTuple):
+    """One caption as it stands in the file."""
 
     at: str
+    """Where it is, "file:line", for error messages."""
     image: str
+    """File name of the image."""
     caption: str
     split: str | None = None
+    """The dataset's own split ("train", "val", "test") if the format has one."""
 
 
-def token(path: Path) -> Iterator[Row]:
-    """Young et al.'s own file, packed or not: `1000092795.jpg#0<TAB>caption`."""
+class CaptionFormat(NamedTuple):
+    """A caption format: what it is called, and its reader."""
+
+    title: str
+    rows: Callable[[Path], Iterator[CaptionRow]]
+
+
+def _token_rows(path: Path) -> Iterator[CaptionRow]:
+    """Young et al.'s own file, plain or gzipped: `1000092795.jpg#0<TAB>caption`."""
     for at, line in _lines(path):
         match = re.fullmatch(r"([^\t#]+)#\d+\t(.*)", line)
         if not match:
             raise DataError(f"{at}: needs `image.jpg#0<TAB>caption`, got {line[:60]!r}")
-        yield Row(at, match[1], match[2])
+        yield CaptionRow(at, match[1], match[2])
 
 
-def kaggle(path: Path) -> Iterator[Row]:
-    """`image_name| comment_number| comment`. In one row of the file that all have, white space
-    stands for the second bar."""
+def _kaggle_rows(path: Path) -> Iterator[CaptionRow]:
+    """`image_name| comment_number| comment`. One row of the published file has white space instead
+    of the second bar."""
     lines = _lines(path)
     at, header = next(lines, (f"{path}:1", ""))
     if [name.strip() for name in header.split("|")] != ["image_name", "comment_number", "comment"]:
         raise DataError(
-            f"{at}: needs `image_name| comment_number| comment` first, got {header[:60]!r}"
+            f"{at}: needs the header `image_name| comment_number| comment`, got {header[:60]!r}"
         )
     for at, line in lines:
         match = re.fullmatch(r"([^|]+)\|\s*\d+\s*(?:\||\s)([^|].*)", line)
         if not match:
             raise DataError(f"{at}: needs `image.jpg| 0| caption`, got {line[:60]!r}")
-        yield Row(at, match[1].strip(), match[2])
+        yield CaptionRow(at, match[1].strip(), match[2])
 
 
-def karpathy(path: Path) -> Iterator[Row]:
+def _karpathy_rows(path: Path) -> Iterator[CaptionRow]:
     """Karpathy's `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`."""
     try:
         images = list(json.loads(_text(path))["images"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{path}: no JSON object with a list of `images`") from None
+        raise DataError(f"{path}: needs a JSON object with a list of `images`") from None
     for number, image in enumerate(images):
         at = f"{path}: image {number}"
         try:
             captions = [sentence["raw"] for sentence in image["sentences"]]
-            yield from _of_one(at, image["filename"], captions, image["split"])
+            yield from _rows_of_image(at, image["filename"], captions, image["split"])
         except (KeyError, TypeError):
             raise DataError(f"{at}: needs `filename`, `split` and `sentences` with `raw`") from None
 
 
-def hub(path: Path) -> Iterator[Row]:
-    """The model hub's CSV: columns `raw`, a JSON list of captions, `filename` and `split`."""
+def _hub_rows(path: Path) -> Iterator[CaptionRow]:
+    """The model hub's CSV: columns `raw` (a JSON list of captions), `filename` and `split`."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     try:
         for record in reader:
             at = f"{path}:{reader.line_num}"
             captions = json.loads(record["raw"])
-            yield from _of_one(at, record["filename"], captions, record["split"])
+            yield from _rows_of_image(at, record["filename"], captions, record["split"])
     except (KeyError, TypeError, json.JSONDecodeError, csv.Error):
         raise DataError(
             f"{path}:{reader.line_num}: needs columns raw (a JSON list), filename and split"
         ) from None
 
 
-def _of_one(at: str, image: Any, captions: Any, split: Any) -> Iterator[Row]:
+def _rows_of_image(at: str, image: Any, captions: Any, split: Any) -> Iterator[CaptionRow]:
+    """Rows of one image. Raises TypeError if a value is not text."""
     if not isinstance(captions, list) or not all(
         isinstance(value, str) for value in (image, split, *captions)
     ):
         raise TypeError
     for caption in captions:
-        yield Row(at, image, caption, split)
+        yield CaptionRow(at, image, caption, split)
 
 
-def entities(folder: Path) -> Iterator[Row]:
-    """Flickr30K Entities: a file an image, `[/EN#1/people Two men] sit .` a line."""
+def _entities_rows(folder: Path) -> Iterator[CaptionRow]:
+    """Flickr30K Entities: one file per image with lines `[/EN#1/people Two men] sit .`"""
     for path in sorted(folder.glob("*.txt"), key=lambda path: (len(path.stem), path.stem)):
         for at, line in _lines(path):
             caption = re.sub(r"\[/EN#\d+(?:/\S+)? ([^\[\]]*)\]", r"\1", line)
             if "[/EN#" in caption:
                 raise DataError(f"{at}: needs `[/EN#1/people Two men] ...`, got {line[:60]!r}")
             if caption.strip():
-                yield Row(at, f"{path.stem}.jpg", caption)
+                yield CaptionRow(at, f"{path.stem}.jpg", caption)
 
 
 def _bytes(path: Path) -> bytes:
@@ -108,7 +118,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged, cannot be unpacked ({error})") from None
+        raise DataError(f"{path}: damaged, cannot be decompressed ({error})") from None
 
 
 def _text(path: Path) -> str:
@@ -119,6 +129,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of every line."""
     for number, raw in enumerate(_bytes(path).splitlines(), 1):
         at = f"{path}:{number}"
         try:
@@ -127,13 +138,13 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             raise DataError(f"{at}: not UTF-8") from None
 
 
-# By the name of the file or folder in lower case. Where several lie side by side, the first is
-# read: those with a split of their own come first.
-FORMATS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
-    "dataset_flickr30k.json": ("Karpathy's JSON", karpathy),
-    "flickr_annotations_30k.csv": ("the hub's CSV", hub),
-    TOKEN_FILE: ("the token file", token),
-    f"{TOKEN_FILE}.gz": ("the token file, packed", token),
-    "results.csv": ("Kaggle's CSV", kaggle),
-    "sentences": ("Flickr30K Entities", entities),
+FORMATS: dict[str, CaptionFormat] = {
+    "dataset_flickr30k.json": CaptionFormat("Karpathy's JSON", _karpathy_rows),
+    "flickr_annotations_30k.csv": CaptionFormat("the hub's CSV", _hub_rows),
+    TOKEN_FILE: CaptionFormat("the token file", _token_rows),
+    f"{TOKEN_FILE}.gz": CaptionFormat("the token file, gzipped", _token_rows),
+    "results.csv": CaptionFormat("Kaggle's CSV", _kaggle_rows),
+    "sentences": CaptionFormat("Flickr30K Entities", _entities_rows),
 }
+"""Formats by file or folder name in lower case. Of several in one folder the first is read: those
+with a split of their own come first."""

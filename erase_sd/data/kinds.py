@@ -1,53 +1,52 @@
-"""Kinds of prompts beside the plain ones, told by their files: `prompts/<concept>.<kind>.txt`."""
+"""Kinds of prompts, by the names of their files: `prompts/<concept>.<kind>.txt`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from ..errors import SettingError
+from .concept import slug
+from .pair import PROMPT_KINDS, PromptKind
 
-Kind = Literal["synonym", "name-free", "look-alike", "other-sense"]
-KINDS: tuple[Kind, ...] = ("synonym", "name-free", "look-alike", "other-sense")
-MEANT: tuple[Kind, ...] = ("synonym", "name-free")
-"""Of these the concept is what is meant, though its own word is not there."""
+CONCEPT_KINDS: tuple[PromptKind, ...] = ("synonym", "name-free")
+"""Kinds whose prompts mean the concept without its own word."""
+_FILE_KINDS = tuple(kind for kind in PROMPT_KINDS if kind != "plain")
 
 
-def read_name(prompts: str) -> tuple[str, Kind | None]:
-    """Concept and kind, of a prompt file's name less `.txt`: `apple.synonym`; None: a plain file."""
-    concept, _, last = prompts.rpartition(".")
-    for kind in KINDS:
-        if concept and kind == last:
+def parse_prompt_file_name(stem: str) -> tuple[str, PromptKind]:
+    """Concept and kind of a prompt file, from its name without `.txt`: `apple.synonym`, `apple`."""
+    concept, _, suffix = stem.rpartition(".")
+    for kind in _FILE_KINDS:
+        if concept and kind == suffix:
             return concept, kind
-    return prompts, None
+    return stem, "plain"
 
 
-def is_of(concept: str, name: str) -> bool:
-    """Whether a file named after `concept` is that of `name`: `hot-dog` is of "hot dog"."""
-    return _words(concept) == _words(name)
+def names_concept(file_concept: str, name: str) -> bool:
+    """Whether a file's concept is the concept `name`: `hot-dog` is "hot dog"."""
+    return slug(file_concept) == slug(name)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+def kind_files_beside(files: Sequence[Path]) -> list[Path]:
+    """The kind files in the same folders as plain prompt files. Raises SettingError if there are none."""
+    places = [path.with_name(f"{path.stem}.{kind}.txt") for path in files for kind in _FILE_KINDS]
+    present = [path for path in places if path.is_file()]
+    if not present:
+        raise SettingError(
+            f"needs one of {', '.join(map(str, places))}; there is none", field="kinds"
+        )
+    return present
 
 
-def beside(prompts: Sequence[Path]) -> list[Path]:
-    """The kind files that lie beside prompt files. Raises SettingError where there is none."""
-    places = [path.with_name(f"{path.stem}.{kind}.txt") for path in prompts for kind in KINDS]
-    found = [path for path in places if path.is_file()]
-    if not found:
-        raise SettingError(f"--kinds: needs one of {', '.join(map(str, places))}; there is none")
-    return found
-
-
-def check(prompts: Iterable[Path], concepts: Sequence[str]) -> None:
-    """SettingError for a kind file that is named after none of the run's `concepts`."""
-    for path in prompts:
-        concept, kind = read_name(path.stem)
-        if kind and not any(is_of(concept, name) for name in concepts):
+def check_kind_files(files: Iterable[Path], concept_names: Sequence[str]) -> None:
+    """Raises SettingError for a kind file whose concept is not among `concept_names`."""
+    for path in files:
+        concept, kind = parse_prompt_file_name(path.stem)
+        if kind != "plain" and not any(names_concept(concept, name) for name in concept_names):
             raise SettingError(
-                f"--prompts {path}: its {kind} prompts are of none of the run's concepts; needs "
-                f"<concept>.{kind}.txt, concept one of {', '.join(concepts)}"
+                f"{kind} prompts of {concept}, which the run does not erase; needs "
+                f"<concept>.{kind}.txt with <concept> one of {', '.join(concept_names)}",
+                field="prompts",
+                value=path,
             )

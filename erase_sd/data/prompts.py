@@ -1,39 +1,77 @@
-"""Prompt files: one prompt a line, UTF-8; also from the captions of a dataset."""
+"""Prompt files: one prompt per line, UTF-8; read, found by concept, or written from a dataset."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import DataError, SettingError
 from ..files import write_text
-from .concept import Concept
-from .flickr30k import Captioned, Dataset
-from .split import PARTS, Part, ranked, split
+from .concept import Concept, slug
+from .flickr30k import CaptionedImage, Dataset
+from .kinds import CONCEPT_KINDS, names_concept, parse_prompt_file_name
+from .pair import CaptionPair, ConceptSet, Split
+from .split import hash_order, split_by_concept
+
+PROMPTS_FOLDER = Path("prompts")
+"""Where prompt files are written and found, in the working directory."""
+_PACKAGE = Path(__file__).parents[1]
 
 
-def read_prompts(path: Path) -> list[str]:
+def find_prompts(concept: str) -> Path:
+    """The prompt file of a concept: the working directory's, else the one that comes with erase-sd.
+
+    Raises DataError if there is neither.
+    """
+    own = PROMPTS_FOLDER / f"{slug(concept)}.txt"
+    for folder in (Path(), _PACKAGE, _PACKAGE.parent):  # the last one in a checkout
+        if (folder / own).is_file():
+            return folder / own
+    raise DataError(
+        "no such file; write it, one prompt per line, or name another", field="prompts", value=own
+    )
+
+
+def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPair]:
     """The prompts of a file, without blank lines and lines that begin with `#`.
 
-    Raises DataError where the file is missing, not UTF-8, or holds none.
+    The file's name gives kind and concept (`apple.synonym.txt`), `concepts` what each prompt
+    mentions. Raises DataError if the file is missing, not UTF-8, or holds no prompts.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"--prompts {path}: no such file") from None
+        raise DataError("no such file", field="prompts", value=path) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"--prompts {path}: not UTF-8 (byte {error.start})") from None
+        rule = f"not UTF-8 (byte {error.start})"
+        raise DataError(rule, field="prompts", value=path) from None
     lines = [line.strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise DataError(f"--prompts {path}: holds no prompt; needs one a line")
-    return prompts
+        rule = "holds no prompt; needs at least one, each on its own line"
+        raise DataError(rule, field="prompts", value=path)
+    return [_pair(prompt, path.stem, concepts) for prompt in prompts]
 
 
-def from_data(
+def _pair(prompt: str, stem: str, concepts: Sequence[Concept]) -> CaptionPair:
+    file_concept, kind = parse_prompt_file_name(stem)
+    mentions = tuple(c.name for c in concepts if c.in_text(prompt))
+    of = (c.name for c in concepts if names_concept(file_concept, c.name))
+    shows_concept = kind in CONCEPT_KINDS or (kind == "plain" and bool(mentions))
+    return CaptionPair(
+        caption=prompt,
+        image=None,
+        mentions=mentions,
+        set="forget" if shows_concept else "retain",
+        split="held-out",
+        kind=kind,
+        concept=None if kind == "plain" else next(of, file_concept),
+    )
+
+
+def write_prompts(
     data: Dataset,
     concepts: Sequence[Concept],
     out: Path,
@@ -41,57 +79,59 @@ def from_data(
     seed: int,
     fits: Callable[[str], bool],
     retain: bool = False,
-    part: Part = "held-out",
+    split: Split = "held-out",
 ) -> dict[Path, int]:
-    """Writes at most `n` captions of a part that mention a concept, one an image, all different.
+    """Writes up to `n` captions of one split that mention a concept; returns the number per file.
 
-    They are the first that fit the model, in the order of a hash of seed and image; the split is
-    unlearning's own. With `retain`, a `retain.txt` beside them gets captions of
-    images that mention none. A line that begins with `#` says where they come from. Returns how
-    many prompts each file got.
+    At most one caption per image, no two alike, each within the context length (`fits`), images in
+    the order of a hash of seed and name. With `retain`, a `retain.txt` beside `out` gets captions of
+    images without a concept. The first line, a comment, records the source.
 
-    Raises SettingError for `n` below 1, for a part that there is not, and for a file that is there
-    and holds anything else, and DataError where there is no such caption.
+    Raises SettingError for an existing file with other content, DataError if no caption qualifies.
     """
+    retain_file = out.with_name("retain.txt")
     if n < 1:
-        raise SettingError(f"--n: needs at least 1, got {n}")
-    if part not in PARTS:
-        raise SettingError(f"--part {part}: unknown; needs one of {', '.join(PARTS)}")
-    sides = split(data.items, concepts)
-    wanted = [(out, sides.forget, concepts)]
+        raise SettingError(f"needs at least 1, got {n}", field="n")
+    if retain and retain_file == out:
+        raise SettingError("is for the retain prompts; needs another name", field="out", value=out)
+    sets = split_by_concept(data.items, concepts)
+    wanted: dict[Path, tuple[ConceptSet, Sequence[Concept]]] = {out: ("forget", concepts)}
     if retain:
-        wanted.append((out.with_name("retain.txt"), sides.retain, ()))
-    if len({path for path, _, _ in wanted}) < len(wanted):
-        raise SettingError(f"--out {out}: is where --retain writes; needs another name")
-    made: dict[Path, list[str]] = {}
-    for path, side, mentioned in wanted:
-        made[path] = _choose(ranked(side[part], seed), mentioned, n, fits)
-        if not made[path]:
-            raise DataError(f"--data {data.folder}: no {part} caption for {path.name} fits")
-    source = {
+        wanted[retain_file] = ("retain", ())
+    chosen: dict[Path, list[str]] = {}
+    texts: dict[Path, str] = {}
+    for path, (concept_set, mentioned) in wanted.items():
+        images = hash_order(sets.images(concept_set, split), seed)
+        chosen[path] = _choose(images, mentioned, n, fits)
+        if not chosen[path]:
+            rule = f"no {split} caption for {path.name} is within the context length"
+            raise DataError(rule, field="data", value=data.folder)
+        source = _source(data, concepts) | {"seed": seed, "set": concept_set, "split": split}
+        header = json.dumps(source | {"count": len(chosen[path])})
+        texts[path] = "\n".join([f"# {header}", *chosen[path], ""])
+    _write_new(texts)
+    return {path: len(prompts) for path, prompts in chosen.items()}
+
+
+def _source(data: Dataset, concepts: Sequence[Concept]) -> dict[str, object]:
+    """Where captions come from; no absolute path, so that the file can be shared."""
+    return {
         "folder": data.folder.resolve().name,
         "file": data.source.relative_to(data.folder).as_posix(),
         "digest": data.digest,
         "concepts": [asdict(concept) for concept in concepts],
-        "seed": seed,
     }
-    texts = {}
-    for path, prompts in made.items():
-        side_of = "forget" if path == out else "retain"
-        header = json.dumps(source | {"part": f"{side_of}, {part}", "count": len(prompts)})
-        texts[path] = "\n".join([f"# {header}", *prompts, ""])
-        if path.exists() and path.read_bytes() != texts[path].encode():
-            raise SettingError(f"--out {path}: is there and holds something else; needs a new name")
-    for path, text in texts.items():
-        write_text(path, text)
-    return {path: len(prompts) for path, prompts in made.items()}
 
 
 def _choose(
-    items: Sequence[Captioned], concepts: Sequence[Concept], n: int, fits: Callable[[str], bool]
+    images: Sequence[CaptionedImage],
+    concepts: Sequence[Concept],
+    n: int,
+    fits: Callable[[str], bool],
 ) -> list[str]:
+    """The first suitable caption of each image, up to `n`; it mentions a concept if there are any."""
     chosen: dict[str, str] = {}
-    for item in items:
+    for item in images:
         for text in item.captions:
             if concepts and not any(concept.in_text(text) for concept in concepts):
                 continue
@@ -103,9 +143,11 @@ def _choose(
     return list(chosen.values())
 
 
-def held_out(text: str) -> bool:
-    """Whether a caption that a grammar makes is kept from training: one in ten, by its hash.
-
-    So it can be a prompt whatever grammar made it: no other may use it either.
-    """
-    return zlib.crc32(text.lower().encode()) % 10 == 0
+def _write_new(texts: dict[Path, str]) -> None:
+    """Writes all files, or none if one exists with other content."""
+    for path, text in texts.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            rule = "exists with other content; needs a new name"
+            raise SettingError(rule, field="out", value=path)
+    for path, text in texts.items():
+        write_text(path, text)

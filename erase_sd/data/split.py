@@ -1,104 +1,135 @@
-"""Forget and retain, each parted into train, validation and held-out, by image."""
+"""Forget and retain sets of a dataset, each split into train, validation and held-out, by image."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ..errors import DataError
 from .concept import Concept
-from .flickr30k import PARTS as PARTS
-from .flickr30k import Captioned, Dataset
-from .flickr30k import Part as Part
+from .flickr30k import CaptionedImage, Dataset
+from .pair import CONCEPT_SETS, SPLITS, CaptionPair, ConceptSet, Split
 
-LEAST = 10  # images that a part of the dataset's own split needs, to be a measure of anything
+MIN_SPLIT_IMAGES = 10
+"""Images that each of the dataset's own splits needs to give stable measures."""
 
 
-def parts_of(items: Sequence[Captioned]) -> dict[Part, tuple[Captioned, ...]]:
-    """The dataset's own parts, where each has at least LEAST of the images; ours otherwise.
+def assign_splits(items: Sequence[CaptionedImage]) -> dict[Split, tuple[CaptionedImage, ...]]:
+    """The dataset's own splits if each has at least MIN_SPLIT_IMAGES images, else ours.
 
-    Ours: 70 / 10 / 20 % of the images, in the order of a hash of the name; each at least one. The
-    paper's 70 / 30, of whose 30 a third chooses and two thirds report. With fewer than three images
-    a part stays empty. It takes no seed: runs that erase the same concepts hold out the same images,
-    so the same prompts are held out from all of them.
+    Ours: 70 / 10 / 20 % of the images in the order of a hash of their names (the paper's 70 / 30,
+    a third of whose 30 selects and two thirds report), at least one image each; of fewer than three
+    images none are left for training. No seed: all runs that erase the same concepts hold out the
+    same images, hence the same prompts.
     """
-    own = {part: tuple(item for item in items if item.part == part) for part in PARTS}
-    if min(len(inside) for inside in own.values()) >= LEAST:
+    own = {split: tuple(item for item in items if item.split == split) for split in SPLITS}
+    if min(map(len, own.values())) >= MIN_SPLIT_IMAGES:
         return own
-    order = ranked(items)
+    order = hash_order(items)
     validation, held_out = max(1, round(len(items) * 0.1)), max(1, round(len(items) * 0.2))
     train = max(len(items) - validation - held_out, 0)
     bounds = (0, train, train + validation, len(items))
-    return {part: tuple(order[i:j]) for part, i, j in zip(PARTS, bounds, bounds[1:], strict=False)}
+    return {s: tuple(order[i:j]) for s, i, j in zip(SPLITS, bounds, bounds[1:], strict=False)}
 
 
-def ranked(items: Iterable[Captioned], seed: int = 0) -> list[Captioned]:
-    """The images in the order of a hash of seed and name."""
+def hash_order(items: Iterable[CaptionedImage], seed: int = 0) -> list[CaptionedImage]:
+    """Images in the order of a hash of seed and name."""
     return sorted(items, key=lambda i: hashlib.sha256(f"{seed}/{i.image}".encode()).digest())
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images that mention a concept in any caption, and those that do in none."""
+class ConceptSets:
+    """Forget set (images with a concept in any caption) and retain set (all others), by split."""
 
-    forget: dict[Part, tuple[Captioned, ...]]
-    retain: dict[Part, tuple[Captioned, ...]]
+    by_split: Mapping[tuple[ConceptSet, Split], tuple[CaptionedImage, ...]]
+    mentions: Mapping[str, tuple[tuple[str, ...], ...]]
+    """By image name: the names of the concepts that each caption mentions."""
+
+    def images(self, concept_set: ConceptSet, split: Split) -> tuple[CaptionedImage, ...]:
+        """Images of one set and split."""
+        return self.by_split[concept_set, split]
+
+    def pairs(self, concept_set: ConceptSet, split: Split) -> tuple[CaptionPair, ...]:
+        """Caption pairs of one set and split, image by image."""
+        return tuple(
+            CaptionPair(
+                caption=caption, image=item.image, mentions=mentions, set=concept_set, split=split
+            )
+            for item in self.images(concept_set, split)
+            for caption, mentions in zip(item.captions, self.mentions[item.image], strict=True)
+        )
+
+    def present(self, data: Dataset) -> ConceptSets:
+        """The sets without missing image files. Raises DataError if that empties a split."""
+        if not data.missing:
+            return self
+        present = {
+            key: tuple(item for item in items if item.image in data.files)
+            for key, items in self.by_split.items()
+        }
+        for (concept_set, split), items in present.items():
+            if not items:
+                raise DataError(
+                    f"{len(data.missing)} of {len(data.items)} images are missing, first "
+                    f"{data.missing[0]}; the {split} split of the {concept_set} set needs one",
+                    field="data",
+                    value=data.folder,
+                )
+        return replace(self, by_split=present)
 
 
-def split(items: Iterable[Captioned], concepts: Sequence[Concept]) -> Split:
-    """Splits by image, never by caption.
+def split_by_concept(items: Iterable[CaptionedImage], concepts: Sequence[Concept]) -> ConceptSets:
+    """Divides images, never single captions, into forget and retain set.
 
-    Raises DataError where a side or a part of it is empty, and lists the near words where a
-    concept occurs in no caption.
+    Raises DataError if a set has fewer than three images, or a concept occurs in no caption; then
+    the message suggests words that do.
     """
     items = list(items)
-    for concept in concepts:
-        if not any(concept.in_text(c) for item in items for c in item.captions):
-            raise DataError(_unknown(concept, items))
-    forget = [i for i in items if any(c.in_text(t) for c in concepts for t in i.captions)]
-    inside = set(forget)
-    retain = [item for item in items if item not in inside]
-    names = ", ".join(concept.name for concept in concepts)
-    if not retain:
-        raise DataError(f"concept {names}: every image mentions it, nothing is left to retain")
-    for side, title in ((forget, "forget"), (retain, "retain")):
-        if len(side) < 3:
-            raise DataError(f"concept {names}: only {len(side)} {title} images; needs at least 3")
-    return Split(parts_of(forget), parts_of(retain))
-
-
-def with_images(sides: Split, data: Dataset) -> Split:
-    """`sides` without the images that are missing. Raises DataError where a part has none left."""
-    if not data.missing:
-        return sides
-    left = Split(
-        *(
-            {p: tuple(i for i in side[p] if i.image in data.files) for p in PARTS}
-            for side in (sides.forget, sides.retain)
+    mentions = {
+        item.image: tuple(
+            tuple(c.name for c in concepts if c.in_text(caption)) for caption in item.captions
         )
-    )
-    for title, side in (("forget", left.forget), ("retain", left.retain)):
-        for part in PARTS:
-            if not side[part]:
-                raise DataError(
-                    f"--data {data.folder}: {len(data.missing)} of {len(data.items)} images are "
-                    f"missing, first {data.missing[0]}; none is left to {title} ({part})"
-                )
-    return left
+        for item in items
+    }
+    mentioned = {name for captions in mentions.values() for names in captions for name in names}
+    for concept in concepts:
+        if concept.name not in mentioned:
+            raise _unknown_concept(concept, items)
+    forget = [item for item in items if any(mentions[item.image])]
+    retain = [item for item in items if not any(mentions[item.image])]
+    _check_sizes(forget, retain, ", ".join(concept.name for concept in concepts))
+    by_set = {"forget": assign_splits(forget), "retain": assign_splits(retain)}
+    by_split = {(s, split): by_set[s][split] for s in CONCEPT_SETS for split in SPLITS}
+    return ConceptSets(by_split, mentions)
 
 
-def _unknown(concept: Concept, items: list[Captioned]) -> str:
+def _check_sizes(
+    forget: Sequence[CaptionedImage], retain: Sequence[CaptionedImage], names: str
+) -> None:
+    if not retain:
+        rule = "every image mentions it; needs images without it for the retain set"
+        raise DataError(rule, field="concept", value=names)
+    for concept_set, items in (("forget", forget), ("retain", retain)):
+        if len(items) < 3:
+            rule = f"the {concept_set} set needs at least 3 images, got {len(items)}"
+            raise DataError(rule, field="concept", value=names)
+
+
+def _unknown_concept(concept: Concept, items: Sequence[CaptionedImage]) -> DataError:
     words = Counter(
         word
         for item in items
-        for c in item.captions
-        for word in re.findall(r"[^\W\d_]{3,}", c.lower())
+        for caption in item.captions
+        for word in re.findall(r"[^\W\d_]{3,}", caption.lower())
     )
     near = get_close_matches(concept.name.lower(), words, n=5, cutoff=0.6)
-    some = near or [word for word, _ in words.most_common(25)[-5:]]
-    hint = f"{'near words' if near else 'words'} there: {', '.join(some)}"
-    return f"--concept {concept.name}: in no caption of the data; {hint}"
+    hint = (
+        f"near words there: {', '.join(near)}"
+        if near
+        else f"words there: {', '.join(word for word, _ in words.most_common(25)[-5:])}"
+    )
+    return DataError(f"in no caption of the data; {hint}", field="concept", value=concept.name)

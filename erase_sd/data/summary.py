@@ -1,4 +1,4 @@
-"""What a Flickr30K folder holds of a concept, before anything is unlearned from it."""
+"""What a Flickr30K folder holds about a concept, before anything is unlearned."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .concept import Concept
-from .flickr30k import Captioned, Dataset
-from .split import PARTS, Part, split
+from .flickr30k import Dataset
+from .pair import SPLITS, ConceptSet, Split
+from .split import ConceptSets, split_by_concept
 
 EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Side:
-    """Images of one side, by part; those of them whose file is there; and a few captions."""
+class SetSummary:
+    """Images of the forget or the retain set."""
 
-    images: dict[Part, int]
-    images_there: dict[Part, int]
-    split: str
+    images: dict[Split, int]
+    """Images by split."""
+    images_present: dict[Split, int]
+    """Those whose file exists."""
+    own_split: bool
+    """Whether the set follows the dataset's own split rather than ours."""
     examples: list[str]
+    """A few training captions."""
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Counts of a folder's captions and images. Lengths are in tokens, start and end included."""
+class DatasetSummary:
+    """Counts of a folder's captions and images. Lengths are in tokens, with start and end tokens."""
 
     folder: str
     file: str
@@ -35,31 +40,34 @@ class Summary:
     images: int
     captions: int
     mentions: int
+    """Captions that mention a concept."""
     missing_images: int
     first_missing: str | None
     shortest: int
     median: float
     longest: int
-    room: int
+    context_length: int
+    """Most tokens that the model reads."""
     too_long: int
-    forget: Side
-    retain: Side
+    """Captions with more tokens than that."""
+    forget: SetSummary
+    retain: SetSummary
 
 
 def summarize(
     data: Dataset,
     concepts: Sequence[Concept],
-    lengths: Callable[[list[str]], list[int]],
-    room: int,
-) -> Summary:
-    """Counts `data`; `lengths` gives captions' tokens, `room` is the most that the model takes.
+    token_counts: Callable[[list[str]], list[int]],
+    context_length: int,
+) -> DatasetSummary:
+    """Counts what `data` holds; `token_counts` gives the number of tokens of each caption.
 
-    Raises DataError where the concepts leave nothing to forget or to retain.
+    Raises DataError if the concepts leave the forget or the retain set without images.
     """
-    sides = split(data.items, concepts)
+    sets = split_by_concept(data.items, concepts)
     texts = [caption for item in data.items for caption in item.captions]
-    tokens = lengths(texts)
-    return Summary(
+    tokens = token_counts(texts)
+    return DatasetSummary(
         folder=str(data.folder),
         file=data.source.relative_to(data.folder).as_posix(),
         format=data.format,
@@ -67,57 +75,58 @@ def summarize(
         concepts=[concept.name for concept in concepts],
         images=len(data.items),
         captions=len(texts),
-        mentions=sum(any(c.in_text(text) for c in concepts) for text in texts),
+        mentions=sum(bool(names) for captions in sets.mentions.values() for names in captions),
         missing_images=len(data.missing),
         first_missing=data.missing[0] if data.missing else None,
         shortest=min(tokens),
         median=statistics.median(tokens),
         longest=max(tokens),
-        room=room,
-        too_long=sum(length > room for length in tokens),
-        forget=_side(data, sides.forget, concepts),
-        retain=_side(data, sides.retain, ()),
+        context_length=context_length,
+        too_long=sum(count > context_length for count in tokens),
+        forget=_summarize_set(data, sets, "forget"),
+        retain=_summarize_set(data, sets, "retain"),
     )
 
 
-def _side(
-    data: Dataset,
-    parts: dict[Part, tuple[Captioned, ...]],
-    concepts: Sequence[Concept],
-) -> Side:
-    """A side's counts; its examples mention one of `concepts`, where there are any."""
-    own = all(item.part == part for part in PARTS for item in parts[part])
-    return Side(
-        images={part: len(parts[part]) for part in PARTS},
-        images_there={part: sum(i.image in data.files for i in parts[part]) for part in PARTS},
-        split="the dataset's own" if own else "ours",
-        examples=[
-            next(t for t in item.captions if not concepts or any(c.in_text(t) for c in concepts))
-            for item in parts["train"][:EXAMPLES]
-        ],
+def _summarize_set(data: Dataset, sets: ConceptSets, concept_set: ConceptSet) -> SetSummary:
+    by_split = {split: sets.images(concept_set, split) for split in SPLITS}
+    examples: dict[str, str] = {}
+    for pair in sets.pairs(concept_set, "train"):
+        if pair.image and (pair.mentions or concept_set == "retain"):
+            examples.setdefault(pair.image, pair.caption)
+    return SetSummary(
+        images={split: len(items) for split, items in by_split.items()},
+        images_present={s: sum(i.image in data.files for i in by_split[s]) for s in SPLITS},
+        own_split=all(item.split == split for split in SPLITS for item in by_split[split]),
+        examples=list(examples.values())[:EXAMPLES],
     )
 
 
-def cells(summary: Summary) -> list[tuple[str, str]]:
-    """A line for each thing that a person would ask: what, and how much."""
+def summary_lines(summary: DatasetSummary) -> list[tuple[str, str]]:
+    """The summary as lines of a table: name and value."""
     s = summary
-    there = f"{s.images - s.missing_images:,} of {s.images:,}"
+    present = f"{s.images - s.missing_images:,} of {s.images:,}"
     if s.first_missing:
-        there += f"; {s.missing_images:,} missing, first {s.first_missing}"
+        present += f"; {s.missing_images:,} missing, first {s.first_missing}"
     lines = [
         ("captions in", f"{s.file} ({s.format})"),
         ("captions", f"{s.captions:,} of {s.images:,} images"),
-        ("images there", there),
-        ("tokens a caption", f"{s.shortest} to {s.longest}, median {s.median:g}"),
-        ("longer than the model", f"{s.too_long:,} captions have more than {s.room} tokens"),
+        ("image files", present),
+        ("tokens per caption", f"{s.shortest} to {s.longest}, median {s.median:g}"),
+        ("over the context length", f"{s.too_long:,} captions have over {s.context_length} tokens"),
         ("mentions", f"{s.mentions:,} captions mention {' or '.join(s.concepts)}"),
     ]
-    for title, side in (("forget", s.forget), ("retain", s.retain)):
-        counts = ", ".join(f"{count:,} {part}" for part, count in side.images.items())
-        lines.append((f"{title} images", f"{sum(side.images.values()):,}: {counts}; {side.split}"))
+    sets = (("forget", s.forget), ("retain", s.retain))
+    for title, images in sets:
+        split = "the dataset's own split" if images.own_split else "our split"
+        lines.append((f"{title} images", f"{_counts(images.images)}; {split}"))
         if s.missing_images:
-            present = ", ".join(f"{count:,} {part}" for part, count in side.images_there.items())
-            lines.append(("  of them there", f"{sum(side.images_there.values()):,}: {present}"))
-    for title, side in (("forget", s.forget), ("retain", s.retain)):
-        lines += [(f"{title}, for example", example) for example in side.examples]
-    return lines
+            lines.append(("  with a file", _counts(images.images_present)))
+    return lines + [
+        (f"{title} example", text) for title, images in sets for text in images.examples
+    ]
+
+
+def _counts(images: dict[Split, int]) -> str:
+    by_split = ", ".join(f"{count:,} {split}" for split, count in images.items())
+    return f"{sum(images.values()):,}: {by_split}"

@@ -1,1 +1,1 @@
-"""YOLOv5 on images, in a process of its own."""
+"""YOLOv5 on images, in a child process."""

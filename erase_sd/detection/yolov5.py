@@ -1,7 +1,7 @@
-"""YOLOv5 from a file, both kinds: the original, anchor-based, and ultralytics' anchor-free.
+"""YOLOv5 from a file, both generations: the original, anchor-based, and ultralytics' anchor-free.
 
-The layers are ultralytics', the anchor head is ours. ultralytics is imported where a model is built,
-so only the processes that detect ever do.
+The layers are ultralytics', the anchor head is ours. ultralytics is imported only when a model is
+built, so only in the processes that detect.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..models import unpickle as pickled
+from ..errors import ModelError, reason
+from ..models import unpickle
 
-SIZE = 640  # pixels; YOLOv5's own for its .pt files
+DEFAULT_SIZE = 640  # pixels; what YOLOv5's .pt files are trained at
 SCALES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}  # by the channels of the first layer
 STRIDES = (8, 16, 32)
 EXPECTED = "YOLOv5 n, s, m, l or x for detection, release 6 or later"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model as it lay in its file.
+class LoadedDetector:
+    """A YOLOv5 as stored in its file.
 
-    `model` maps images (n, 3, height, width), 0-1, to (n, 4 + classes, boxes): centre, width and
-    height in pixels of the input, and each class's probability, 0-1.
+    `model` maps images (n, 3, height, width), 0-1, to (n, 4 + classes, boxes): center, width and
+    height in pixels of the input, and the probability of each class, 0-1.
     """
 
     model: nn.Module
     names: list[str]
     size: int
-    """Pixels, the side of the square it is meant to look at."""
+    """Side of the square that the model was trained on, pixels."""
     kind: str
     """Such as "yolov5n anchor-based"."""
 
 
 class AnchorHead(nn.Module):
-    """The head of YOLOv5 release 6 (Jocher et al. 2020, `Detect` of its `models/yolo.py`).
+    """The head of YOLOv5 release 6 (Jocher et al. 2020, `Detect` in its `models/yolo.py`).
 
-    A 1x1 convolution a level gives for each cell and anchor (x, y, w, h, objectness, classes):
-    centre (2 sigmoid - 0.5 + cell) stride, size (2 sigmoid)^2 anchor stride, probability
+    A 1x1 convolution per level gives (x, y, w, h, objectness, classes) for each cell and anchor:
+    center (2 sigmoid - 0.5 + cell) stride, size (2 sigmoid)^2 anchor stride, probability
     objectness x class.
     """
 
@@ -58,117 +58,124 @@ class AnchorHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor]:
         """Maps (n, channels, rows, columns) of all levels to (n, 4 + classes, boxes)."""
-        found = []
+        levels = []
         for conv, x, anchors, stride in zip(self.m, maps, self.anchors, STRIDES, strict=True):
             n, _, rows, columns = x.shape
             out = conv(x).view(n, len(anchors), -1, rows, columns).sigmoid()
-            places = [torch.arange(k, device=x.device) for k in (columns, rows)]
-            cell = torch.stack(torch.meshgrid(*places, indexing="xy"))  # (2, rows, columns)
-            centre = (2 * out[:, :, :2] - 0.5 + cell) * stride
+            axes = [torch.arange(k, device=x.device) for k in (columns, rows)]
+            cell = torch.stack(torch.meshgrid(*axes, indexing="xy"))  # (2, rows, columns)
+            center = (2 * out[:, :, :2] - 0.5 + cell) * stride
             size = (2 * out[:, :, 2:4]).square() * anchors[:, :, None, None] * stride
-            boxes = torch.cat((centre, size, out[:, :, 4:5] * out[:, :, 5:]), 2)
-            found.append(boxes.transpose(1, 2).flatten(2))
-        return (torch.cat(found, 2),)  # a tuple, as ultralytics' own head returns
+            boxes = torch.cat((center, size, out[:, :, 4:5] * out[:, :, 5:]), 2)
+            levels.append(boxes.transpose(1, 2).flatten(2))
+        return (torch.cat(levels, 2),)  # a tuple, as ultralytics' own head returns
 
 
-def load(path: Path) -> Loaded:
-    """The detector in a `.pt` of either kind, or in a `.safetensors` of ours.
+def read_detector(path: Path) -> LoadedDetector:
+    """The detector in a `.pt` file of either generation, or in a `.safetensors` file of this project.
 
-    Raises ModelError for a file that is none, is damaged or lacks layers. Nothing of it is run.
+    No code in the file is run. Raises ModelError if it is missing, damaged, or not a YOLOv5.
     """
     if not path.is_file():
-        raise ModelError(f"--detector {path}: no such file")
+        raise _error(path, "no such file")
     if path.suffix in {".pt", ".pth"} or zipfile.is_zipfile(path):
-        return _load_pt(path)
-    return _load_safetensors(path)
+        return _read_pt(path)
+    return _read_safetensors(path)
 
 
-def _load_pt(path: Path) -> Loaded:
-    """YOLOv5's checkpoint, or ultralytics': a dict with the averaged (`ema`) or last `model`."""
-    checkpoint = pickled.read(path)
+def _error(path: Path, rule: str) -> ModelError:
+    return ModelError(rule, field="detector", value=path)
+
+
+def _read_pt(path: Path) -> LoadedDetector:
+    """A checkpoint of YOLOv5 or ultralytics: a dict with the averaged (`ema`) or the last `model`."""
+    checkpoint = unpickle.read_pickle(path)
     try:
         averaged = checkpoint.get("ema")
         stored = checkpoint["model"] if averaged is None else averaged
-        tensors = pickled.tensors(stored)
+        tensors = unpickle.tensors(stored)
         names = stored.state["names"]  # a list, or a dict by number
         names = [names[i] for i in range(len(names))]
-        acts = {part.name for name, part in pickled.modules(stored) if name.endswith(".act.")}
+        activations = {m.name for name, m in unpickle.modules(stored) if name.endswith(".act.")}
     except Exception as error:
-        raise ModelError(
-            f"--detector {path}: no detector ({type(error).__name__}: {error}); needs {EXPECTED}"
-        ) from None
-    if foreign := acts - {"torch.nn.modules.activation.SiLU"}:
-        raise ModelError(f"--detector {path}: has {min(foreign)}, not YOLOv5's SiLU")
-    first = tensors.get("model.0.conv.weight", torch.empty(0))
-    if not (scale := SCALES.get(len(first))) or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"--detector {path}: no detector known here; needs {EXPECTED}")
-    anchors = "model.24.anchors" in tensors
-    model = _build(scale, len(names), anchors)
-    _fill(path, model, tensors)
-    return Loaded(
-        model, names, SIZE, f"yolov5{scale} {'anchor-based' if anchors else 'anchor-free'}"
-    )
+        why = f"{type(error).__name__}: {error}"
+        raise _error(path, f"not a detector ({why}); needs {EXPECTED}") from None
+    if foreign := activations - {"torch.nn.modules.activation.SiLU"}:
+        raise _error(path, f"uses {min(foreign)} where YOLOv5 uses SiLU")
+    first = tensors.get("model.0.conv.weight")
+    scale = None if first is None else SCALES.get(len(first))
+    if scale is None or not all(isinstance(name, str) for name in names):
+        raise _error(path, f"not a supported detector; needs {EXPECTED}")
+    anchor_based = "model.24.anchors" in tensors
+    model = _build(scale, len(names), anchor_based)
+    _load_weights(path, model, tensors)
+    kind = f"yolov5{scale} {'anchor-based' if anchor_based else 'anchor-free'}"
+    return LoadedDetector(model, names, DEFAULT_SIZE, kind)
 
 
-def _load_safetensors(path: Path) -> Loaded:
-    """Ours: metadata `architecture` (such as `yolov5n.yaml`), `names` (JSON list), `size` (pixels)."""
+def _read_safetensors(path: Path) -> LoadedDetector:
+    """Metadata: `architecture` (such as `yolov5n.yaml`), `names` (JSON list), `size` (pixels)."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"--detector {path}: cannot be read ({error})") from None
-    if missing := {"architecture", "names", "size"} - set(about):
-        raise ModelError(f"--detector {path}: no detector, its metadata lacks {sorted(missing)}")
-    known = re.fullmatch(r"yolov5([nsmlx])\.yaml", about["architecture"])
-    if not known:
-        raise ModelError(
-            f"--detector {path}: architecture {about['architecture']}; needs yolov5n.yaml or its like"
-        )
+        raise _error(path, f"cannot be read ({reason(error)})") from None
+    if missing := sorted({"architecture", "names", "size"} - set(metadata)):
+        raise _error(path, f"not a detector, its metadata lacks {', '.join(missing)}")
+    architecture = re.fullmatch(r"yolov5([nsmlx])\.yaml", metadata["architecture"])
+    if not architecture:
+        name = metadata["architecture"]
+        raise _error(path, f"architecture {name} is not supported; needs {EXPECTED}")
     try:
-        names, size = [str(name) for name in json.loads(about["names"])], int(about["size"])
+        names, size = [str(n) for n in json.loads(metadata["names"])], int(metadata["size"])
     except (TypeError, ValueError) as error:
-        raise ModelError(f"--detector {path}: damaged metadata ({error})") from None
-    model = _build(known[1], len(names), anchors=False)
-    _fill(path, model, tensors)
-    return Loaded(model, names, size, f"yolov5{known[1]} anchor-free")
+        raise _error(path, f"damaged metadata ({error})") from None
+    if size < STRIDES[-1] or size % STRIDES[-1]:
+        raise _error(path, f"damaged metadata (size {size}, needs a multiple of {STRIDES[-1]})")
+    model = _build(architecture[1], len(names), anchor_based=False)
+    _load_weights(path, model, tensors)
+    return LoadedDetector(model, names, size, f"yolov5{architecture[1]} anchor-free")
 
 
-def _build(scale: str, classes: int, anchors: bool) -> nn.Module:
-    """An untrained model. Both kinds share all layers but the last."""
+def _build(scale: str, classes: int, anchor_based: bool) -> nn.Module:
+    """An untrained model. The two generations differ only in the last layer."""
     from ultralytics.nn.modules import Conv
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import ROOT, YAML
 
-    # By its full path: a bare `yolov5n.yaml` would be looked for in the working directory first.
-    plan = YAML.load(ROOT / "cfg" / "models" / "v5" / "yolov5.yaml")
-    model: nn.Module = DetectionModel(plan | {"scale": scale}, nc=classes, verbose=False)
+    # By its full path: ultralytics prefers a `yolov5n.yaml` in the working directory.
+    config = YAML.load(ROOT / "cfg" / "models" / "v5" / "yolov5.yaml")
+    model: nn.Module = DetectionModel(config | {"scale": scale}, nc=classes, verbose=False)
     layers: Any = model.model
-    if anchors:
+    if anchor_based:
         old = layers[-1]
         layers[-1] = AnchorHead([level[0].conv.in_channels for level in old.cv2], classes)
         layers[-1].i, layers[-1].f = old.i, old.f  # where ultralytics' loop finds its inputs
-    for part in model.modules():
-        if isinstance(part, Conv):
-            part.act = nn.SiLU()  # YOLO26 has some without
+    for module in model.modules():
+        if isinstance(module, Conv):
+            module.act = nn.SiLU()  # recent releases build SPPF's first one without (YOLO26)
     return model.eval()
 
 
-def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts the tensors in place: each there is, and no other. Counters of training are left out."""
+def _load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads exactly the model's tensors; raises ModelError if one is missing or too many.
+
+    Batch counters of training are ignored.
+    """
     counter = "num_batches_tracked"
-    given = {name: t for name, t in tensors.items() if not name.endswith(counter)}
+    weights = {name: t for name, t in tensors.items() if not name.endswith(counter)}
     needed = {name for name in model.state_dict() if not name.endswith(counter)}
-    if lost := sorted(needed - given.keys()):
-        raise ModelError(f"--detector {path}: lacks {lost[0]}; needs {EXPECTED}")
-    if more := sorted(given.keys() - needed):
-        raise ModelError(f"--detector {path}: has a layer {more[0]} too many; needs {EXPECTED}")
+    if missing := sorted(needed - weights.keys()):
+        raise _error(path, f"lacks {missing[0]}; needs {EXPECTED}")
+    if unknown := sorted(weights.keys() - needed):
+        raise _error(path, f"has an unknown layer {unknown[0]}; needs {EXPECTED}")
     try:
-        model.load_state_dict(given, strict=False)
+        model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise ModelError(f"--detector {path}: does not fit its architecture ({first})") from None
-    if not all(torch.isfinite(t).all() for t in given.values()):
-        raise ModelError(f"--detector {path}: damaged, weights are not finite")
+        raise _error(path, f"does not fit its architecture ({first})") from None
+    if not all(torch.isfinite(t).all() for t in weights.values()):
+        raise _error(path, "damaged, its weights are not finite")

@@ -1,1 +1,1 @@
-"""What an erasure did to CLIP: zero-shot, retrieval, drift, and pictures of them."""
+"""What an erasure changed in CLIP: zero-shot, retrieval and drift measures, and figures of them."""

@@ -1,65 +1,32 @@
-"""The evaluation of a run: CLIP-side measures of the original and the erased towers, on both sides."""
+"""The evaluation of a run: CLIP-side measures of the original and the erased model on both sets."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from .. import runtime
-from ..errors import RunError, SettingError
-from ..files import write_json, write_text
-from ..models import erased as artifact
+from ..data.pair import CONCEPT_SETS, ConceptSet
+from ..errors import SettingError
+from ..files import write_csv, write_json
+from ..models.erased import check_base, encoder_folder, erased_clip
 from ..models.presets import Models
 from ..models.text_encoder import check_fit, load_clip, text_encoders
-from ..run import Run, concepts_of
-from . import clip_measures as clip_side
-from . import galleries as labelled
-from .clip_measures import MEASURES, SIDES, Arm, Progress
+from ..run import Run
+from ..run.measurements import EvaluationRecord, Measurement
+from ..run.records import Variant
+from .clip_measures import MEASURES, measure
 from .embedders import ClipEmbedder, Embedder, is_blip, load_blip
-from .galleries import Side
+from .galleries import Gallery, held_out_gallery, open_gallery
+from .measures import Estimates
 
 TEMPLATES = (
     "a {}", "the {}", "a photo of a {}", "a picture of a {}", "there is a {} in the picture",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measure of one arm on one side, with its 95 % interval: a share 0-1, a drift 0-2."""
-
-    run: str
-    concept: str
-    measure: str
-    group: Side
-    arm: Arm
-    value: float
-    n: int
-    """Captions, images, or classes: the queries of the measure."""
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All rows of a run, and what they rest on."""
-
-    about: dict[str, Any]
-    rows: list[Row]
-
-    @property
-    def note(self) -> str:
-        """How to read the rows, and which pictures they rest on."""
-        data = self.about["data"]
-        return (
-            f"In brackets the 95 % interval, as if all of one side were independent. "
-            f"{data['forget']} images to forget and {data['retain']} to retain: {data['kind']}, "
-            f"{data['folder']}."
-        )
+EVALUATION_HEADINGS = ("measure", "set", "n", "original", "erased")
 
 
 def evaluate(
@@ -67,112 +34,134 @@ def evaluate(
     models: Models,
     images: Path | None = None,
     templates: Sequence[str] = TEMPLATES,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Measures the original CLIP and the one with the run's erased towers; writes `evaluation.json`
-    and `evaluation.csv`.
+    progress: runtime.Progress | None = None,
+) -> EvaluationRecord:
+    """Measures CLIP with the original and with the erased text encoder; writes `evaluation.json` and
+    `evaluation.csv`.
 
-    `images` is a folder of other pictures than the run's own held-out pairs. The original is the
-    pipeline's text encoder in the CLIP of `models`. Where that is a BLIP, it is measured alone, and
-    nothing is written. Raises RunError before unlearning is done, and an EraseError for every other
-    cause that is the user's.
+    `images` is a folder to measure on instead of the run's held-out pairs. If the CLIP of `models` is
+    a BLIP, which no run erases, it is measured alone and nothing is written. Raises RunError before
+    unlearning is done.
     """
     check_templates(templates)
-    concepts = concepts_of(run.require("unlearn", "unlearn first"))
+    concepts = run.unlearned().concepts
     runtime.quiet_libraries()
-    arms, about = _open(run, models)
-    if images:
-        gallery = labelled.open_folder(images, concepts)
-    else:
-        gallery = labelled.held_out(run, models, concepts)
-    found = clip_side.measure(arms, gallery, concepts, templates, progress)
-    name = "+".join(concept.name for concept in concepts)
-    rows = [
-        Row(run.name, name, measure, side, arm, **asdict(found[arm][measure, side]))
-        for measure in MEASURES
-        for side in SIDES
-        for arm in arms
-        if (measure, side) in found[arm]
-    ]
-    about |= {
-        "data": gallery.about | {s: sum(p.side == s for p in gallery.pictures) for s in SIDES},
-        "templates": list(templates),
-        "versions": runtime.versions(),
-    }
-    evaluation = Evaluation(about, rows)
-    if "erased" in arms:
+    variants, about = _open(run, models)
+    gallery = open_gallery(images, concepts) if images else held_out_gallery(run, models)
+    estimates = measure(variants, gallery, concepts, templates, progress)
+    about |= {"data": _described(gallery), "templates": list(templates)}
+    about["versions"] = runtime.versions()
+    record = EvaluationRecord(about=about, measurements=_measurements(run, estimates))
+    if "erased" in variants:
         with run.lock():
-            _write(run.folder, evaluation)
-    return evaluation
+            _write(run.folder, record)
+    return record
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """SettingError where a template has not exactly one place for the class's name."""
+    """SettingError if a template does not have exactly one `{}` for the class name."""
     for template in templates:
         if template.count("{}") != 1:
-            raise SettingError(f"--template {template!r}: needs {{}} once, where the name goes")
+            raise SettingError(
+                "needs {} exactly once, in place of the class name",
+                field="templates",
+                value=repr(template),
+            )
 
 
-def _open(run: Run, models: Models) -> tuple[dict[Arm, Embedder], dict[str, Any]]:
-    """The original and the erased towers, on the device, and what they are; a BLIP alone."""
+def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, Any]]:
+    """The original and the erased model on the device, and what they are; a BLIP alone."""
     folder = models.clip_folder(0)
     about: dict[str, Any] = {"clip": str(models.clips[0])}
     if is_blip(folder):
         blip = load_blip(folder)
         blip.model.to(runtime.device())
-        runtime.say(f"{folder}: a BLIP, which no run erases; the original is measured alone")
+        runtime.log.info("%s: a BLIP, which no run erases; only the original is measured", folder)
         return {"original": blip}, about | {"clip_digest": blip.digest}
-    described = artifact.check(run.folder / "erased")
-    if described["base"]["fingerprint"] != models.fingerprint():
-        raise RunError(
-            f"{run.folder}: unlearned from {described['base']['model']} as it was then; the files of "
-            f"{models.model} are others"
-        )
+    erasure = check_base(run, models)
     encoder = text_encoders(models.folder)[0]
-    check_fit(folder, artifact.folder_of(run.folder / "erased", encoder.name))
+    check_fit(folder, encoder_folder(run.erased, encoder.name))
     clip = load_clip(folder, encoder)
     clip.model.to(runtime.device())
-    after = artifact.erased_clip(run.folder / "erased", encoder.name, clip)
+    erased = erased_clip(run.erased, encoder.name, clip)
     about |= {
-        "clip_digest": clip.digest, "encoder": encoder.name,
-        "erased_sha256": described["weights_sha256"], "image_tower_erased": encoder.name in described["image_tower_sha256"],
-    }  # fmt: skip
-    return {"original": ClipEmbedder(clip), "erased": ClipEmbedder(after)}, about
+        "clip_digest": clip.digest,
+        "encoder": encoder.name,
+        "erased_sha256": erasure.weights_sha256,
+        "image_tower_erased": encoder.name in erasure.image_tower_sha256,
+    }
+    return {"original": ClipEmbedder(clip), "erased": ClipEmbedder(erased)}, about
 
 
-def _write(folder: Path, evaluation: Evaluation) -> None:
-    rows = [asdict(row) for row in evaluation.rows]
-    write_json(folder / "evaluation.json", {"about": evaluation.about, "rows": rows})
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "evaluation.csv", out.getvalue())
+def _measurements(run: Run, estimates: dict[Variant, Estimates]) -> tuple[Measurement, ...]:
+    """The estimates as records, in the order of MEASURES, concept sets and variants."""
+    concept = "+".join(concept.name for concept in run.unlearned().concepts)
+    return tuple(
+        Measurement(
+            run=run.name,
+            concept=concept,
+            measure=name,
+            set=concept_set,
+            variant=variant,
+            **asdict(of_variant[name, concept_set]),
+        )
+        for name in MEASURES
+        for concept_set in CONCEPT_SETS
+        for variant, of_variant in estimates.items()
+        if (name, concept_set) in of_variant
+    )
 
 
-HEADINGS = ("measure", "images", "n", "original", "erased")
+def _described(gallery: Gallery) -> dict[str, Any]:
+    """The data that the measurements rest on, as plain JSON."""
+    counts = {
+        concept_set: sum(image.set == concept_set for image in gallery.images)
+        for concept_set in CONCEPT_SETS
+    }
+    source = {"kind": gallery.kind, "folder": str(gallery.folder), "digest": gallery.digest}
+    return source | gallery.details | counts
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each measure and side: both arms, shares in percent; a drift is of the erased alone."""
-    lines: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        lines.setdefault((row.measure, row.group), {})[row.arm] = row
+def _write(folder: Path, record: EvaluationRecord) -> None:
+    columns = [field.name for field in fields(Measurement)]
+    write_json(folder / "evaluation.json", asdict(record))
+    write_csv(folder / "evaluation.csv", columns, map(asdict, record.measurements))
+
+
+def evaluation_lines(record: EvaluationRecord) -> list[list[str]]:
+    """A line for each measure and set, under EVALUATION_HEADINGS: shares in percent, drifts as they
+    are, which only the erased model has."""
+    lines: dict[tuple[str, ConceptSet], dict[Variant, Measurement]] = {}
+    for row in record.measurements:
+        lines.setdefault((row.measure, row.set), {})[row.variant] = row
     return [
         [
-            re.sub(r"_r(\d+)$", r" R@\1", measure).replace("_", " "),
-            side,
-            str(max(row.n for row in arms.values())),
-            *(_value(arms[arm]) if arm in arms else "" for arm in ("original", "erased")),
+            re.sub(r"_r(\d+)$", r" R@\1", name).replace("_", " "),
+            concept_set,
+            str(max(row.n for row in by_variant.values())),
+            _interval(by_variant.get("original")),
+            _interval(by_variant.get("erased")),
         ]
-        for (measure, side), arms in lines.items()
+        for (name, concept_set), by_variant in lines.items()
     ]
 
 
-def _value(row: Row) -> str:
-    """ "45.0 [38.1, 52.0]" for a share, "0.450 [0.381, 0.520]" for a drift."""
-    times, digits = (1, 3) if row.measure.startswith("drift") else (100, 1)
-    text = f"{times * row.value:.{digits}f}"
+def evaluation_note(record: EvaluationRecord) -> str:
+    """How to read the lines, and which images they rest on."""
+    data = record.about["data"]
+    return (
+        "Brackets hold the 95 % interval, which treats the queries of a set as independent. "
+        f"{data['forget']} forget and {data['retain']} retain images: {data['kind']}, "
+        f"{data['folder']}."
+    )
+
+
+def _interval(row: Measurement | None) -> str:
+    """`45.0 [38.1, 52.0]` for a share, `0.450 [0.381, 0.520]` for a drift, nothing for None."""
+    if row is None:
+        return ""
+    scale, digits = (1, 3) if row.measure.startswith("drift") else (100, 1)
+    value = f"{scale * row.value:.{digits}f}"
     if row.low is None or row.high is None:
-        return text
-    return f"{text} [{times * row.low:.{digits}f}, {times * row.high:.{digits}f}]"
+        return value
+    return f"{value} [{scale * row.low:.{digits}f}, {scale * row.high:.{digits}f}]"

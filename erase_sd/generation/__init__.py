@@ -1,1 +1,1 @@
-"""Images of the original and of the erased model, from the same noise."""
+"""Images of the original and the erased model from the same noise."""

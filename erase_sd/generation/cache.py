@@ -1,5 +1,4 @@
-"""The original's images, kept in the cache for all runs: a folder a batch, each image's hash in its
-name."""
+"""Cache of the original's images, shared by all runs: one folder per batch, file names carry hashes."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from ..files import cache_folder, digest, whole_folder
 
 
-def keep(key: str, batch: Sequence[bytes]) -> None:
+def store_batch(key: str, batch: Sequence[bytes]) -> None:
     """Stores the PNGs of a batch, all or none."""
     folder = cache_folder() / "images" / key
     try:
@@ -16,19 +15,18 @@ def keep(key: str, batch: Sequence[bytes]) -> None:
             for i, data in enumerate(batch):
                 (partial / f"{i:04}-{digest(data)[:32]}.png").write_bytes(data)
     except OSError:
-        if len(find(key, len(batch))) != len(batch):  # else another process has kept the same
+        if not cached_batch(key, len(batch)):  # else another process has stored the same batch
             raise
 
 
-def find(key: str, count: int) -> list[bytes]:
-    """The PNGs of a batch; none where one of the `count` is missing or its bytes are not its name's
-    hash."""
+def cached_batch(key: str, count: int) -> list[bytes]:
+    """The `count` PNGs of a batch; empty if one is missing or does not match its hash."""
     folder = cache_folder() / "images" / key
     try:
         files = sorted(folder.glob("*.png"))
-        found = [file.read_bytes() for file in files]
-    except OSError:  # another process puts a whole batch in its place
+        batch = [file.read_bytes() for file in files]
+    except OSError:  # another process is replacing the folder
         return []
-    names = [file.stem[5:] for file in files]
-    whole = len(found) == count and names == [digest(data)[:32] for data in found]
-    return found if whole else []
+    hashes = [file.stem[5:] for file in files]
+    complete = len(batch) == count and hashes == [digest(data)[:32] for data in batch]
+    return batch if complete else []

@@ -1,71 +1,129 @@
-"""What a method sees: batches, the student, the original; and what all methods are."""
+"""The interface of an unlearning method, and what it works with: task, student and batch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..models.clip import Clip, Encoded
+from ..data.pair import CaptionPair
+from ..models.clip import Clip
 
-if TYPE_CHECKING:
-    from ..unlearning.captions import Rows
+Need = Literal["images", "features", "hidden_states", "image_tower"]
+
+
+class Encodings:
+    """A model's encodings of n caption pairs.
+
+    They hold what the method's `needs` ask for; reading anything else raises LookupError.
+    """
+
+    def __init__(
+        self,
+        text: Tensor | None = None,
+        image: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+    ) -> None:
+        self._tensors = {"text": text, "image": image, "hidden_states": hidden_states}
+
+    @property
+    def text(self) -> Tensor:
+        """Unit-norm caption features, (n, projection)."""
+        return self._tensor("text")
+
+    @property
+    def image(self) -> Tensor:
+        """Unit-norm image features, (n, projection)."""
+        return self._tensor("image")
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """Hidden states that the U-Net reads, (n, tokens, width)."""
+        return self._tensor("hidden_states")
+
+    def with_text(self, text: Tensor, hidden_states: Tensor | None) -> Encodings:
+        """The same images with other encodings of the captions."""
+        return Encodings(text, self._tensors["image"], hidden_states)
+
+    def _tensor(self, name: str) -> Tensor:
+        if (tensor := self._tensors[name]) is None:
+            raise LookupError(f"{name} was not computed; the method's `needs` do not ask for it")
+        return tensor
 
 
 @dataclass(frozen=True)
-class Side:
-    """n caption pairs of one side, with what the ORIGINAL model makes of them.
-
-    `ids` (n, tokens); `original.text`, `original.image` unit norm, (n, projection);
-    `original.states` (n, tokens, width), of the retain side only; each is empty where the method does
-    not read it; `pixels` (n, 3, size, size) where the image tower trains, else None.
-    """
+class EncodedPairs:
+    """n caption pairs of the forget or the retain set, and the original model's encodings of them."""
 
     ids: Tensor
-    original: Encoded
+    """Token ids, (n, tokens)."""
+    original: Encodings
     pixels: Tensor | None = None
+    """Processed images, (n, 3, size, size), if the image tower trains."""
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """The forget captions with the concept taken out, through the ORIGINAL model.
+class ConceptRemoved:
+    """Targets for the forget captions: the original model's encoding of them without the concept."""
 
-    `states` (n, tokens, width) holds at each position what it should be instead; `mask`
-    (n, tokens) is 0 at positions that have no counterpart.
-    """
-
-    states: Tensor
+    hidden_states: Tensor
+    """The target at each position, (n, tokens, width)."""
     mask: Tensor
+    """1 at positions that have a target, else 0, (n, tokens)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's forget and retain pairs.
+    """Forget and retain pairs of one step."""
 
-    `done` is the share of the steps that lie behind (0-1); `generator` is the step's own, on the
-    CPU, so that a run that was killed draws the same again.
-    """
-
-    forget: Side
-    retain: Side
-    reduced: Reduced
+    forget: EncodedPairs
+    retain: EncodedPairs
+    concept_removed: ConceptRemoved | None
+    """None unless the method's `needs` ask for hidden states."""
     done: float
+    """Share of the steps already taken (0-1)."""
     generator: torch.Generator
+    """Random numbers on the CPU, seeded by the step, so that a resumed run samples the same."""
 
 
 @dataclass(frozen=True)
-class World:
-    """What a method may look at before the first step: the original, and the training captions."""
+class TokenizedPairs:
+    """Caption pairs of one concept set and split, with their tokens."""
+
+    pairs: list[CaptionPair]
+    ids: Tensor
+    """Token ids of the captions, (n, tokens)."""
+    image: Tensor | None
+    """Unit-norm features of the images by the original model, (n, projection), if needed."""
+    paths: list[Path]
+    """Image files."""
+    concept_removed_ids: Tensor
+    """Token ids of the captions without the concept, (n, tokens)."""
+    source: Tensor
+    """Position in the concept-removed caption that each position corresponds to, (n, tokens)."""
+    mask: Tensor
+    """1 for captions that have a concept-removed counterpart, else 0, (n, tokens)."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method can use before the first step."""
 
     clip: Clip
+    """The original model."""
     concepts: tuple[str, ...]
-    forget: Rows
-    retain: Rows
+    forget: TokenizedPairs
+    """Training pairs that show a concept."""
+    retain: TokenizedPairs
+    """Training pairs that show none."""
     seed: int
 
 
@@ -74,127 +132,103 @@ class Student(Protocol):
 
     @property
     def scale(self) -> float:
-        """CLIP's temperature: similarities are multiplied by it."""
+        """CLIP's temperature, which multiplies similarities."""
 
     def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
-        """Features (n, projection), of unit norm or as they are, and token states."""
+        """Features (n, projection), normalized if `unit`, and hidden states (n, tokens, width)."""
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
-        """Features (n, projection) of pixels (n, 3, size, size), of unit norm or as they are."""
+        """Features (n, projection), normalized if `unit`, of pixels (n, 3, size, size)."""
 
-    def __call__(self, side: Side) -> Encoded:
-        """Encodes one side, with gradient for the towers that train."""
-
-
-def made() -> Any:
-    """A field that `prepare` fills with a tensor; no setting."""
-    return dataclasses.field(
-        default_factory=lambda: torch.empty(0), repr=False, compare=False, metadata={"made": True}
-    )
+    def __call__(self, pairs: EncodedPairs) -> Encodings:
+        """Encodes caption pairs, with gradients for the towers that train."""
 
 
-def at_least(least: int, default: int) -> Any:
-    """A whole number from `least` on."""
-    return dataclasses.field(default=default, metadata={"least": least})
+def fitted(before: Any = None) -> Any:
+    """A field that `prepare` fills, with its value until then; not a hyperparameter."""
+    return dataclasses.field(default=before, repr=False, compare=False, metadata={"fitted": True})
 
 
-def above(bound: float, default: float) -> Any:
+def minimum(bound: int, default: int) -> Any:
+    """A whole number of at least `bound`."""
+    return dataclasses.field(default=default, metadata={"minimum": bound})
+
+
+def greater_than(bound: float, default: float) -> Any:
     """A number above `bound`."""
-    return dataclasses.field(default=default, metadata={"above": bound})
+    return dataclasses.field(default=default, metadata={"greater_than": bound})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """A frozen dataclass of hyperparameters with one idea. Its first docstring line is the citation.
+class Hyperparameters:
+    """A frozen dataclass of hyperparameters. The first line of its docstring is the citation."""
 
-    The class variables are what it works with unless the user asks for something else.
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What to compute beside the captions' tokens and the features of the forget images: `images`
+    (features of the retain images), `features` (the original's caption features), `hidden_states` (the
+    student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
+    it on the device, for images of the method's own)."""
+    trained_parameters: ClassVar[str] = "all layers"
+    """The parameters that change, in words."""
+
+    @classmethod
+    def hyperparameters(cls) -> dict[str, Any]:
+        """Default of every hyperparameter."""
+        return {f.name: f.default for f in dataclasses.fields(cls) if "fitted" not in f.metadata}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Hyperparameters):
+    """Unlearning by gradient descent on a loss.
+
+    The class variables are defaults of the settings that the user can override.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
-    """What its loss looks at, so that the rest is not computed: "images" (their features, of the retain
-    pairs; those of the forget pairs are always there), "features" (the original's, of the captions),
-    "states" (of tokens; the original's of the retain and reduced captions), "tower" (it has images of
-    its own to encode)."""
-    rate: ClassVar[float] = 1e-4
-    """Learning rate; those here were chosen on the miniature world (README: How the rates were chosen)."""
+    learning_rate: ClassVar[float] = 1e-4
+    """Peak learning rate; every method's was tuned on the miniature world."""
     steps: ClassVar[int] = 120
-    """Most steps."""
+    """Maximum number of steps."""
     forget_threshold: ClassVar[float | None] = None
-    """Validation measure at which it may end; None: it runs to its last step, as its paper does."""
+    """Residual concept similarity at which training ends; None trains to the last step."""
     retain_floor: ClassVar[float | None] = None
-    """Validation measure below which a step is rolled back; None: never."""
-    trained: ClassVar[str] = "all layers"
-    """What `trains` lets through, in words."""
+    """Retained fidelity below which a validation step is rolled back; None never rolls back."""
 
-    def prepare(self, world: World) -> Self:
-        """This method with what it makes of the original before the first step; the same each time."""
-        del world
+    def prepare(self, task: Task) -> Self:
+        """Returns the method with its fitted fields filled, the same for the same task."""
+        del task
         return self
 
     def trains(self, name: str) -> bool:
-        """Whether the parameter of that name in `CLIPModel` moves."""
+        """Whether the parameter called `name` in `CLIPModel` is trained."""
         del name
         return True
 
-    def solve(self, world: World) -> Mapping[str, Tensor] | None:
-        """New weights in closed form, by name; None where the loss is stepped down instead.
-
-        Not finite weights are never saved: `artifact.save` looks.
-        """
-        del world
-        return None
-
-    def left(self, student: Student) -> float | None:
-        """Its own measure of what is left of the concept; None where it has none.
-
-        Where there is one, it steers a schedule: a look without gain is rolled back and begins the next
-        stage, and the last one, or 0, ends the run.
-        """
-        del student
-        return None
-
-    def at(self, stage: int) -> Self | None:
-        """The method in that stage of its schedule, from 0; None after the last."""
-        return None if stage else self
-
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; the loop adds them up."""
+        """Named, weighted, scalar terms; their sum is minimized."""
         raise NotImplementedError
 
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """The hyperparameters and their defaults, by name."""
-        return {
-            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-            for f in dataclasses.fields(cls)
-            if "made" not in f.metadata
-        }
 
+@dataclass(frozen=True, kw_only=True)
+class StagedMethod(Method):
+    """A method with a schedule of stages, such as growing noise.
 
-def contrast(student: Student, forget: Encoded, retain: Encoded) -> tuple[Tensor, Tensor]:
-    """CLIP's contrastive loss of each pair, (n,), of the forget and of the retain pairs.
-
-    Half image to text, half text to image (Radford et al., 2021, arXiv 2103.00020); the candidates
-    are the captions and images of both sides.
+    A validation step that does not lower `residual` is rolled back and begins the next stage; a
+    residual of 0, or the end of the last stage, ends training.
     """
-    image = torch.cat([forget.image, retain.image])
-    text = torch.cat([forget.text, retain.text])
-    similarity = student.scale * image @ text.T
-    target = torch.arange(len(similarity), device=similarity.device)
-    each = [F.cross_entropy(rows, target, reduction="none") for rows in (similarity, similarity.T)]
-    both = (each[0] + each[1]) / 2
-    return both[: len(forget.text)], both[len(forget.text) :]
+
+    def stages(self) -> tuple[Self, ...]:
+        """The prepared method in each stage."""
+        raise NotImplementedError
+
+    def residual(self, student: Student) -> float:
+        """The method's own measure of the remaining concept (0-1)."""
+        raise NotImplementedError
 
 
-def divergence(before: Tensor, now: Tensor) -> Tensor:
-    """KL(softmax(before) || softmax(now)) over the last dimension, mean over rows."""
-    return F.kl_div(
-        now.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
-    )
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormMethod(Hyperparameters):
+    """A method that solves for the new weights without a training loop."""
 
-
-def drift(student: Student, original: Encoded, now: Encoded) -> Tensor:
-    """Divergence of the batch's similarities from the original's, image to text and back."""
-    before = student.scale * original.image @ original.text.T
-    after = student.scale * now.image @ now.text.T
-    return divergence(before, after) + divergence(before.T, after.T)
+    def solve(self, task: Task) -> Mapping[str, Tensor]:
+        """New values of the parameters that change, by their names in `CLIPModel`."""
+        raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What `erase-sd methods` says of a method, read from its own file: citation, idea, settings, meanings."""
+"""Descriptions of the methods for `erase-sd methods`, read from their docstrings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from . import METHODS, Method
+from .base import Method
+from .registry import METHODS
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One hyperparameter: its default, and the sentence under it."""
+class Hyperparameter:
+    """A hyperparameter, its default, and the text under its field."""
 
     name: str
     default: Any
@@ -21,40 +22,44 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Page:
+class MethodDescription:
     """A method as its file describes it."""
 
     name: str
     citation: str
     about: str
-    """Its idea, and where it differs from the paper."""
-    trained: str
-    rate: float | None
-    """None, and no steps, where it is solved in closed form."""
-    steps: int
-    settings: tuple[Setting, ...]
+    """The idea, and how it differs from the paper."""
+    trained_parameters: str
+    learning_rate: float | None
+    """None for methods in closed form."""
+    steps: int | None
+    """None for methods in closed form."""
+    hyperparameters: tuple[Hyperparameter, ...]
 
 
-def page_of(name: str) -> Page:
-    """The page of the method of that name."""
-    kind = METHODS[name]
-    [body] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+def describe(name: str) -> MethodDescription:
+    """The description of the method called `name`."""
+    method = METHODS[name]
+    [body] = ast.parse(textwrap.dedent(inspect.getsource(method))).body
     assert isinstance(body, ast.ClassDef)
     meanings: dict[str, str] = {}
     for line, below in zip(body.body, body.body[1:], strict=False):
         if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
             assert isinstance(line.target, ast.Name)
             meanings[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
-    citation, _, about = (inspect.getdoc(kind) or "").partition("\n")
-    return Page(
+    citation, _, about = (inspect.getdoc(method) or "").partition("\n")
+    learning_rate, steps = None, None
+    if issubclass(method, Method):
+        learning_rate, steps = method.learning_rate, method.steps
+    return MethodDescription(
         name,
         citation=citation,
         about=" ".join(about.split()),
-        trained=kind.trained,
-        rate=kind.rate if kind.solve is Method.solve else None,
-        steps=kind.steps,
-        settings=tuple(
-            Setting(field, default, meanings.get(field, ""))
-            for field, default in kind.settings().items()
+        trained_parameters=method.trained_parameters,
+        learning_rate=learning_rate,
+        steps=steps,
+        hyperparameters=tuple(
+            Hyperparameter(field, default, meanings.get(field, ""))
+            for field, default in method.hyperparameters().items()
         ),
     )

@@ -1,4 +1,4 @@
-"""High-level representation misdirection (HiRM, ICLR 2026), as a secondary source describes it."""
+"""High-level representation misdirection (HiRM, ICLR 2026), as described in a secondary source."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .base import Batch, Method, Student, World, made
+from .base import Batch, Method, Student, Task, fitted
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiRM(Method):
-    """HiRM (ICLR 2026, from a secondary source): the first text layer alone turns the concept away.
+    """HiRM (ICLR 2026, from a secondary source): the first text layer misdirects the concept.
 
-    The last layer's states of the concept's prompts, at every position, go to one direction, that of
-    another word or a random one. Differs: the start token stays out, as every caption shares it.
+    The last layer's hidden states of prompts for the concept, at every position, are pulled to one
+    direction. Differs: the start token is left out, because all captions share it.
     """
 
-    rate: ClassVar[float] = 3e-4
-    trained: ClassVar[str] = "the first layer of the text tower"
+    learning_rate: ClassVar[float] = 3e-4
+    trained_parameters: ClassVar[str] = "the first layer of the text tower"
     toward: str = "random"
-    """A word whose last state is the direction, such as the concept's superclass; or random."""
+    """Word whose last hidden state is the direction, such as the concept's superclass; `random`
+    samples a direction instead (both in the source)."""
     templates: tuple[str, ...] = ("{}", "a {}", "a picture of a {}")
-    """The concept's prompts (inferred)."""
-    ids: Tensor = made()
-    """Of the prompts, (n, tokens)."""
-    target: Tensor = made()
-    """The direction, at the length of the original's states, (width,)."""
+    """Prompts for the concept, with {} for its name (inferred)."""
+    ids: Tensor = fitted()
+    """Token ids of the prompts, (n, tokens)."""
+    target: Tensor = fitted()
+    """The direction, scaled to the mean norm of the original's hidden states, (width,)."""
 
-    def prepare(self, world: World) -> Self:
-        """The prompts' tokens, and the direction."""
-        ids = world.clip.tokens([t.format(name) for name in world.concepts for t in self.templates])
-        _, states = world.clip.encode_texts(ids)
+    def prepare(self, task: Task) -> Self:
+        """Tokenizes the prompts and chooses the direction."""
+        ids = task.clip.tokens([t.format(name) for name in task.concepts for t in self.templates])
+        _, hidden_states = task.clip.encode_texts(ids)
         if self.toward == "random":
-            generator = torch.Generator().manual_seed(world.seed)
-            target = torch.randn(states.shape[-1], generator=generator).to(states.device)
+            generator = torch.Generator().manual_seed(task.seed)
+            direction = torch.randn(hidden_states.shape[-1], generator=generator)
+            direction = direction.to(hidden_states.device)
         else:
-            target = world.clip.encode_texts(world.clip.tokens([self.toward]))[1][0, -1]
-        length = states[:, 1:].norm(dim=-1).mean()
-        return dataclasses.replace(self, ids=ids, target=target / target.norm() * length)
+            direction = task.clip.encode_texts(task.clip.tokens([self.toward]))[1][0, -1]
+        norm = hidden_states[:, 1:].norm(dim=-1).mean()
+        return dataclasses.replace(self, ids=ids, target=direction / direction.norm() * norm)
 
     def trains(self, name: str) -> bool:
-        """The first layer's parameters."""
+        """Whether the parameter belongs to the first layer."""
         return name.startswith("text_model.encoder.layers.0.")
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """One scalar: the mean squared distance to the direction, over positions from 1 on."""
+        """The term `redirect`: mean squared distance to the direction, from position 1 on."""
         del batch
-        _, states = student.text(self.ids)
-        return {"redirect": (states[:, 1:] - self.target).square().mean()}
+        _, hidden_states = student.text(self.ids)
+        return {"redirect": (hidden_states[:, 1:] - self.target).square().mean()}

@@ -11,112 +11,119 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from .base import Method, World, at_least
+from .base import ClosedFormMethod, Task, TokenizedPairs, minimum
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-    from ..unlearning.captions import Rows
+BATCH = 128
+"""Captions encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projection(Method):
+class Projection(ClosedFormMethod):
     """This project, after MEMIT (Meng et al., ICLR 2023, arXiv 2210.07229): ridge regression.
 
-    Layer after layer, the output matrix of the text tower's MLP gets the least-squares solution that
-    gives the forget captions the original's residual stream of the caption without the concept, and
-    the retain captions their own. Differs: MEMIT spreads one edit of one subject over the layers and
-    knows the rest by a covariance; UCE (Gandikota et al., WACV 2024, arXiv 2308.14761) solves the
-    same in the U-Net's cross-attention. Here each layer has its own target, at every position.
+    Layer by layer, the output matrix of the text tower's MLP is set to the least-squares solution
+    that gives forget captions the original's residual stream of the concept-removed captions, and
+    retain captions their own. Differs: MEMIT spreads the edit of a subject over several layers and
+    represents everything else by a covariance; UCE (Gandikota et al., WACV 2024, arXiv 2308.14761)
+    solves the same problem in the U-Net's cross-attention. Here, every layer and position has a target.
     """
 
-    trained: ClassVar[str] = "the MLP output matrices of the text tower, in one solution each"
-    first_layer: int = at_least(0, 0)
-    """The first that is edited, from 0; the last is the last that the U-Net reads (ours: all)."""
+    trained_parameters: ClassVar[str] = "the output matrices of the text tower's MLPs"
+    first_layer: int = minimum(0, 0)
+    """First layer to edit, counted from 0; the last is the last that the U-Net reads (ours: all)."""
     retain_weight: float = 0.3
-    """Of the retain captions' mean squared change beside the forget captions' 1 (ours)."""
+    """Weight of the retain captions' mean squared change, relative to the forget captions' error
+    (ours)."""
     ridge: float = 1e-4
-    """Of the matrix's own change, as a share of the inputs' mean square (ours)."""
-    captions: int = at_least(1, 500)
-    """Most captions of each side that are looked at (ours, for two CPU cores)."""
+    """Weight of the matrix's change, as a share of the inputs' mean square (ours)."""
+    captions: int = minimum(1, 500)
+    """Maximum number of captions used from each set (ours, for two CPU cores)."""
 
-    def solve(self, world: World) -> Mapping[str, Tensor]:
+    def solve(self, task: Task) -> Mapping[str, Tensor]:
         """The edited layers' `mlp.fc2.weight`, (width, inner)."""
-        original: CLIPTextModel = world.clip.model.text_model
+        original: CLIPTextModel = task.clip.model.text_model
         edited = copy.deepcopy(original)
-        read = max((tap.layer for tap in world.clip.taps), default=len(edited.encoder.layers))
-        if self.first_layer >= read:
+        layers = max((tap.layer for tap in task.clip.taps), default=len(edited.encoder.layers))
+        if self.first_layer >= layers:
             raise SettingError(
-                f"--weight first_layer: needs at most {read - 1} here, got {self.first_layer}"
-            )
-        solved = {}
-        for number in range(self.first_layer, read):
+                f"needs at most {layers - 1} for this model, got {self.first_layer}",
+                field="hyperparameters", value="first_layer",
+            )  # fmt: skip
+        sets = (
+            (task.forget, task.forget.mask, 1.0),
+            (task.retain, torch.ones_like(task.retain.mask), self.retain_weight),
+        )
+        solution = {}
+        for number in range(self.first_layer, layers):
             weight = edited.encoder.layers[number].mlp.fc2.weight
-            keys = wanted = torch.zeros(())
-            sides = (
-                (world.forget, world.forget.mask, 1.0),
-                (world.retain, torch.ones_like(world.retain.mask), self.retain_weight),
-            )
-            for rows, mask, share in sides:
-                k, w = _moments(original, edited, number, *_some(rows, mask, self.captions))
-                keys, wanted = keys + share * k, wanted + share * w
-            change = regression(keys, wanted, self.ridge).to(weight)
+            keys = errors = torch.zeros(())
+            for pairs, mask, share in sets:
+                rows = _evenly_spaced(mask, self.captions)
+                set_keys, set_errors = _moments(original, edited, number, pairs, mask, rows)
+                keys, errors = keys + share * set_keys, errors + share * set_errors
+            change = regression(keys, errors, self.ridge).to(weight)
             with torch.no_grad():
                 weight += change
-            solved[f"text_model.encoder.layers.{number}.mlp.fc2.weight"] = weight.detach().clone()
-        return solved
+            solution[f"text_model.encoder.layers.{number}.mlp.fc2.weight"] = weight.detach().clone()
+        return solution
 
 
-def regression(keys: Tensor, wanted: Tensor, ridge: float) -> Tensor:
-    """The matrix M (width, inner) with the least |M k - d|^2 + ridge |M|^2, in float64.
+def regression(keys: Tensor, errors: Tensor, ridge: float) -> Tensor:
+    """The matrix M (width, inner) that minimizes |M k - d|^2 + ridge |M|^2, in float64.
 
-    `keys` is the weighted sum of k k^T, (inner, inner); `wanted` that of d k^T, (width, inner);
-    `ridge` is a share of the mean of the diagonal of `keys`.
+    `keys` is the weighted sum of k k^T, (inner, inner); `errors` that of d k^T, (width, inner);
+    `ridge` is relative to the mean of the diagonal of `keys`.
     """
     strength = ridge * keys.diagonal().mean()
-    solved: Tensor = torch.linalg.solve(keys + strength * torch.eye(len(keys)).to(keys), wanted.T)
-    return solved.T
+    solution: Tensor = torch.linalg.solve(keys + strength * torch.eye(len(keys)).to(keys), errors.T)
+    return solution.T
 
 
-def _some(rows: Rows, mask: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """At most that many rows that have a counterpart, evenly spread: ids, the counterpart's ids,
-    source and mask, each (n, tokens)."""
-    able = torch.nonzero(mask.sum(1)).flatten()
-    count = min(most, len(able))
-    picked = able[torch.arange(count) * len(able) // count]
-    return rows.ids[picked], rows.reduced_ids[picked], rows.source[picked], mask[picked]
+def _evenly_spaced(mask: Tensor, most: int) -> Tensor:
+    """At most `most` of the rows that have a target."""
+    rows = torch.nonzero(mask.sum(1)).flatten()
+    count = min(most, len(rows))
+    return rows[torch.arange(count) * len(rows) // count]
 
 
 def _moments(
     original: CLIPTextModel,
     edited: CLIPTextModel,
-    number: int,
-    ids: Tensor,
-    wanted_ids: Tensor,
-    source: Tensor,
+    layer: int,
+    pairs: TokenizedPairs,
     mask: Tensor,
+    rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The means of k k^T and d k^T over all positions: k enters the layer's output matrix, d is what
-    the residual stream behind it lacks."""
-    keys = wanted = torch.zeros((), dtype=torch.float64)
-    for part in torch.split(torch.arange(len(ids)), 128):
-        key, now = _inside(edited, number, ids[part])
-        _, then = _inside(original, number, wanted_ids[part])
-        then = then.gather(1, source[part][:, :, None].expand_as(then).to(then.device))
-        there = mask[part].bool().to(now.device)
-        key, lack = key[there], (then - now)[there]
+    """The means of k k^T and d k^T over all positions of the rows that have a target.
+
+    k is the input of the layer's output matrix, d the error of the residual stream after the layer.
+    """
+    keys = errors = torch.zeros((), dtype=torch.float64)
+    for some in torch.split(rows, BATCH):
+        key, stream = _layer_activations(edited, layer, pairs.ids[some])
+        _, target = _layer_activations(original, layer, pairs.concept_removed_ids[some])
+        source = pairs.source[some][:, :, None].expand_as(target)
+        target = target.gather(1, source.to(target.device))
+        targeted = mask[some].bool().to(stream.device)
+        key, error = key[targeted], (target - stream)[targeted]
         keys = keys + (key.T @ key).cpu().double()
-        wanted = wanted + (lack.T @ key).cpu().double()
-    return keys / mask.sum(), wanted / mask.sum()
+        errors = errors + (error.T @ key).cpu().double()
+    count = mask[rows].sum()
+    return keys / count, errors / count
 
 
-def _inside(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters that layer's output matrix, (n, tokens, inner), and what leaves the layer."""
+def _layer_activations(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of the layer's output matrix, (n, tokens, inner), and the layer's output."""
     layer = tower.encoder.layers[number]
-    seen: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
     hooks = [
-        layer.mlp.fc2.register_forward_pre_hook(lambda _, given: seen.update(key=given[0])),
-        layer.register_forward_hook(lambda _, __, out: seen.update(out=out)),
+        layer.mlp.fc2.register_forward_pre_hook(
+            lambda _, inputs: activations.update(key=inputs[0])
+        ),
+        layer.register_forward_hook(lambda _, __, out: activations.update(out=out)),
     ]
     try:
         with torch.no_grad():
@@ -124,4 +131,4 @@ def _inside(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Ten
     finally:
         for hook in hooks:
             hook.remove()
-    return seen["key"], seen["out"]
+    return activations["key"], activations["out"]

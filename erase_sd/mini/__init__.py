@@ -1,4 +1,4 @@
-"""The miniature world: a Stable Diffusion small enough for a laptop, trained by this project."""
+"""The miniature world: a Stable Diffusion small enough for a laptop, with its data and detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes of the miniature world: sampled by a seed, rendered at 64 px, with exact boxes."""
+"""Scenes of the miniature world: sampled from a seed, rendered at 64 px, with exact boxes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .drawing.pen import COLOURS, Pen
+from .drawing.pen import PEN_COLOURS, Pen
 from .drawing.places import PLACES
 from .drawing.things import THINGS
 
-SIZE = 64  # pixels, width and height of an image
-SUPERSAMPLE = 4  # drawn this many times larger, then averaged down
+SIZE = 64
+"""Width and height of an image, pixels."""
+SUPERSAMPLE = 4  # rendered this many times larger, then averaged down
 
 CLASS_OF = {kind: kind for kind in THINGS} | {
     "man": "person",
@@ -21,25 +22,31 @@ CLASS_OF = {kind: kind for kind in THINGS} | {
     "girl": "person",
     "apple laptop": "laptop",
 }
-CLASSES = tuple(dict.fromkeys(CLASS_OF.values()))  # the detector's class order
+"""COCO class of each kind of thing."""
+CLASSES = tuple(dict.fromkeys(CLASS_OF.values()))
+"""Classes of the detector, in its order."""
 
-# How often a scene holds none, one, two or three things: two and three are what a small U-Net
-# finds hard, so they make up most of what it sees.
-COUNTS = (0.08, 0.26, 0.36, 0.30)
-# Side of a thing, as the square root of its area, in pixels, by how many share the scene.
-SIDES = {1: (25, 38), 2: (21, 27), 3: (18.5, 22)}
+# Weights of none, one, two or three things in a scene. Two and three are hard for a small U-Net, so
+# they are most of what it is trained on.
+_COUNT_WEIGHTS = (0.08, 0.26, 0.36, 0.30)
+# Range of a thing's side (square root of its area, pixels), by the number of things in the scene.
+_SIDES = {1: (25, 38), 2: (21, 27), 3: (18.5, 22)}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object; `box` is xyxy in pixels of the final image, None before rendering."""
+    """One object of a scene."""
 
     kind: str
+    """A key of THINGS."""
     colour: str
     centre: tuple[float, float]
+    """x and y, pixels of the image."""
     side: float
+    """Square root of its area, pixels."""
     mirrored: bool
-    tilt: float  # degrees
+    tilt: float
+    """Degrees."""
 
     @property
     def name(self) -> str:
@@ -48,14 +55,14 @@ class Thing:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Width and height of the layer in pixels."""
-        aspect = THINGS[self.kind][1] ** 0.5
+        """Width and height, pixels."""
+        aspect = THINGS[self.kind].aspect ** 0.5
         return self.side * aspect, self.side / aspect
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A place and its things, from left to right; `seed` repeats every stroke."""
+    """A place and its things, from left to right; the seed determines every stroke."""
 
     seed: int
     place: str
@@ -63,18 +70,18 @@ class Scene:
 
 
 def sample(seed: int, kinds: tuple[str, ...] | None = None, place: str | None = None) -> Scene:
-    """The scene of `seed`; `kinds` and `place` fix what it shows and leave the rest to chance.
+    """The scene of a seed, with the given kinds of things and place if any.
 
-    No two things share a COCO class, so that "an apple" is the apple.
+    No two things share a COCO class, so that "an apple" is unambiguous.
     """
     rng = random.Random(seed)
     place = place or rng.choice(list(PLACES))
     if kinds is None:
-        count = rng.choices(range(4), COUNTS)[0]
-        # People twice as often as any other class, as in Flickr30K they are everywhere.
+        count = rng.choices(range(4), _COUNT_WEIGHTS)[0]
+        # People twice as often as any other class, since Flickr30K is full of them.
         names = dict.fromkeys(rng.sample((*CLASSES, "person"), count))
         kinds = tuple(_kind_of(name, rng) for name in names)
-    things = _arrange([(kind, rng.choice(THINGS[kind][2])) for kind in kinds], rng)
+    things = _arrange([(kind, rng.choice(THINGS[kind].colours)) for kind in kinds], rng)
     return Scene(seed, place, tuple(sorted(things, key=lambda thing: thing.centre[0])))
 
 
@@ -85,18 +92,18 @@ def _kind_of(name: str, rng: random.Random) -> str:
 
 
 def _arrange(kinds: list[tuple[str, str]], rng: random.Random) -> list[Thing]:
-    """Places for all things, by rejection: hardly any overlap, kites high, the rest grounded."""
+    """Positions by rejection sampling: nearly no overlap, kites in the air, the rest on the ground."""
     shrink = 1.0
     while True:
         for _ in range(60):
-            things = [_put(kind, colour, len(kinds), shrink, rng) for kind, colour in kinds]
+            things = [_position(kind, colour, len(kinds), shrink, rng) for kind, colour in kinds]
             if all(_overlap(a, b) < 0.06 for i, a in enumerate(things) for b in things[:i]):
                 return things
         shrink *= 0.95
 
 
-def _put(kind: str, colour: str, count: int, shrink: float, rng: random.Random) -> Thing:
-    side = rng.uniform(*SIDES[count]) * shrink
+def _position(kind: str, colour: str, count: int, shrink: float, rng: random.Random) -> Thing:
+    side = rng.uniform(*_SIDES[count]) * shrink
     mirrored, tilt = rng.random() < 0.5, rng.uniform(-5, 5)
     thing = Thing(kind, colour, (0.0, 0.0), side, mirrored, tilt)
     width, height = thing.extent
@@ -110,7 +117,7 @@ def _put(kind: str, colour: str, count: int, shrink: float, rng: random.Random) 
 
 
 def _overlap(a: Thing, b: Thing) -> float:
-    """Shared area as a share of the smaller extent."""
+    """Shared area as a share of the smaller one."""
     shared = 1.0
     for axis in (0, 1):
         reach = (a.extent[axis] + b.extent[axis]) / 2 - abs(a.centre[axis] - b.centre[axis])
@@ -119,10 +126,11 @@ def _overlap(a: Thing, b: Thing) -> float:
 
 
 Box = tuple[str, float, float, float, float]
+"""Class and x0, y0, x1, y1, pixels."""
 
 
-def render(scene: Scene) -> tuple[Image.Image, list[Box]]:
-    """The scene as RGB, 64 x 64, and its boxes: (class, x0, y0, x1, y1), xyxy in pixels."""
+def render_scene(scene: Scene) -> tuple[Image.Image, list[Box]]:
+    """The scene as an RGB image of 64 x 64 pixels, and the boxes of its things."""
     rng = random.Random(scene.seed ^ 0x5EED)
     size = SIZE * SUPERSAMPLE
     canvas = Image.new("RGB", (size, size))
@@ -130,14 +138,7 @@ def render(scene: Scene) -> tuple[Image.Image, list[Box]]:
     boxes: list[Box] = []
     # Things further down stand in front.
     for thing in sorted(scene.things, key=lambda t: t.centre[1] + t.extent[1] / 2):
-        width, height = (round(e * SUPERSAMPLE) for e in thing.extent)
-        layer = Image.new("RGBA", (width, height))
-        draw = THINGS[thing.kind][0]
-        base = COLOURS[thing.colour]
-        tone = rng.uniform(0.92, 1.06)
-        r, g, b = (min(255, round(channel * tone)) for channel in base)
-        draw(Pen(layer, thing.mirrored), (r, g, b), rng)
-        layer = layer.rotate(thing.tilt, Image.Resampling.BILINEAR, expand=True)
+        layer = _layer(thing, rng)
         left = round(thing.centre[0] * SUPERSAMPLE - layer.width / 2)
         top = round(thing.centre[1] * SUPERSAMPLE - layer.height / 2)
         canvas.paste(layer, (left, top), layer)
@@ -146,3 +147,13 @@ def render(scene: Scene) -> tuple[Image.Image, list[Box]]:
         clipped = [min(max(c / SUPERSAMPLE, 0.0), float(SIZE)) for c in corners]
         boxes.append((thing.name, clipped[0], clipped[1], clipped[2], clipped[3]))
     return canvas.reduce(SUPERSAMPLE), boxes
+
+
+def _layer(thing: Thing, rng: random.Random) -> Image.Image:
+    """The thing on a transparent layer, tilted."""
+    width, height = (round(e * SUPERSAMPLE) for e in thing.extent)
+    layer = Image.new("RGBA", (width, height))
+    tone = rng.uniform(0.92, 1.06)
+    r, g, b = (min(255, round(channel * tone)) for channel in PEN_COLOURS[thing.colour])
+    THINGS[thing.kind].draw(Pen(layer, thing.mirrored), (r, g, b), rng)
+    return layer.rotate(thing.tilt, Image.Resampling.BILINEAR, expand=True)

@@ -1,1 +1,1 @@
-"""What is loaded and saved: presets, CLIP, diffusers pipelines, erased encoders, exports."""
+"""Models and what is loaded and saved: presets, CLIP, pipelines, erased encoders, exports."""

@@ -1,116 +1,152 @@
-"""The erased text encoder as a folder: plain weights, and `erase.json` that says how they came."""
+"""Erased text encoders as a folder: plain weights, and `erase.json`, how they came to be."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import runtime
+from ..data.concept import Concept
 from ..errors import DivergedError, RunError
-from ..files import hash_file, read_json, whole_folder, write_json
-from . import text_encoder as encoders
+from ..files import hash_file, read_record, whole_folder, write_json
+from ..run import Run, run_folder
+from ..run.records import Base, ErasureRecord, Origin
+from .clip import Clip
 from .presets import Models
+from .text_encoder import load_text_encoder, text_encoder_with, with_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-    from .clip import Clip
-
-WEIGHTS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 IMAGE_TOWER = "image_tower"
 
 
 def save(
     folder: Path,
-    weights: dict[str, dict[str, Tensor]],
+    weights: Mapping[str, Mapping[str, Tensor]],
     models: Models,
+    *,
+    concepts: Sequence[Concept],
     settings: dict[str, Any],
-    measures: dict[str, float],
-) -> None:
-    """Writes the pipeline's text encoders with `weights` in them, whole or not at all.
+    origin: Origin,
+    held_out: dict[str, float],
+) -> ErasureRecord:
+    """Writes the pipeline's text encoders with the unlearned `weights`, whole or not at all.
 
-    `weights` maps an encoder's name to its tensors. One encoder lies in `folder` itself, several in
-    folders of their names; an image tower that was trained, which no pipeline reads, in
-    `image_tower`, named as in `CLIPModel`. Raises DivergedError for weights that are not finite: they
-    are never saved.
+    `weights` maps an encoder's name to its tensors, named as in `CLIPModel`. A single encoder is saved
+    in `folder` itself, several in subfolders of their names; a trained image tower, which no pipeline
+    reads, in `image_tower`. Raises DivergedError, and saves nothing, if a weight is not finite.
     """
     for tensors in weights.values():
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise DivergedError(f"{name} is not finite after unlearning; nothing is saved")
     with whole_folder(folder) as partial:
-        hashes, seeing = {}, {}
+        text_hashes, image_hashes = {}, {}
         for name, tensors in weights.items():
-            encoder = encoders.text_encoder_with(tensors, models.folder / name)
             own = partial / name if len(weights) > 1 else partial
-            encoder.save_pretrained(own)
-            hashes[name] = hash_file(own / WEIGHTS)
-            tower = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
-            if tower:
-                (own / IMAGE_TOWER).mkdir()
-                save_file(tower, own / IMAGE_TOWER / WEIGHTS)
-                seeing[name] = hash_file(own / IMAGE_TOWER / WEIGHTS)
-        write_json(
-            partial / "erase.json",
-            {
-                "concepts": [concept["name"] for concept in settings["concepts"]],
-                "settings": settings,
-                "held_out": measures,
-                "base": {
-                    "model": str(models.model),
-                    "revision": models.revision,
-                    "fingerprint": settings["model"],
-                },
-                "weights_sha256": hashes,
-                "image_tower_sha256": seeing,
-                "versions": runtime.versions(),
-            },
+            text_encoder_with(tensors, models.folder / name).save_pretrained(own)
+            text_hashes[name] = hash_file(own / WEIGHTS_FILE)
+            if tower := _save_image_tower(own / IMAGE_TOWER, tensors):
+                image_hashes[name] = hash_file(tower)
+        record = ErasureRecord(
+            concepts=tuple(concepts),
+            settings=settings,
+            origin=origin,
+            held_out=held_out,
+            base=Base(model=str(models.model), revision=models.revision, fingerprint=origin.model),
+            weights_sha256=text_hashes,
+            image_tower_sha256=image_hashes,
+            versions=runtime.versions(),
         )
+        write_json(partial / "erase.json", dataclasses.asdict(record))
+    return record
 
 
-def check(folder: Path) -> dict[str, Any]:
-    """`erase.json` of erased encoders whose weights are still what was saved."""
-    described = read_json(folder / "erase.json")
-    saved_of = {
-        folder_of(folder, name) / part / WEIGHTS: saved
-        for part, key in (("", "weights_sha256"), (IMAGE_TOWER, "image_tower_sha256"))
-        for name, saved in described[key].items()
+def _save_image_tower(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
+    """The file with the image tower's tensors; None if it was not trained."""
+    tower = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
+    if not tower:
+        return None
+    folder.mkdir()
+    save_file(tower, folder / WEIGHTS_FILE)
+    return folder / WEIGHTS_FILE
+
+
+def check(folder: Path) -> ErasureRecord:
+    """`erase.json` of erased encoders; RunError if their weights are no longer those that were saved."""
+    record = read_record(folder / "erase.json", ErasureRecord, hint="unlearn again")
+    hashes = {
+        encoder_folder(folder, n) / WEIGHTS_FILE: h for n, h in record.weights_sha256.items()
+    } | {
+        encoder_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE: sha256
+        for name, sha256 in record.image_tower_sha256.items()
     }
-    for path, saved in saved_of.items():
+    for path, sha256 in hashes.items():
         if not path.is_file():
             raise RunError(f"{path}: missing; unlearn again")
-        if hash_file(path) != saved:
+        if hash_file(path) != sha256:
             raise RunError(f"{path}: damaged, not the weights that were saved; unlearn again")
-    return dict(described)
+    return record
 
 
-def folder_of(folder: Path, name: str) -> Path:
-    """Where the encoder of that name lies in an artifact: in a folder of its own, or alone."""
+def check_base(run: Run, models: Models) -> ErasureRecord:
+    """`check` of a run's erased encoders, and that `models` is the model they were unlearned from.
+
+    Raises RunError before unlearning is done, for damaged weights, and for another model.
+    """
+    run.unlearned()
+    record = check(run.erased)
+    if record.base.fingerprint != models.fingerprint():
+        raise RunError(
+            f"{run.folder}: unlearned from {record.base.model}, not {models.model} with its present "
+            "weights; use the model that the run began with, or unlearn again"
+        )
+    return record
+
+
+def encoder_folder(folder: Path, name: str) -> Path:
+    """Where the encoder of that name is saved: in a subfolder of its name, or in `folder` itself."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
-    """`clip` with the towers of an artifact: its text encoder of that name, and the image tower that
-    was trained with it, where one was.
+    """`clip` with the erased text tower of that name, and with its erased image tower, if it has one.
 
-    Raises ModelError where they do not fit.
+    Raises ModelError if they do not fit.
     """
-    own = folder_of(folder, encoder)
-    tower = own / IMAGE_TOWER / WEIGHTS
-    return encoders.with_weights(clip, own, tower if tower.is_file() else None)
+    own = encoder_folder(folder, encoder)
+    tower = own / IMAGE_TOWER / WEIGHTS_FILE
+    return with_weights(clip, own, tower if tower.is_file() else None)
 
 
-def load(run: str | Path, encoder: str = "text_encoder") -> CLIPTextModel:
-    """An erased text encoder of a run folder: `pipe.text_encoder = erase_sd.load("runs/apple")`.
+def load(
+    run_or_folder: str | Path,
+    encoder: str = "text_encoder",
+    dtype: runtime.Precision | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> CLIPTextModel:
+    """The erased text encoder of a run, ready for `pipe.text_encoder`.
 
-    SDXL has a second one, `text_encoder_2`. Raises RunError where there is none or its weights are
-    damaged.
+    `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of erased encoders.
+    SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device`
+    say otherwise. Raises RunError if there is no such encoder or its weights are damaged.
     """
-    folder = Path(run) / "erased" if (Path(run) / "erased").is_dir() else Path(run)
-    names = check(folder)["weights_sha256"]
+    folder = run_folder(run_or_folder)
+    if not folder.is_dir():
+        folder = Path(run_or_folder)
+    if (folder / "erased").is_dir():
+        folder /= "erased"
+    names = check(folder).weights_sha256
     if encoder not in names:
         raise RunError(f"{folder}: has no {encoder}; it has {', '.join(names)}")
-    return encoders.load_text_encoder(folder_of(folder, encoder))
+    precision = runtime.dtype(dtype) if isinstance(dtype, str) else dtype or torch.float32
+    model = load_text_encoder(encoder_folder(folder, encoder))
+    return model.to(device=device or "cpu", dtype=precision)

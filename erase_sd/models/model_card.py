@@ -1,74 +1,79 @@
-"""The README of an exported encoder: what went, what stayed, from what, and how to use it."""
+"""The README of an exported encoder: what was erased, how it was measured, and how to use it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from ..run.records import ErasureRecord
 from .presets import Models
 
-LICENCES = {
-    "mini": "agpl-3.0",
-    "sd14": "creativeml-openrail-m",
-    "sd15": "creativeml-openrail-m",
-    "sd21": "openrail++",
-    "sdxl": "openrail++",
+PIPELINE_CLASSES = {1: "StableDiffusionPipeline", 2: "StableDiffusionXLPipeline"}
+ENCODER_CLASSES = {
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
 }
-PIPELINES = {1: "StableDiffusionPipeline", 2: "StableDiffusionXLPipeline"}
 
 
-def card(described: dict[str, Any], encoders: list[str], models: Models, scores: str) -> str:
-    """Markdown with the hub's header. `described` is `erase.json`, `scores` the run's table.
+def card(record: ErasureRecord, models: Models, scores: str) -> str:
+    """Markdown with the hub's header; `scores` is the run's table of rates.
 
-    An erased encoder is made from its base and stays under the base's licence; for a model of no
-    preset that is for the user to fill in.
+    An erased encoder is derived from its base and keeps the base's licence; for a model that is not a
+    preset's, the user has to fill it in.
     """
-    words = ", ".join(described["concepts"])
-    own_model = "model" in models.given
-    licence = "other" if own_model else LICENCES[models.given.get("preset", "mini")]
-    base = "the miniature world of erase-sd" if licence == "agpl-3.0" else str(models.model)
-    header = {"license": licence, "library_name": "diffusers", "tags": ["unlearning", "erase-sd"]}
-    if licence not in ("agpl-3.0", "other"):
-        header["base_model"] = base
-    lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
-    load = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
-    kinds = ", ".join(load[name] for name in encoders)
-    loading = "\n".join(
-        f'pipe.{name} = {load[name]}.from_pretrained("this-folder", subfolder="{name}")'
-        for name in encoders
-    )
-    settings = {
-        k: v for k, v in described["settings"].items() if k not in ("clip", "data", "model")
-    }
+    concepts = ", ".join(concept.name for concept in record.concepts)
+    base = models.title or record.base.model
     return f"""---
-{lines}
+{_header(models)}
 ---
 
-# Text encoder without: {words}
+# Text encoder without: {concepts}
 
-The text encoder of {base}, unlearned with [erase-sd](https://github.com/erase-sd/erase-sd) so that
-"{words}" is no longer drawn. Everything else of the pipeline stays as it is.
+The text encoder of {base}, unlearned with erase-sd so that the pipeline no longer generates
+"{concepts}". Everything else in the pipeline is unchanged.
 
 ```python
-from diffusers import {PIPELINES[len(encoders)]}
-from transformers import {kinds}
-
-pipe = {PIPELINES[len(encoders)]}.from_pretrained("{base if "base_model" in header else "base"}")
-{loading}
+{_usage(list(record.weights_sha256), models.hub_id or "path/to/the/base-model")}
 ```
 
 ## What was measured
 
 {scores.strip()}
 
-Rates are of the prompts, seeds and detector of one run; they do not show that no prompt brings the
-concept back.
+The rates hold for the prompts, seeds and detector of one run; they do not show that no prompt brings
+the concept back.
 
 ## How it was made
 
-Base: {base}, weights `{described["base"]["fingerprint"]}`; licence of the base: {licence}.
+Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.licence}.
 
 ```json
-{json.dumps(settings, indent=2, ensure_ascii=False)}
+{json.dumps(record.settings, indent=2, ensure_ascii=False)}
 ```
 """
+
+
+def _usage(encoders: list[str], base: str) -> str:
+    """Python that puts the erased encoders into the pipeline."""
+    pipeline = PIPELINE_CLASSES[len(encoders)]
+    lines = [
+        f"from diffusers import {pipeline}",
+        f"from transformers import {', '.join(ENCODER_CLASSES[name] for name in encoders)}",
+        "",
+        f'pipe = {pipeline}.from_pretrained("{base}")',
+    ]
+    for name in encoders:
+        load = f"{ENCODER_CLASSES[name]}.from_pretrained"
+        lines.append(f'pipe.{name} = {load}("this-folder", subfolder="{name}")')
+    return "\n".join(lines)
+
+
+def _header(models: Models) -> str:
+    """The fields that the hub reads, as YAML."""
+    fields = {
+        "license": models.licence,
+        "library_name": "diffusers",
+        "tags": ["unlearning", "erase-sd"],
+    }
+    if models.hub_id:
+        fields["base_model"] = models.hub_id
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())

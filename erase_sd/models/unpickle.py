@@ -1,8 +1,7 @@
-"""The tensors and plain facts of a PyTorch `.pt` file, read without running anything of its pickle.
+"""Tensors and plain data of a PyTorch `.pt` file, read without running anything in its pickle.
 
-A pickle is a program: it names classes and functions, and has them called. The reader here hands it
-an `Inert` for each name, so all that it can do is to pile up records. Tensors are rebuilt from these
-afterwards, by us.
+A pickle is a program: it names classes and functions, and has them called. This reader hands it an
+`Inert` for every name, so all it can do is build nested records, from which we rebuild the tensors.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, reason
 
-# What the pickles of YOLOv5 and of ultralytics name; whatever else one names is no part of a model.
+# Names in the pickles of YOLOv5 and ultralytics; any other name does not belong to a model.
 KNOWN = re.compile(
     r"(models|ultralytics|torch\.nn)\.[\w.]+"
     r"|torch\.(\w+Storage|Size|device|bool|b?float\d+|u?int\d+)"
@@ -41,11 +40,11 @@ STORED = {
 
 
 class Inert(dict[Any, Any]):
-    """What stands in a pickle's result for an object of a class that it names.
+    """Stands for an object of a class that the pickle names.
 
-    It keeps the arguments of its making (`args`), the state it was given (`state`) and its items.
-    Without a `__dict__`, and with a `__setstate__` of its own, nothing that the pickle sets on it
-    is ever looked up or called.
+    Keeps the constructor's arguments (`args`), the pickled state (`state`) and the items. It has no
+    `__dict__` and its own `__setstate__`, so nothing that the pickle sets on it is ever looked up or
+    called.
     """
 
     __slots__ = ("args", "state")
@@ -54,19 +53,19 @@ class Inert(dict[Any, Any]):
     state: Any
 
     def __new__(cls, *args: Any, **_: Any) -> Inert:
-        made = super().__new__(cls)
-        made.args, made.state = args, {}
-        return made
+        inert = super().__new__(cls)
+        inert.args, inert.state = args, {}
+        return inert
 
     def __init__(self, *args: Any, **_: Any) -> None:
-        """Nothing: what it was made with is in `args`, not among its items."""
+        """The arguments are in `args`, not among the items."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class Reader(pickle.Unpickler):
-    """Reads the pickle of an opened `.pt`; each class, function and storage in it is an `Inert`."""
+class InertUnpickler(pickle.Unpickler):
+    """Reads the pickle in an opened `.pt`; every class, function and storage becomes an `Inert`."""
 
     def __init__(self, file: zipfile.ZipFile, pickled: str) -> None:
         super().__init__(io.BytesIO(file.read(pickled)))
@@ -75,7 +74,7 @@ class Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[Inert]:
         full = f"{module}.{name}"
         if not KNOWN.fullmatch(full):
-            raise ModelError(f"names {full[:80]}, which is no part of a detector; refused unread")
+            raise ModelError(f"names {full[:80]}, which is not part of a detector; refused")
         return type("Inert", (Inert,), {"__slots__": (), "name": full})
 
     def persistent_load(self, pid: Any) -> Inert:
@@ -85,30 +84,31 @@ class Reader(pickle.Unpickler):
         return Inert(STORED[storage.name.removeprefix("torch.")], self.file.read(self.folder + key))
 
 
-def read(path: Path) -> Any:
-    """The object in a `.pt` file: plain data, with an `Inert` for each object of a class.
+def read_pickle(path: Path) -> Any:
+    """The object in a `.pt` file: plain data, with an `Inert` for every object of a class.
 
-    Raises ModelError for a file of another form, a damaged one, and one that names what is no part
-    of a model.
+    Raises ModelError for another format, a damaged file, and a name that does not belong to a model.
     """
     if not zipfile.is_zipfile(path):
         raise ModelError(
-            f"--detector {path}: no .pt file of PyTorch 1.6 or later, or damaged; refused unread"
+            "damaged, or not a .pt file of PyTorch 1.6 or later", field="detector", value=path
         )
     with zipfile.ZipFile(path) as file:
         pickles = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
-            raise ModelError(f"--detector {path}: no .pt file of PyTorch (no data.pkl)")
+            raise ModelError(
+                "not a .pt file of PyTorch (no data.pkl)", field="detector", value=path
+            )
         try:
-            return Reader(file, pickles[0]).load()
+            return InertUnpickler(file, pickles[0]).load()
         except ModelError as error:
-            raise ModelError(f"--detector {path}: {error}") from None
-        except Exception as error:  # bytes of a stranger can raise anything
-            raise ModelError(f"--detector {path}: damaged ({error})") from None
+            raise ModelError(error.rule, field="detector", value=path) from None
+        except Exception as error:  # a foreign file can raise anything
+            raise ModelError(f"damaged ({reason(error)})", field="detector", value=path) from None
 
 
 def modules(module: Inert, prefix: str = "") -> Iterator[tuple[str, Inert]]:
-    """A recorded `torch.nn.Module` and all inside it, each after its dotted name with a last dot."""
+    """A pickled `torch.nn.Module` and all its submodules, each with its dotted name and a final dot."""
     yield prefix, module
     for name, child in module.state["_modules"].items():
         if child is not None:
@@ -116,20 +116,20 @@ def modules(module: Inert, prefix: str = "") -> Iterator[tuple[str, Inert]]:
 
 
 def tensors(module: Inert) -> dict[str, Tensor]:
-    """Its parameters and buffers under the names of its `state_dict`; floating ones in float32.
+    """A pickled module's parameters and buffers, named as in its `state_dict`; floats as float32.
 
-    Raises an exception of any kind where the records are none of a module's.
+    Raises exceptions of any kind if the records are not those of a module.
     """
     return {
         prefix + name: _tensor(record)
-        for prefix, part in modules(module)
-        for name, record in (part.state["_parameters"] | part.state["_buffers"]).items()
+        for prefix, child in modules(module)
+        for name, record in (child.state["_parameters"] | child.state["_buffers"]).items()
         if record is not None
     }
 
 
 def _tensor(record: Inert) -> Tensor:
-    """From the arguments of `torch._utils._rebuild_tensor_v2`: storage, offset, size, stride."""
+    """A tensor from the arguments of `torch._utils._rebuild_tensor_v2`: storage, offset, size, stride."""
     if record.name == "torch._utils._rebuild_parameter":
         record = record.args[0]
     storage, offset, size, stride = record.args[:4]

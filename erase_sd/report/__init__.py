@@ -1,4 +1,4 @@
-"""A run as one HTML page that opens from disk: verdict, pictures, tables, curves, settings."""
+"""A run as one self-contained HTML page: verdict, images, tables, training curves, settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["write", "write_all"]
 def write(run: Run) -> Path:
     """Writes `report.html` into the run folder and returns its path.
 
-    Whatever is missing or damaged in the folder is named on the page and the rest is shown. Raises
-    RunError where the folder is no run.
+    Files that are missing or damaged are named on the page, and the rest is shown. Raises RunError if
+    the folder is not a run.
     """
     from .page import write_page
 
@@ -24,12 +24,12 @@ def write(run: Run) -> Path:
 
 
 def write_all(runs: Sequence[Run]) -> list[Path]:
-    """Writes the report of each run, and `runs/index.html` that compares them; the index last.
+    """Writes the report of each run, then `runs/index.html`, which compares them.
 
-    Raises RunError where a folder is no run.
+    Raises RunError if a folder is not a run.
     """
     from .index import write_index
     from .page import write_page
 
-    summaries = [write_page(run) for run in runs]
-    return [summary.path for summary in summaries] + [write_index(summaries)]
+    pages = [write_page(run) for run in runs]
+    return [page.path for page in pages] + [write_index(pages)]

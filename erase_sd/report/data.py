@@ -1,155 +1,151 @@
-"""A run folder as plain data: what its files hold, and what in them is missing or damaged."""
+"""Everything that a report shows of a run folder, and what in it is missing or damaged."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from ..data.coco import LOOK_ALIKES
 from ..data.concept import Concept
 from ..errors import RunError
-from ..files import read_json, read_rows
-from ..run import Run, concepts_of
-from ..scoring.rates import THRESHOLD, Row
-from ..scoring.stage import Tables, Used
+from ..run import Run
+from ..run.folder import STAGES
+from ..run.measurements import DetectionRecord, ScoresRecord
+from ..run.records import (
+    ErasureRecord,
+    ImageRecord,
+    RunRecord,
+    StageName,
+    StageRecord,
+    TrainRecord,
+    Variant,
+)
+from ..scoring.rates import THRESHOLD
 
 T = TypeVar("T")
 
-STAGES = ("unlearn", "generate", "score")
-IMAGE = {"file", "arm", "prompts", "prompt", "seed", "sha256"}
-DETECTION = {"file", "sha256", "boxes", "names"}
-
-# What people, and detectors, take for one another among COCO's classes.
-LOOK_ALIKES = (
-    {"apple", "orange"},
-    {"bicycle", "motorcycle"},
-    {"chair", "couch"},
-    {"elephant", "cow"},
-    {"horse", "cow"},
-    {"dog", "cat"},
-    {"bus", "truck"},
-    {"tv", "laptop"},
-)
+SHOWN_VARIANTS: tuple[Variant, ...] = ("original", "erased")
+ENCODER_NAMES = ("text_encoder", "text_encoder_2")
 
 
 @dataclass
-class Data:
-    """What a run folder holds. Parts that are missing are empty, and `missing` says so in words."""
+class ReportData:
+    """The contents of a run folder; whatever cannot be read stays empty and is named in `missing`."""
 
     run: Run
-    manifest: dict[str, Any]
-    concepts: list[Concept]
-    images: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of `images.jsonl`, without the reference arm's."""
-    detections: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """Rows of `detections.jsonl` by file and by the hash of the image that was looked at."""
-    scores: Tables | None = None
-    threshold: float = THRESHOLD
-    """Least probability of a detection that counts, 0-1."""
-    training: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Rows of each `train.jsonl` that has any, by its name."""
-    erased: dict[str, Any] = field(default_factory=dict)
-    """`erased/erase.json`."""
+    record: RunRecord
+    images: list[ImageRecord] = field(default_factory=list)
+    """Images of the original and the erased model, without the reference."""
+    detections: dict[tuple[str, str], DetectionRecord] = field(default_factory=dict)
+    """By file and by the SHA-256 of the image that the detector saw."""
+    scores: ScoresRecord | None = None
+    training: dict[str, list[TrainRecord]] = field(default_factory=dict)
+    """Validation steps by text encoder."""
+    erasure: ErasureRecord | None = None
     missing: list[str] = field(default_factory=list)
+    """One line per file that is missing or damaged, or stage that is not done."""
 
     @property
-    def name(self) -> str:
-        """The concepts, as a title."""
+    def concepts(self) -> tuple[Concept, ...]:
+        """The erased concepts; empty before unlearning has begun."""
+        unlearn = self.record.stages.unlearn
+        return unlearn.concepts if unlearn else ()
+
+    @property
+    def title(self) -> str:
+        """Names of the concepts, or of the run if there are none yet."""
         return ", ".join(concept.name for concept in self.concepts) or self.run.name
 
-    def stage(self, name: str) -> dict[str, Any]:
-        """A stage's entry in `run.json`; empty where it has not begun."""
-        return dict(self.manifest["stages"].get(name, {}))
+    @property
+    def threshold(self) -> float:
+        """Lowest probability of a detection that counts."""
+        return self.scores.threshold if self.scores else THRESHOLD
 
-    def target(self, concept: str) -> str:
-        """The detector's class for a concept, as `score` looked for it."""
-        classes = self.stage("score").get("settings", {}).get("classes", {})
+    def stage(self, name: StageName) -> StageRecord | None:
+        """A stage's entry in `run.json`; None if it has not begun."""
+        entry: StageRecord | None = getattr(self.record.stages, name)
+        return entry
+
+    def detector_class(self, concept: str) -> str:
+        """The detector's class for a concept, as recorded by `score`."""
+        score = self.record.stages.score
+        classes = score.settings.get("classes", {}) if score else {}
         return str(classes.get(concept, concept))
 
     def look_alikes(self, concept: str) -> list[str]:
-        """The classes that are easily taken for a concept."""
-        own = self.target(concept)
-        near = {name for group in LOOK_ALIKES if own in group for name in group}
-        return sorted(near - {own})
+        """The classes that are easily mistaken for a concept."""
+        own = self.detector_class(concept)
+        similar = {name for group in LOOK_ALIKES if own in group for name in group}
+        return sorted(similar - {own})
 
 
-def read(run: Run) -> Data:
-    """Everything that the report shows. Raises RunError where the folder is no run."""
-    manifest = run.manifest
-    data = Data(run, manifest, [])
-    began = [stage for stage in STAGES if stage in manifest["stages"]]
-    try:
-        data.concepts = list(concepts_of(manifest)) if "unlearn" in began else []
-    except (KeyError, TypeError):
-        data.missing.append("run.json does not say which concepts were erased")
+def read_report_data(run: Run) -> ReportData:
+    """Reads everything that the report shows. Raises RunError if the folder is not a run."""
+    data = ReportData(run, run.record)
     data.missing += _next_stage(data)
-    if "unlearn" in began:
+    unlearn, generate, score = (data.stage(name) for name in STAGES)
+    if unlearn:
         _read_unlearning(data)
-    if "generate" in began:
-        drawn = _rows(data, "images.jsonl", IMAGE)
-        data.images = [row for row in drawn if row["arm"] != "reference"]
-        found = _rows(data, "detections.jsonl", DETECTION) if "score" in began else []
-        data.detections = {(row["file"], row["sha256"]): row for row in found}
-    if data.stage("score").get("status") == "done":
-        data.scores = _read(data, "scores.json", lambda path: _tables(data, read_json(path)))
+    if generate:
+        images = _read_rows(data, "images.jsonl", run.images)
+        data.images = [image for image in images if image.variant in SHOWN_VARIANTS]
+    if score:
+        rows = _read_rows(data, "detections.jsonl", run.detections)
+        data.detections = {(row.file, row.sha256): row for row in rows}
+        if score.status == "done":
+            data.scores = _read(data, run.scores)
     return data
 
 
-def _next_stage(data: Data) -> list[str]:
-    """A line on the first stage that is not done, with the command that does it."""
-    of = f"--run {data.run.folder}"
+def _next_stage(data: ReportData) -> list[str]:
+    """A line about the first stage that is not done, with the command that runs it."""
+    run = f"--run {data.run.folder}"
     commands = {
-        "unlearn": f"erase-sd unlearn --concept … {of}",
-        "generate": f"erase-sd generate --prompts … {of}",
-        "score": f"erase-sd score {of}",
+        "unlearn": f"erase-sd unlearn --concept … {run}",
+        "generate": f"erase-sd generate --prompts … {run}",
+        "score": f"erase-sd score {run}",
     }
-    done = {"unlearn": "unlearned", "generate": "drawn", "score": "scored"}
-    for stage in STAGES:
-        status = data.stage(stage).get("status")
-        if status == "running":
-            return [f"{stage} is not finished: it runs now, or was interrupted ({commands[stage]})"]
-        if status != "done":
-            return [f"Not {done[stage]} yet ({commands[stage]})"]
+    pending = {
+        "unlearn": "Not unlearned yet",
+        "generate": "No images generated yet",
+        "score": "Not scored yet",
+    }
+    for name in STAGES:
+        entry = data.stage(name)
+        if entry is None:
+            return [f"{pending[name]} ({commands[name]})"]
+        if entry.status == "running":
+            return [f"{name} is still running, or was interrupted ({commands[name]})"]
     return []
 
 
-def _read_unlearning(data: Data) -> None:
-    logs = sorted(path.name for path in data.run.folder.glob("*train.jsonl"))
-    for name in logs or ["train.jsonl"]:
-        if rows := _rows(data, name, {"step"}):
-            data.training[name] = rows
-    if data.stage("unlearn").get("status") == "done":
-        data.erased = _read(data, "erased/erase.json", read_json) or {}
+def _read_unlearning(data: ReportData) -> None:
+    run, unlearn = data.run, data.record.stages.unlearn
+    assert unlearn is not None
+    finished = list(unlearn.encoders) or ["text_encoder"]
+    for encoder in ENCODER_NAMES:
+        log = run.training_log(encoder)
+        if encoder in finished or log.is_file():
+            rows = _read_rows(data, log.name, functools.partial(run.training, encoder))
+            if rows:
+                data.training[encoder] = rows
+    if unlearn.status == "done":
+        data.erasure = _read(data, run.erasure)
 
 
-def _rows(data: Data, name: str, needed: set[str]) -> list[dict[str, Any]]:
-    """The whole rows of a JSON lines file; what is not there or not whole goes to `missing`."""
-    rows = _read(data, name, read_rows)
-    if rows is None:
-        return []
-    whole = [row for row in rows if isinstance(row, dict) and needed <= row.keys()]
-    if not rows:
-        data.missing.append(f"{name} is missing or empty")
-    elif len(whole) < len(rows):
-        data.missing.append(f"{name}: {len(rows) - len(whole)} rows are damaged and left out")
-    return whole
+def _read_rows(data: ReportData, name: str, read: Callable[[], list[T]]) -> list[T]:
+    rows = _read(data, read)
+    if rows == []:
+        data.missing.append(f"{name}: missing or empty")
+    return rows or []
 
 
-def _read(data: Data, name: str, parse: Callable[[Path], T]) -> T | None:
+def _read(data: ReportData, read: Callable[[], T]) -> T | None:
     try:
-        return parse(data.run.folder / name)
+        return read()
     except RunError as error:
-        data.missing.append(str(error).replace(f"{data.run.folder}/", ""))
+        data.missing.append(str(error).replace(f"{data.run.folder}{os.sep}", ""))
         return None
-
-
-def _tables(data: Data, stored: Any) -> Tables:
-    try:
-        data.threshold = float(stored["threshold"])
-        parts = {
-            part: [Row(**row) for row in stored[part]] for part in ("rows", "by_class", "sweep")
-        }
-        return Tables(**parts, detectors=[Used(**used) for used in stored["detectors"]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"scores.json: damaged, or of another version ({error})") from None

@@ -1,34 +1,29 @@
-"""Matplotlib's pictures as inline SVG whose colours follow the page's scheme."""
+"""Matplotlib figures as inline SVG whose colours follow the page's light or dark scheme."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from .. import plotting
+from ..plotting import INK, LINE, MUTED
+from ..run.records import TrainRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Colours that matplotlib draws with, and what the page makes of them.
-INK, MUTED, LINE, ACCENT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {
+ACCENT, PAPER = "#040404", "#050505"  # placeholders, like the others below
+CSS_VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", PAPER: "--paper",
 }  # fmt: skip
-STYLE: Any = {
+PAGE_STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "erase-sd",
-    "font.size": 10,
-    "text.parse_math": False,  # a run may be called $x$
-    "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": LINE,
     "grid.linewidth": 0.6,
     "xtick.color": LINE,
     "ytick.color": LINE,
@@ -36,31 +31,25 @@ STYLE: Any = {
     "ytick.labelcolor": MUTED,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-    "legend.frameon": False,
 }
 
 
-def svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.6, 3.0)) -> str:
-    """One picture as an `<svg>` element; `draw` fills its axes, `name` keeps its ids its own.
+def inline_svg(
+    draw: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.6, 3.0)
+) -> str:
+    """An `<svg>` element that `draw` fills; `name` keeps its ids apart from those of others.
 
-    `size` in inches. Every word in it is escaped by matplotlib.
+    `size` in inches. Matplotlib escapes all text.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+    def fill(figure: Figure) -> None:
         draw(figure.add_subplot())
-        file = io.StringIO()
-        with warnings.catch_warnings():
-            # Only the browser needs the letters of a run's name.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
+
+    text = plotting.render_svg(fill, size, PAGE_STYLE)
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
-    for colour, variable in VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1
@@ -68,43 +57,34 @@ def svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float] = (4.
 
 
 def training_curves(
-    rows: list[dict[str, Any]], settings: dict[str, Any], name: str
+    rows: Sequence[TrainRecord], settings: Mapping[str, Any], name: str
 ) -> list[tuple[str, str]]:
-    """(title, svg) of a `train.jsonl`: the validation measures, and the terms of the loss."""
-    steps = [row["step"] for row in rows]
-    measures = [key for key in rows[0] if key.startswith("validation_")]
-    aside = {"step", "rolled_back", "left", "seconds_per_step", "peak_memory_mb", *measures}
-    numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
-    terms = [key for key in numbers if key not in aside]
-    limits: dict[str, Any] = {
-        "forget": settings.get("forget_threshold"),
-        "retain": settings.get("retain_floor"),
-    }
+    """Title and SVG of the validation measures with their thresholds, and of the loss terms."""
+    steps = [row.step for row in rows]
+    terms = list(dict.fromkeys(term for row in rows for term in row.terms))
 
-    def measured(axes: Axes) -> None:
-        for key in measures:
-            kind = key.removeprefix("validation_")
-            colour = ACCENT if kind == "forget" else INK
-            label = {"forget": "share of the concept left", "retain": "share of the rest kept"}
-            axes.plot(
-                steps,
-                [r.get(key, math.nan) for r in rows],
-                "o-",
-                color=colour,
-                label=label.get(kind, kind),
-            )
-            if limits.get(kind) is not None:
-                axes.axhline(limits[kind], color=colour, linestyle="--", linewidth=1)
-        axes.set(xlabel="step", ylim=(min(0, axes.get_ylim()[0]), max(1.05, axes.get_ylim()[1])))
+    def draw_measures(axes: Axes) -> None:
+        for label, values, colour, limit in (
+            ("residual concept similarity", [row.residual_concept_similarity for row in rows],
+             ACCENT, settings.get("forget_threshold")),
+            ("retained fidelity", [row.retained_fidelity for row in rows],
+             INK, settings.get("retain_floor")),
+        ):  # fmt: skip
+            axes.plot(steps, values, "o-", color=colour, label=label)
+            if limit is not None:
+                axes.axhline(limit, color=colour, linestyle="--", linewidth=1)
+        bottom, top = axes.get_ylim()
+        axes.set(xlabel="step", ylim=(min(0, bottom), max(1.05, top)))
         axes.legend(loc="center right")
 
-    def losses(axes: Axes) -> None:
-        for key, style in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
-            axes.plot(
-                steps, [r.get(key, math.nan) for r in rows], style, marker="o", color=INK, label=key
-            )
+    def draw_terms(axes: Axes) -> None:
+        for term, style in zip(terms, ("-", "--", ":", "-.") * len(terms), strict=False):
+            values = [row.terms.get(term, math.nan) for row in rows]
+            axes.plot(steps, values, style, marker="o", color=INK, label=term)
         axes.set(xlabel="step", ylim=(min(0, axes.get_ylim()[0]), None))
         axes.legend()
 
-    drawn = (("On the validation images", measures, measured), ("Terms of the loss", terms, losses))
-    return [(title, svg(draw, f"{name}{i}")) for i, (title, keys, draw) in enumerate(drawn) if keys]
+    charts = [("Validation images", inline_svg(draw_measures, f"{name}0"))]
+    if terms:
+        charts.append(("Loss terms", inline_svg(draw_terms, f"{name}1")))
+    return charts

@@ -1,4 +1,4 @@
-"""Several runs on one page: a table, and how much went against how much stayed."""
+"""The index of several runs: a table, and how forgetting trades off against retention."""
 
 from __future__ import annotations
 
@@ -10,117 +10,147 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..files import write_text
+from ..plotting import INK, LINE, MUTED
 from ..run import RUNS
-from ..scoring.rates import Row
-from . import figures
-from .page import Summary, render
+from ..run.folder import STAGES
+from ..run.measurements import RateComparison
+from .figures import ACCENT, PAPER, inline_svg
+from .page import ReportPage, render_template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
-class Point:
-    """A concept of a run: percent detected of the concept, and of all other objects."""
+class TradeOff:
+    """Detection rates of a concept and of all other objects, in percent."""
 
     label: str
     original: tuple[float, float]
     erased: tuple[float, float]
 
 
-def write_index(summaries: Sequence[Summary]) -> Path:
+@dataclass(frozen=True)
+class IndexRow:
+    """A concept's row in the table; its rates read `before → after`."""
+
+    concept: str
+    method: str
+    concept_rate: str
+    other_rate: str
+    seconds: str
+
+
+def write_index(pages: Sequence[ReportPage]) -> Path:
     """Writes `runs/index.html`, with links to the reports of the runs."""
     path = RUNS / "index.html"
-    lines, points = [], []
-    for summary in summaries:
-        link = quote(Path(os.path.relpath(summary.path, RUNS)).as_posix())
-        lines.append((summary, link, _details(summary)))
-        points += _points(summary)
-    picture = (
-        figures.svg(lambda axes: _pareto(axes, points), "pareto", (5.0, 3.8)) if points else ""
+    entries, points = [], []
+    for page in pages:
+        link = quote(Path(os.path.relpath(page.path, RUNS)).as_posix())
+        entries.append((page, link, _index_rows(page)))
+        points += _trade_offs(page)
+    pareto = (
+        inline_svg(lambda axes: _draw_pareto(axes, points), "pareto", (5.0, 3.8)) if points else ""
     )
-    write_text(path, render("index.html.j2", lines=lines, points=points, pareto=picture))
+    write_text(
+        path, render_template("index.html.j2", entries=entries, points=points, pareto=pareto)
+    )
     return path
 
 
-def _details(summary: Summary) -> list[tuple[str, str, str, str, str]]:
-    """For each concept: its name, method, both rates as `before → after`, and the time."""
-    stages = [summary.data.stage(name) for name in ("unlearn", "generate", "score")]
-    method = str(stages[0].get("settings", {}).get("method", ""))
-    seconds = sum(stage.get("seconds", 0) for stage in stages)
-    rates = {point.label: point for point in _points(summary)}
-    details = []
-    for concept in summary.data.concepts:
-        point = rates.get(_label(summary, concept.name))
-        target, others = (
-            (f"{point.original[i]:.1f} → {point.erased[i]:.1f}" for i in (0, 1))
-            if point
-            else ("not scored", "not scored")
-        )
-        details.append((concept.name, method, target, others, f"{seconds:.0f} s"))
-    return details
+def _index_rows(page: ReportPage) -> list[IndexRow]:
+    stages = [page.data.stage(name) for name in STAGES]
+    method = str(stages[0].settings.get("method", "")) if stages[0] else ""
+    seconds = sum((stage.seconds or 0) for stage in stages if stage)
+    points = {point.label: point for point in _trade_offs(page)}
+    rows = []
+    for concept in page.data.concepts:
+        concept_rate = other_rate = "not scored"
+        if point := points.get(_label(page, concept.name)):
+            concept_rate, other_rate = (
+                f"{before:.1f} → {after:.1f}"
+                for before, after in zip(point.original, point.erased, strict=True)
+            )
+        rows.append(IndexRow(concept.name, method, concept_rate, other_rate, f"{seconds:.0f} s"))
+    return rows
 
 
-def _label(summary: Summary, concept: str) -> str:
-    name = summary.data.run.name
-    return name if len(summary.data.concepts) == 1 else f"{name}: {concept}"
+def _label(page: ReportPage, concept: str) -> str:
+    name = page.data.run.name
+    return name if len(page.data.concepts) == 1 else f"{name}: {concept}"
 
 
-def _points(summary: Summary) -> list[Point]:
-    if not summary.data.scores:
+def _trade_offs(page: ReportPage) -> list[TradeOff]:
+    """A point for each concept whose own rate and whose rate of other objects are both known."""
+    if not page.data.scores:
         return []
     points = []
-    for concept in summary.data.concepts:
-        scores = summary.data.scores.rows
-        rows = [row for row in scores if row.concept == concept.name and row.kind is None]
-        arms = []
-        for arm in ("original", "erased"):
-            target = _percent([r for r in rows if r.arm == arm and r.group == "target"])
-            others = _percent([r for r in rows if r.arm == arm and r.group != "target"])
-            arms.append((target, others))
-        if all(value is not None for arm in arms for value in arm):
-            points.append(Point(_label(summary, concept.name), *arms))  # type: ignore[arg-type]
+    for concept in page.data.concepts:
+        plain = [
+            rates
+            for rates in page.data.scores.rates
+            if rates.concept == concept.name and rates.kind == "plain"
+        ]
+        own = _percentages([rates for rates in plain if rates.group == "target"])
+        others = _percentages([rates for rates in plain if rates.group != "target"])
+        if own and others:
+            original, erased = zip(own, others, strict=True)
+            points.append(TradeOff(_label(page, concept.name), original, erased))
     return points
 
 
-def _percent(rows: list[Row]) -> float | None:
-    n = sum(row.n for row in rows)
-    return 100 * sum(row.found for row in rows) / n if n else None
+def _percentages(groups: Sequence[RateComparison]) -> tuple[float, float] | None:
+    """Detection rates before and after over all groups; None without any prompt."""
+    n = sum(rates.original.n for rates in groups)
+    if not n:
+        return None
+    before = sum(rates.original.detected for rates in groups)
+    after = sum(rates.erased.detected for rates in groups)
+    return 100 * before / n, 100 * after / n
 
 
-def _pareto(axes: Axes, points: list[Point]) -> None:
-    """An arrow from each original to its erased model; the best erased ones are joined."""
+def _draw_pareto(axes: Axes, points: Sequence[TradeOff]) -> None:
+    """A line from each original to its erased model; the best erased models are joined."""
     for point in points:
         axes.annotate(
             "", point.erased, point.original,
-            arrowprops={"arrowstyle": "-", "color": figures.LINE, "linewidth": 1},
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 1},
         )  # fmt: skip
-        axes.plot(*point.original, "o", color=figures.MUTED, markerfacecolor="none")
-    best = front([point.erased for point in points])
-    axes.plot(*zip(*best, strict=True), color=figures.ACCENT, linewidth=1, zorder=2)
+        axes.plot(*point.original, "o", color=MUTED, markerfacecolor="none")
+    best = best_trade_offs([point.erased for point in points])
+    axes.plot(*zip(*best, strict=True), color=ACCENT, linewidth=1, zorder=2)
     for point in points:
-        colour = figures.ACCENT if point.erased in best else figures.INK
+        colour = ACCENT if point.erased in best else INK
         axes.plot(*point.erased, "o", color=colour, zorder=3)
-    lowest = min(min(p.original[1], p.erased[1]) for p in points)
+    lowest = min(min(point.original[1], point.erased[1]) for point in points)
     bottom = max(0.0, lowest - 10)
-    gap, free = 0.045 * (105 - bottom), {"left": 105.0, "right": 105.0}
-    for point in sorted(points, key=lambda p: (-p.erased[1], p.erased[0], p.label)):
-        side, by = ("left", 2) if point.erased[0] < 60 else ("right", -2)
-        free[side] = min(free[side] - gap, point.erased[1])
-        axes.annotate(
-            point.label, point.erased, (point.erased[0] + by, free[side]), fontsize=9, va="center",
-            ha=side, annotation_clip=False,
-            bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+    gap = 0.045 * (105 - bottom)
+    lowest_label = min(_label_points(axes, points, gap))
     axes.set(
-        xlim=(-3, 103), ylim=(min(bottom, *free.values()) - gap, 105),
-        xlabel="concept detected, % (less is better)",
-        ylabel="other objects detected, % (more is better)",
+        xlim=(-3, 103), ylim=(min(bottom, lowest_label) - gap, 105),
+        xlabel="concept detected, % (lower is better)",
+        ylabel="other objects detected, % (higher is better)",
     )  # fmt: skip
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points that no other beats in both: the first number small, the second large; by the first."""
+def _label_points(axes: Axes, points: Sequence[TradeOff], gap: float) -> list[float]:
+    """Labels the points in a column per side, at least `gap` apart; the height of each label."""
+    heights = []
+    free = {"left": 105.0, "right": 105.0}
+    for point in sorted(points, key=lambda p: (-p.erased[1], p.erased[0], p.label)):
+        align, offset = ("left", 2) if point.erased[0] < 60 else ("right", -2)
+        free[align] = min(free[align] - gap, point.erased[1])
+        heights.append(free[align])
+        axes.annotate(
+            point.label, point.erased, (point.erased[0] + offset, free[align]), fontsize=9,
+            va="center", ha=align, annotation_clip=False,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    return heights
+
+
+def best_trade_offs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both, by the first number: it small, the second large."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda point: (point[0], -point[1])):
         if not best or y > best[-1][1]:

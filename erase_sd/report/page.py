@@ -1,61 +1,67 @@
-"""The page of one run: what its template is given."""
+"""The page of one run: everything its template shows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import erase_sd
-
-from ..data.kinds import KINDS as FILE_KINDS
+from .. import runtime
+from ..data.pair import PROMPT_KINDS
 from ..files import write_text
 from ..run import Run
-from ..scoring.rates import GROUPS, Row, lines_of
-from ..scoring.table import table_of
-from .data import STAGES, Data, read
+from ..run.folder import STAGES
+from ..run.measurements import RATE_GROUPS, RateComparison
+from ..run.records import TrainRecord, UnlearnRecord
+from ..scoring.table import note_of, object_of, table_of
+from .data import ReportData, read_report_data
 from .figures import training_curves
-from .shots import KINDS, OUTCOMES, Shot, shots_of
+from .image_pairs import KIND_LABELS, OUTCOMES, ImagePair, image_pairs_of
 from .verdict import RULES, Verdict, verdict_of
 
-STRIP = 6  # pairs at the top of a page
+STRIP_LENGTH = 6  # image pairs at the top of a page
+
+PageTable = tuple[str, Sequence[str], list[list[str]]]
+"""Caption, headings and lines."""
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the index says of a run."""
+class ReportPage:
+    """A page that was written, with what the index shows of it."""
 
     path: Path
-    data: Data
+    data: ReportData
     verdict: Verdict
-    strip: list[tuple[int, Shot]]
+    strip: list[tuple[int, ImagePair]]
 
 
-def write_page(run: Run) -> Summary:
+def write_page(run: Run) -> ReportPage:
     """Writes `report.html` into the run folder."""
-    data = read(run)
-    shots = shots_of(data)
-    verdict, strip = verdict_of(data, shots), _strip(shots)
-    page = render(
+    data = read_report_data(run)
+    pairs = image_pairs_of(data)
+    verdict, strip = verdict_of(data, pairs), _strip(pairs)
+    page = render_template(
         "report.html.j2",
-        data=data, verdict=verdict, strip=strip, named=bool(strip and _named(strip[0][1])),
-        rates=_rates(data), rules=RULES, shots=shots, judged=any(s.outcomes for s in shots),
-        files=list(dict.fromkeys(shot.prompts for shot in shots)), filters=_filters(shots),
-        kinds=KINDS, outcomes=OUTCOMES, tables=_tables(data), gone=[concept.name for concept in data.concepts],
+        data=data, verdict=verdict, strip=strip, strip_named=any(_is_named(p) for _, p in strip),
+        rates=_rates(data), rules=RULES, pairs=pairs, judged=any(p.outcomes for p in pairs),
+        files=list(dict.fromkeys(pair.prompt_file for pair in pairs)), filters=_filters(pairs),
+        kinds=KIND_LABELS, outcomes=OUTCOMES, tables=_tables(data),
+        note=note_of(data.scores) if data.scores else "",
+        concepts=[concept.name for concept in data.concepts],
         curves=_curves(data), provenance=_provenance(data),
     )  # fmt: skip
     path = run.folder / "report.html"
     write_text(path, page)
-    return Summary(path, data, verdict, strip)
+    return ReportPage(path, data, verdict, strip)
 
 
-def render(template: str, **values: Any) -> str:
-    """A template of ours with the style and the script in it; `values` are escaped."""
+def render_template(template: str, **values: Any) -> str:
+    """A template filled with escaped `values`, style sheet and script inlined."""
     environment = Environment(
         loader=PackageLoader("erase_sd.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -63,130 +69,158 @@ def render(template: str, **values: Any) -> str:
     assets = resources.files("erase_sd.report") / "assets"
     style, script = ((assets / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return environment.get_template(template).render(
-        css=style, js=script, version=erase_sd.__version__, **values
+        css=style, js=script, version=runtime.version_of_package(), **values
     )
 
 
-def _named(shot: Shot) -> bool:
-    return shot.kind in ("direct", "synonym")
+def _is_named(pair: ImagePair) -> bool:
+    return pair.kind in ("named", "synonym")
 
 
-def _strip(shots: list[Shot]) -> list[tuple[int, Shot]]:
-    """The first pairs, one a prompt, of those that name the concept where there are any."""
-    chosen: dict[str, tuple[int, Shot]] = {}
-    named = any(_named(shot) for shot in shots)
-    for number, shot in enumerate(shots):
-        if _named(shot) or not named:
-            chosen.setdefault(shot.prompt, (number, shot))
-    return list(chosen.values())[:STRIP]
+def _strip(pairs: Sequence[ImagePair]) -> list[tuple[int, ImagePair]]:
+    """The first pairs, one per prompt, of those that name the concept if there are any."""
+    chosen: dict[str, tuple[int, ImagePair]] = {}
+    any_named = any(_is_named(pair) for pair in pairs)
+    for number, pair in enumerate(pairs):
+        if _is_named(pair) or not any_named:
+            chosen.setdefault(pair.prompt, (number, pair))
+    return list(chosen.values())[:STRIP_LENGTH]
 
 
-def _labels(data: Data, rows: list[Row]) -> list[str]:
-    """What each line's rows were looked for, as `table_of` has it, and what sets it apart."""
+def _labels(data: ReportData, rates: Sequence[RateComparison]) -> list[str]:
+    """What each comparison is about, with a note that sets it apart."""
     labels = []
-    for line, (row, _, _) in zip(table_of(rows)[1], lines_of(rows), strict=True):
+    for row in rates:
         notes = ["look-alike"] if _is_look_alike(data, row) else []
         if len(data.concepts) > 1 and row.group != "target":
-            notes.append(f"of {row.concept}")  # a group is of one concept's captions
-        labels.append(f"{line[1]} ({', '.join(notes)})" if notes else line[1])
+            notes.append(f"for {row.concept}")  # each concept has its own groups
+        labels.append(object_of(row) + (f" ({', '.join(notes)})" if notes else ""))
     return labels
 
 
-def _is_look_alike(data: Data, row: Row) -> bool:
-    if row.kind or row.group == "target":
+def _is_look_alike(data: ReportData, rates: RateComparison) -> bool:
+    if rates.kind != "plain" or rates.group == "target":
         return False
-    return row.name in data.look_alikes(row.concept)
+    return rates.class_name in data.look_alikes(rates.concept)
 
 
-def _rates(data: Data) -> list[tuple[str, Row, Row]]:
-    """Label, original, erased: for each concept, kind and group, and for each look-alike."""
+def _rates(data: ReportData) -> list[tuple[str, RateComparison]]:
+    """Labelled rates of each concept, kind of prompt and group, and of each look-alike."""
     if not data.scores:
         return []
-    rows = data.scores.rows + [row for row in data.scores.by_class if _is_look_alike(data, row)]
-    lines = zip(_labels(data, rows), lines_of(rows), strict=True)
-    return [(label, before, after) for label, (before, after, _) in lines]
+    look_alikes = [rates for rates in data.scores.by_class if _is_look_alike(data, rates)]
+    rates = [*data.scores.rates, *look_alikes]
+    return list(zip(_labels(data, rates), rates, strict=True))
 
 
-def _filters(shots: list[Shot]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
-    """Attribute, title, and (value, label, count) of the choices; groups of one choice are none."""
-    files = Counter(shot.prompts for shot in shots)
-    kinds = Counter(shot.kind for shot in shots)
-    outcomes = Counter(outcome for shot in shots for outcome in shot.outcomes)
-    groups = [
+def _filters(pairs: Sequence[ImagePair]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:
+    """Attribute, title, and (value, label, count) of the choices; only if there is a choice."""
+    files = Counter(pair.prompt_file for pair in pairs)
+    kinds = Counter(pair.kind for pair in pairs)
+    outcomes = Counter(outcome for pair in pairs for outcome in pair.outcomes)
+    filters = [
         ("prompts", "Prompts", [(str(i), name, files[name]) for i, name in enumerate(files)]),
-        ("kind", "Kind", [(kind, KINDS[kind], kinds[kind]) for kind in KINDS if kind in kinds]),
+        ("kind", "Kind", [(k, label, kinds[k]) for k, label in KIND_LABELS.items() if k in kinds]),
         ("outcome", "Outcome", [(name, name, outcomes[name]) for name in OUTCOMES if outcomes]),
     ]
-    return [group for group in groups if len(group[2]) > 1]
+    return [choices for choices in filters if len(choices[2]) > 1]
 
 
-def _tables(data: Data) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """Caption, headings and lines."""
-    if not data.scores:
+def _tables(data: ReportData) -> list[PageTable]:
+    scores = data.scores
+    if not scores:
         return []
-    kinds = (None, *FILE_KINDS)
-    swept = sorted(
-        data.scores.sweep,
-        key=lambda row: (row.concept, kinds.index(row.kind), GROUPS.index(row.group)),
-    )
-    parts = (data.scores.rows, data.scores.by_class, swept)
-    plain, classes, sweep = (
-        [
-            [label, *line[2:]]
-            for label, line in zip(_labels(data, rows), table_of(rows)[1], strict=True)
-        ]
-        for rows in parts
-    )
-    for line, (row, _, _) in zip(sweep, lines_of(swept), strict=True):
-        line.insert(1, f"{row.threshold:g}")
-    heads = table_of(data.scores.rows)[0][1:]
+    sweep = sorted(
+        scores.sweep,
+        key=lambda rates: (
+            rates.concept, PROMPT_KINDS.index(rates.kind), RATE_GROUPS.index(rates.group)
+        ),
+    )  # fmt: skip
+    by_threshold = _lines(data, sweep)
+    for line, rates in zip(by_threshold, sweep, strict=True):
+        line.insert(1, f"{rates.threshold:g}")
+    headings = table_of(scores.rates)[0][1:]
     return [
-        ("Detection rates", heads, plain),
-        ("By class", heads, classes),
-        ("At other thresholds", (heads[0], "threshold", *heads[1:]), sweep),
+        ("Detection rates", headings, _lines(data, scores.rates)),
+        ("By class", headings, _lines(data, scores.by_class)),
+        ("At other thresholds", (headings[0], "threshold", *headings[1:]), by_threshold),
     ]
 
 
-def _curves(data: Data) -> list[dict[str, Any]]:
-    settings, unlearned = data.stage("unlearn").get("settings", {}), data.stage("unlearn")
+def _lines(data: ReportData, rates: Sequence[RateComparison]) -> list[list[str]]:
+    """The table's lines without the run's name, which is the same in all of them."""
+    lines = zip(_labels(data, rates), table_of(rates)[1], strict=True)
+    return [[label, *line[2:]] for label, line in lines]
+
+
+def _curves(data: ReportData) -> list[dict[str, Any]]:
+    """For each text encoder that was trained: log, summary, charts, and the charts' numbers."""
+    unlearn = data.record.stages.unlearn
+    settings = unlearn.settings if unlearn else {}
     curves = []
-    for i, (name, rows) in enumerate(data.training.items()):
-        back = sum(bool(row.get("rolled_back")) for row in rows)
-        ended = ", ended by its thresholds" if unlearned.get("stopped") == "thresholds" else ""
-        limits = [settings.get(name) for name in ("forget_threshold", "retain_floor")]
-        words = (
-            f"{rows[-1]['step']} steps of at most {settings.get('steps', '?')}{ended}; {back} of "
-            f"{len(rows)} looks at the validation images led to a roll-back."
-        )
-        if any(limit is not None for limit in limits):
-            words += " Dashed: the thresholds."
-        headings = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [[_brief(row.get(key, "")) for key in headings] for row in rows]
+    for i, (encoder, rows) in enumerate(data.training.items()):
+        headings, lines = _training_table(rows)
         curves.append(
-            {"name": name, "words": words, "headings": headings, "lines": lines,
+            {"encoder": encoder, "log": data.run.training_log(encoder).name,
+             "summary": _training_summary(encoder, rows, unlearn),
+             "headings": headings, "lines": lines,
              "charts": training_curves(rows, settings, f"curve{i}-")}
         )  # fmt: skip
     return curves
 
 
-def _provenance(data: Data) -> list[tuple[str, list[tuple[str, str]]]]:
+def _training_summary(
+    encoder: str, rows: Sequence[TrainRecord], unlearn: UnlearnRecord | None
+) -> str:
+    settings = unlearn.settings if unlearn else {}
+    result = unlearn.encoders.get(encoder) if unlearn else None
+    stopped = ", stopped by the thresholds" if result and result.stopped == "thresholds" else ""
+    rolled_back = sum(row.rolled_back for row in rows)
+    summary = (
+        f"{rows[-1].step} of at most {settings.get('steps', '?')} steps{stopped}; {rolled_back} of "
+        f"{len(rows)} validation steps were rolled back."
+    )
+    limits = [settings.get(name) for name in ("forget_threshold", "retain_floor")]
+    return summary + (" Dashed lines: thresholds." if any(x is not None for x in limits) else "")
+
+
+def _training_table(rows: Sequence[TrainRecord]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of a training log, with a column for each loss term."""
+    cells: list[dict[str, Any]] = []
+    for row in rows:
+        fields = {name: value for name, value in asdict(row).items() if value is not None}
+        terms = fields.pop("terms")
+        cells.append({"step": fields.pop("step"), **terms, **fields})
+    headings = list(dict.fromkeys(name for line in cells for name in line))
+    lines = [[_brief(line.get(name, "")) for name in headings] for line in cells]
+    return [name.replace("_", " ") for name in headings], lines
+
+
+def _provenance(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Title and facts of each stage, of the erased encoder, and of the rest of `run.json`."""
-    parts: list[tuple[str, dict[str, Any]]] = []
+    sections: list[tuple[str, dict[str, Any]]] = []
     for name in STAGES:
-        stage = data.stage(name)
-        parts += [(name, stage.pop("settings", {})), (f"{name}: what came of it", stage)]
-    erased = {k: v for k, v in data.erased.items() if k not in ("settings", "versions")}
-    rest = {k: v for k, v in data.manifest.items() if k != "stages"}
-    parts += [("erased/erase.json", erased), ("run.json", rest)]
-    return [(title, list(_leaves(part))) for title, part in parts if part]
+        if entry := data.stage(name):
+            results = {key: value for key, value in asdict(entry).items() if value is not None}
+            settings = results.pop("settings")
+            sections += [(f"{name}: settings", settings), (f"{name}: results", results)]
+    if data.erasure:
+        erasure = asdict(data.erasure)
+        del erasure["settings"], erasure["versions"]  # shown with the stage and with the run
+        sections.append(("erased/erase.json", erasure))
+    rest = {key: value for key, value in asdict(data.record).items() if value is not None}
+    del rest["stages"]
+    sections.append(("run.json", rest))
+    return [(title, list(_leaves(section))) for title, section in sections if section]
 
 
 def _leaves(value: Any, *path: str) -> Iterable[tuple[str, str]]:
     """Every leaf with the path to it."""
-    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        value = ", ".join(map(str, value)) or None
-    if isinstance(value, list):
-        value = {str(number): item for number, item in enumerate(value, 1)}
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value, 1)}
+        else:
+            value = ", ".join(map(str, value)) or None
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, *path, key.replace("_", " "))

@@ -1,9 +1,10 @@
-"""Images for a page that holds all of them: as they are where they are small, else smaller."""
+"""Embeds all images of a page: small ones unchanged, large ones scaled down to fit its budget."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,67 +12,71 @@ from typing import Any
 from PIL import Image
 
 from ..files import digest
+from ..run.records import ImageRecord
 
-SIDE = 384  # pixels; larger images are scaled down to this
-BUDGET = 6_500_000  # bytes of all images of a page; base64 makes them a third larger
-RUNGS = ((384, 80), (384, 60), (320, 50), (256, 45), (192, 40))  # side in pixels, WebP quality
+MAX_SIDE = 384  # pixels; larger images are scaled down to this
+PAGE_BUDGET = 6_500_000  # bytes of all images on a page; base64 adds a third
+QUALITY_LADDER = (  # longest side in pixels, WebP quality
+    (384, 80), (384, 60), (320, 50), (256, 45), (192, 40),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to embed; `lost` says why there is none. Width and height are the file's, pixels."""
+    """An image as a data URL, or the reason why it cannot be shown."""
 
     source: str = ""
     width: int = 1
+    """Width of the image file, pixels; the embedded image may be smaller."""
     height: int = 1
-    lost: str = ""
+    problem: str = ""
 
 
-def embed(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Picture]:
-    """Pictures by file, of rows of `images.jsonl`.
+def embed_images(folder: Path, images: Sequence[ImageRecord]) -> dict[str, Picture]:
+    """A picture for the file of each image record.
 
-    A file that is missing, or is no longer what was made, is lost: a report never shows pictures
-    that its numbers are not about.
+    A file that is missing, or whose hash is not the recorded one, becomes a problem: a report never
+    shows an image other than the one that its numbers are about.
     """
-    most = BUDGET // max(len(rows), 1)
-    return {row["file"]: _picture(folder / row["file"], row["sha256"], most) for row in rows}
+    budget = PAGE_BUDGET // max(len(images), 1)
+    return {image.file: _picture(folder / image.file, image.sha256, budget) for image in images}
 
 
-def _picture(path: Path, sha256: str, most: int) -> Picture:
+def _picture(path: Path, sha256: str, budget: int) -> Picture:
     try:
         data = path.read_bytes()
     except OSError:
-        return Picture(lost="missing")
+        return Picture(problem="missing")
     if digest(data) != sha256:
-        return Picture(lost="changed since it was made")
+        return Picture(problem="changed since it was generated")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError):
-        return Picture(lost="no readable image")
-    kind, kept = "png", data
-    if max(image.size) > SIDE or len(data) > most:
-        kind, kept = "webp", _smaller(image, most)
-    source = f"data:image/{kind};base64,{base64.b64encode(kept).decode()}"
+        return Picture(problem="not readable")
+    kind, encoded = "png", data
+    if max(image.size) > MAX_SIDE or len(data) > budget:
+        kind, encoded = "webp", _compressed(image, budget)
+    source = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
     return Picture(source, *image.size)
 
 
-def _smaller(image: Image.Image, most: int) -> bytes:
-    """WebP of at most `most` bytes, lossless where that will do; the last rung where none does."""
-    if max(image.size) <= SIDE:
-        kept = _webp(image, lossless=True)
-        if len(kept) <= most:
-            return kept
-    for side, quality in RUNGS:
+def _compressed(image: Image.Image, budget: int) -> bytes:
+    """WebP within `budget` bytes, lossless if that fits; the smallest of the ladder if nothing does."""
+    if max(image.size) <= MAX_SIDE:
+        encoded = _webp(image, lossless=True)
+        if len(encoded) <= budget:
+            return encoded
+    for side, quality in QUALITY_LADDER:
         scaled = image.copy()
         scaled.thumbnail((side, side), Image.Resampling.LANCZOS)
-        kept = _webp(scaled, quality=quality)
-        if len(kept) <= most:
+        encoded = _webp(scaled, quality=quality)
+        if len(encoded) <= budget:
             break
-    return kept
+    return encoded
 
 
-def _webp(image: Image.Image, **how: Any) -> bytes:
+def _webp(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, "WEBP", method=4, **how)
+    image.save(file, "WEBP", method=4, **options)
     return file.getvalue()

@@ -1,121 +1,133 @@
-"""Did it work? The answer in plain words, with the counts that it rests on."""
+"""Did the erasure work? A verdict in plain words, with the counts behind it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..scoring.rates import Row, lines_of
-from .data import Data
-from .shots import Shot
+from ..run.measurements import RateComparison
+from .data import ReportData
+from .image_pairs import ImagePair
 
-FEWEST = 6  # with fewer, even a loss of all is no evidence: McNemar's p is above 0.05
-GONE = 0.05
-FALL = 0.05
-KEPT = 0.9
+MIN_DETECTIONS = 6  # with fewer, even losing all of them gives McNemar's p above 0.05
+SIGNIFICANCE = 0.05
+GONE_RATE = 0.05
+LARGE_DROP = 0.05
+RETAINED_SHARE = 0.9
 RULES = (
-    f"Gone: detected in at most {100 * GONE:.0f} % of the erased images, and the fall from the "
-    "original is more than chance (p < 0.05). Mostly gone: the rate is at most half of the "
-    "original's; weakened: above half; each with p < 0.05. Still there: the rate did not fall, or "
-    "chance alone could explain it.",
-    f"Other objects are kept: in neither group did the rate fall by {100 * FALL:.0f} points or "
-    f"more, or with p < 0.05, and at least {100 * KEPT:.0f} % of what the original images show is "
-    "still there. Damaged: the rate of a group fell with p < 0.05. May have suffered: anything "
-    "between.",
-    f"Below {FEWEST} detections in the original images nothing is said: even a loss of all of them "
-    "could be chance.",
+    f"The concept is gone if it is detected in at most {100 * GONE_RATE:.0f} % of the erased images "
+    f"and the drop from the original is significant (p < {SIGNIFICANCE}). It is mostly gone after a "
+    "significant drop to at most half of the original's rate, and weakened after a smaller one. "
+    "Otherwise it is still there.",
+    "Other objects are retained if neither group's rate dropped significantly or by "
+    f"{100 * LARGE_DROP:.0f} percentage points or more, and at least {100 * RETAINED_SHARE:.0f} % of "
+    "the objects in the original images are still there. They are damaged if the rate of a group "
+    "dropped significantly. In all other cases, they may have suffered.",
+    f"With fewer than {MIN_DETECTIONS} detections in the original images there is no verdict: even "
+    "losing all of them would not be significant.",
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The headline's sentences, the last about the other objects, and the counts under it."""
+    """The sentences of the headline, the one about the other objects last, and the evidence."""
 
     judgements: tuple[str, ...]
     evidence: tuple[str, ...] = ()
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         return " ".join(self.judgements)
 
 
-def verdict_of(data: Data, shots: list[Shot]) -> Verdict:
-    """The verdict on a run, by its plain prompts; of one that is not scored, that it cannot be
-    judged yet."""
+def verdict_of(data: ReportData, pairs: Sequence[ImagePair]) -> Verdict:
+    """The verdict on a run, based on its plain prompts."""
     if not data.scores:
         return Verdict(("Not judged yet.",))
-    lines = lines_of(row for row in data.scores.rows if row.kind is None)
-    pairs = [(before, after) for before, after, _ in lines]
-    targets = {after.concept: (before, after) for before, after in pairs if after.group == "target"}
-    others = [(before, after) for before, after in pairs if after.group != "target"]
-    plain = [p for s in shots for p in s.others if p.kind is None]
-    shown = [p for p in plain if p.original >= data.threshold]
-    lost = [pair.name for pair in shown if pair.erased < data.threshold]
-    judgements, evidence, alike = [], [], []
+    plain = [rates for rates in data.scores.rates if rates.kind == "plain"]
+    targets = {rates.concept: rates for rates in plain if rates.group == "target"}
+    others = [rates for rates in plain if rates.group != "target"]
+    matches = [match for pair in pairs for match in pair.others if match.kind == "plain"]
+    present = [match for match in matches if match.original >= data.threshold]
+    lost = [match.class_name for match in present if match.erased < data.threshold]
+    judgements, evidence, look_alikes = [], [], []
     for concept in data.concepts:
         name = concept.name[:1].upper() + concept.name[1:]
-        if found := targets.get(concept.name):
-            judgements.append(f"{name}{_target(*found)}")
-            evidence.append(f"{name}: {_detected(*found)}")
-            alike += _alike(data, concept.name, lost)
+        if rates := targets.get(concept.name):
+            judgements.append(f"{name}{_judge_concept(rates)}")
+            evidence.append(f"{name}: {_detected(rates)}")
+            look_alikes += _look_alike_lines(data, concept.name, lost)
         else:
             judgements.append(f"{name}: no prompt names it.")
-    judgements.append(f"Other objects{_others(others, len(shown), len(lost))}")
+    judgements.append(f"Other objects{_judge_others(others, len(present), len(lost))}")
     if others:
-        evidence.append(f"Other objects: {_kept(others, len(shown), len(lost))}")
-    return Verdict(tuple(judgements), tuple(evidence + alike))
+        evidence.append(f"Other objects: {_retained(others, len(present), len(lost))}")
+    return Verdict(tuple(judgements), tuple(evidence + look_alikes))
 
 
-def _target(before: Row, after: Row) -> str:
-    assert after.difference is not None and after.p_value is not None
-    if before.found < FEWEST:
-        return ": too few to judge."
-    if after.p_value >= 0.05 or after.difference >= 0:
+def _judge_concept(rates: RateComparison) -> str:
+    if rates.original.detected < MIN_DETECTIONS:
+        return ": too few detections to judge."
+    if rates.change.p_value >= SIGNIFICANCE or rates.change.difference >= 0:
         return " is still there."
-    if after.rate <= GONE:
+    if rates.erased.value <= GONE_RATE:
         return " is gone."
-    return " is mostly gone." if after.rate <= before.rate / 2 else " is weakened, not gone."
+    if rates.erased.value <= rates.original.value / 2:
+        return " is mostly gone."
+    return " is weakened, not gone."
 
 
-def _others(pairs: list[tuple[Row, Row]], shown: int, lost: int) -> str:
-    if sum(before.found for before, _ in pairs) < FEWEST:
-        return ": too few to judge."
-    changes = [(after.difference or 0.0, after.p_value or 0.0) for _, after in pairs]
-    if any(change < 0 and p < 0.05 for change, p in changes):
+def _judge_others(groups: Sequence[RateComparison], present: int, lost: int) -> str:
+    if sum(rates.original.detected for rates in groups) < MIN_DETECTIONS:
+        return ": too few detections to judge."
+    changes = [rates.change for rates in groups]
+    if any(change.difference < 0 and change.p_value < SIGNIFICANCE for change in changes):
         return " are damaged."
-    if any(change <= -FALL for change, _ in changes) or shown - lost < KEPT * shown:
+    large_drop = any(change.difference <= -LARGE_DROP for change in changes)
+    if large_drop or present - lost < RETAINED_SHARE * present:
         return " may have suffered."
-    return " are kept."
+    return " are retained."
 
 
-def _detected(before: Row, after: Row) -> str:
+def _detected(rates: RateComparison) -> str:
+    original, erased = rates.original, rates.erased
     return (
-        f"detected in {before.found} of {before.n} original images and in {after.found} of "
-        f"{after.n} erased."
+        f"detected in {original.detected} of {original.n} original images and in {erased.detected} "
+        f"of {erased.n} erased images."
     )
 
 
-def _kept(pairs: list[tuple[Row, Row]], shown: int, lost: int) -> str:
-    concept = pairs[0][1].concept  # with several concepts, the others are the same for each
-    of = [(before, after) for before, after in pairs if after.concept == concept]
-    before, after = sum(b.found for b, _ in of), sum(a.found for _, a in of)
-    counts = f"of {sum(a.n for _, a in of)} that the prompts name, {before} were found before and {after} after."
-    if not shown:
+def _retained(groups: Sequence[RateComparison], present: int, lost: int) -> str:
+    concept = groups[0].concept  # with several concepts, the others are the same for each
+    own = [rates for rates in groups if rates.concept == concept]
+    before = sum(rates.original.detected for rates in own)
+    after = sum(rates.erased.detected for rates in own)
+    named = sum(rates.erased.n for rates in own)
+    counts = (
+        f"of the {named} named in the prompts, {before} were detected before and {after} after."
+    )
+    if not present:
         return counts
-    return f"{shown - lost} of the {shown} that the original images show are still there; {counts}"
+    return f"{present - lost} of the {present} in the original images are still there; {counts}"
 
 
-def _alike(data: Data, concept: str, lost: list[str]) -> list[str]:
-    """A line for each look-alike of the concept that any prompt names."""
+def _look_alike_lines(data: ReportData, concept: str, lost: Sequence[str]) -> list[str]:
+    """A line for each look-alike of the concept that a plain prompt names."""
     assert data.scores is not None
     lines = []
     for name in data.look_alikes(concept):
-        wanted = (concept, name, None)
-        rows = [r for r in data.scores.by_class if (r.concept, r.name, r.kind) == wanted]
-        if rows:
-            before, after = (
-                sum(r.found for r in rows if r.arm == arm) for arm in ("original", "erased")
+        groups = [
+            rates
+            for rates in data.scores.by_class
+            if (rates.concept, rates.class_name, rates.kind) == (concept, name, "plain")
+        ]
+        if groups:
+            before = sum(rates.original.detected for rates in groups)
+            after = sum(rates.erased.detected for rates in groups)
+            n = sum(rates.erased.n for rates in groups)
+            change = f"{lost.count(name)} lost" if name in lost else "none lost"
+            lines.append(
+                f"Look-alike {name}: {change}; detected in {before} of {n} images before and in "
+                f"{after} after."
             )
-            change = f"{lost.count(name)} lost" if name in lost else "untouched"
-            n = sum(row.n for row in rows if row.arm == "erased")
-            lines.append(f"Look-alike {name}: {change}, {before} of {n} before and {after} after.")
     return lines

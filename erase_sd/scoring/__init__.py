@@ -1,1 +1,1 @@
-"""Detection rates of a run, with intervals and tests."""
+"""Detection rates of a run's images, with intervals and exact tests."""

@@ -1,50 +1,104 @@
-"""The score's table for a reader: what both arms show, line by line."""
+"""The table of rates for a reader, one line per comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
 
-from .rates import Row, lines_of
+from ..run.measurements import Change, Rate, RateComparison, ScoresRecord
 
-HEADINGS = ("run", "looked for", "n", "original %", "erased %", "change", "p")
-REFERENCE_HEADINGS = ("without it %", "erased less that", "its p")
+HEADINGS = ("run", "object", "n", "original %", "erased %", "change", "p")
+REFERENCE_HEADINGS = ("reference %", "erased - reference", "p vs. reference")
+NESTED = {
+    "original": Rate,
+    "erased": Rate,
+    "change": Change,
+    "reference": Rate,
+    "reference_change": Change,
+}
+"""Fields of a comparison that are several columns of `scores.csv`, such as `original_low`."""
 
 
-def table_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Headings, and a line for each run, concept, kind of prompt and group: what both arms show, and
-    the difference; where any row is of the reference arm, that and erased against it too."""
-    lines = lines_of(rows)
-    referred = any(reference for _, _, reference in lines)
-    cells = []
-    for before, after, reference in lines:
-        cells.append(
-            [
-                after.run,
-                _looked_for(after),
-                str(after.n),
-                _rate(before),
-                _rate(after),
-                *_change(after),
-            ]
+def table_of(rates: Sequence[RateComparison]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Headings and lines; with columns for the reference if any comparison has one."""
+    with_reference = any(rate.reference for rate in rates)
+    lines = [
+        [
+            rate.run,
+            object_of(rate),
+            str(rate.erased.n),
+            _percent(rate.original),
+            _percent(rate.erased),
+            *_change(rate.change),
+        ]
+        + _reference(rate) * with_reference
+        for rate in rates
+    ]
+    return HEADINGS + REFERENCE_HEADINGS * with_reference, lines
+
+
+def object_of(rate: RateComparison) -> str:
+    """What was detected, in words: "apple", "retained, same prompts", "dog, look-alike prompts"."""
+    name = rate.concept if rate.group == "target" else rate.class_name or "retained"
+    if rate.kind != "plain":
+        return f"{name}, {rate.kind} prompts"
+    prompts = {"target": "", "retained_same": ", same prompts", "retained_other": ", other prompts"}
+    return name + prompts[rate.group]
+
+
+def _reference(rate: RateComparison) -> list[str]:
+    if rate.reference is None or rate.reference_change is None:
+        return [""] * len(REFERENCE_HEADINGS)
+    return [_percent(rate.reference), *_change(rate.reference_change)]
+
+
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def _change(change: Change) -> tuple[str, str]:
+    return f"{100 * change.difference:+.1f}", f"{change.p_value:.1g}"
+
+
+def note_of(scores: ScoresRecord) -> str:
+    """How to read the table, and which detectors it rests on."""
+    notes = [
+        f"Rates of images with a detection of probability {scores.threshold} or more; in brackets the "
+        "95 % Wilson interval; p: McNemar's exact test on the same prompts and seeds."
+    ]
+    if any(rate.reference for rate in scores.rates):
+        notes.append(
+            "Reference: the original model on the concept-removed prompts; its last two columns "
+            "compare the erased model with it."
         )
-        if referred:
-            cells[-1] += [_rate(reference), *_change(reference)] if reference else [""] * 3
-    return HEADINGS + REFERENCE_HEADINGS * referred, cells
+    notes.append(f"Detector: {'; '.join(map(str, scores.detectors))}.")
+    return " ".join(notes)
 
 
-def _looked_for(row: Row) -> str:
-    if row.group == "target":
-        return f"{row.concept}, {row.kind}" if row.kind else row.concept
-    others, same = row.name or "others", row.group == "retained_same"
-    if row.kind:
-        return f"{others}, {row.kind} captions" if same else f"{others}, {row.kind}"
-    return f"{others}, same captions" if same else f"{others}, elsewhere"
+def markdown(scores: ScoresRecord) -> str:
+    """The table in Markdown, with its note."""
+    headings, lines = table_of(scores.rates)
+    rows = ["| " + " | ".join(headings) + " |", "|---|---|" + "--:|" * (len(headings) - 2)]
+    rows += ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(rows) + f"\n\n{note_of(scores)}\n"
 
 
-def _rate(row: Row) -> str:
-    return f"{100 * row.rate:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+def csv_columns() -> list[str]:
+    """Columns of `scores.csv`."""
+    columns = []
+    for field in fields(RateComparison):
+        inner = fields(NESTED[field.name]) if field.name in NESTED else ()
+        columns += [f"{field.name}_{f.name}" for f in inner] or [field.name]
+    return columns
 
 
-def _change(row: Row) -> tuple[str, str]:
-    assert row.difference is not None and row.p_value is not None
-    return f"{100 * row.difference:+.1f}", f"{row.p_value:.1g}"
+def csv_row(rate: RateComparison) -> dict[str, Any]:
+    """A comparison as a row of `scores.csv`; without a reference, its columns are left out."""
+    row: dict[str, Any] = {}
+    for name, value in asdict(rate).items():
+        if isinstance(value, dict):
+            row |= {f"{name}_{inner}": v for inner, v in value.items()}
+        elif name not in NESTED:
+            row[name] = value
+    return row

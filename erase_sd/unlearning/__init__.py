@@ -1,1 +1,1 @@
-"""From caption pairs to an erased text encoder."""
+"""Unlearning: from caption pairs to erased text encoders."""

@@ -1,4 +1,4 @@
-"""A step's batch: the same for the same seed and step, with what the method reads of the original."""
+"""The batch of each step, reproducible from seed and step."""
 
 from __future__ import annotations
 
@@ -7,60 +7,75 @@ from torch import Tensor
 
 from .. import runtime
 from ..errors import ModelError
-from ..methods import Batch, Reduced, Side
-from ..models.clip import Clip, Encoded
-from .captions import Rows
-from .settings import Settings
+from ..methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings, Need, TokenizedPairs
+from ..models.clip import Clip
+from .settings import UnlearnSettings
 
 
 class Batches:
-    """Draws forget rows with and retain rows without replacement; `sizes` shrink with the memory."""
+    """Samples forget pairs with replacement and retain pairs without.
 
-    def __init__(self, settings: Settings, original: Clip, forget: Rows, retain: Rows) -> None:
+    `sizes`, forget and retain pairs per step, shrink if memory runs out.
+    """
+
+    def __init__(
+        self,
+        settings: UnlearnSettings,
+        original: Clip,
+        forget: TokenizedPairs,
+        retain: TokenizedPairs,
+    ) -> None:
         self.settings, self.original = settings, original
         self.forget, self.retain = forget, retain
         self.sizes = (settings.forget_batch, settings.retain_batch)
 
-    def at(self, step: int, steps: int, reads: frozenset[str]) -> Batch:
-        """The batch of that step, of as many."""
+    def at(self, step: int, steps: int, needs: frozenset[Need]) -> Batch:
+        """The batch of `step`, from 0, with the encodings that a method needs."""
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
-        forget, retain = self.forget, self.retain
-        f = torch.randint(len(forget), (self.sizes[0],), generator=generator)
-        r = torch.randperm(len(retain), generator=generator)[: self.sizes[1]]
-        reduced = Reduced(torch.empty(0), torch.empty(0))
-        if "states" in reads:
-            states = self._original(forget.reduced_ids[f])[1]
-            index = forget.source[f][:, :, None].expand_as(states).to(states.device)
-            reduced = Reduced(states.gather(1, index), forget.mask[f].to(states.device))
-        sides = (
-            self._side(forget, f, reads - {"states"}),
-            self._side(retain, r, reads),
+        forget = torch.randint(len(self.forget), (self.sizes[0],), generator=generator)
+        retain = torch.randperm(len(self.retain), generator=generator)[: self.sizes[1]]
+        concept_removed = self._concept_removed(forget) if "hidden_states" in needs else None
+        return Batch(
+            self._encode(self.forget, forget, needs - {"hidden_states"}),
+            self._encode(self.retain, retain, needs),
+            concept_removed,
+            step / steps,
+            generator,
         )
-        return Batch(*sides, reduced, step / steps, generator)
 
     def shrink(self) -> None:
-        """Halves the batches after memory ran out; ModelError where they are the smallest."""
+        """Halves the batches after memory ran out; ModelError if they are as small as they can be."""
         forget, retain = (size // 2 for size in self.sizes)
-        if forget < 1 or retain < 2:  # a contrastive term needs two
+        if forget < 1 or retain < 2:  # a contrastive loss needs two pairs
             raise ModelError("out of memory with the smallest batches; needs a larger device")
         self.sizes = (forget, retain)
         runtime.free_memory()
-        runtime.say(f"out of memory; goes on with {forget} forget and {retain} retain captions")
+        runtime.log.warning(
+            "out of memory; continues with %d forget and %d retain captions per step",
+            forget,
+            retain,
+        )
 
-    def _side(self, rows: Rows, picked: Tensor, reads: frozenset[str]) -> Side:
-        ids = rows.ids[picked]
-        text = states = torch.empty(0)
-        if "states" in reads:
-            text, states = self._original(ids)
-        elif "features" in reads:
-            text, _ = self._original(self.original.cut(ids))
-        pixels = None
+    def _concept_removed(self, rows: Tensor) -> ConceptRemoved:
+        _, hidden_states = self._encode_text(self.forget.concept_removed_ids[rows])
+        source = self.forget.source[rows][:, :, None].expand_as(hidden_states)
+        return ConceptRemoved(
+            hidden_states.gather(1, source.to(hidden_states.device)),
+            self.forget.mask[rows].to(hidden_states.device),
+        )
+
+    def _encode(self, pairs: TokenizedPairs, rows: Tensor, needs: frozenset[Need]) -> EncodedPairs:
+        ids = pairs.ids[rows]
+        text = hidden_states = pixels = None
+        if "hidden_states" in needs:
+            text, hidden_states = self._encode_text(ids)
+        elif "features" in needs:
+            text, _ = self._encode_text(self.original.cut(ids))
         if self.settings.towers == "both":
-            pixels = self.original.pixels([rows.paths[i] for i in picked.tolist()])
-        image = rows.image[picked].to(self.original.device)
-        return Side(ids, Encoded(text, image, states), pixels)
+            pixels = self.original.pixels([pairs.paths[row] for row in rows.tolist()])
+        image = None if pairs.image is None else pairs.image[rows].to(self.original.device)
+        return EncodedPairs(ids, Encodings(text, image, hidden_states), pixels)
 
-    def _original(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The original's features and token states."""
+    def _encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return self.original.encode_text(ids)

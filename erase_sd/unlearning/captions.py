@@ -1,122 +1,142 @@
-"""Caption rows: token ids, the original's image features, and each caption without the concept."""
+"""Caption pairs as tokens, each with its concept-removed counterpart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ..data.concept import Concept, without
-from ..data.flickr30k import Captioned, Dataset
-from ..files import cache_folder, key_of, whole_file
+from ..data.concept import Concept, Span
+from ..data.flickr30k import Dataset
+from ..data.pair import SPLITS, CaptionPair, ConceptSet, Split
+from ..data.removal import remove_concepts
+from ..data.split import ConceptSets
+from ..errors import DataError
+from ..methods.base import Need, TokenizedPairs
 from ..models.clip import Clip
-from ..runtime import say
+from ..models.features import image_features
+from ..runtime import log
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Captions of one side and part: token ids, the original's image features, where each came from."""
+class TokenizedSets:
+    """Tokenized pairs of the forget and the retain set, by split."""
 
-    texts: list[str]
-    ids: Tensor  # (n, tokens)
-    image: Tensor  # (n, projection), unit norm, the original's
-    paths: list[Path]
-    reduced_ids: Tensor  # (n, tokens), of the caption without the concept
-    source: Tensor  # (n, tokens), the position in the reduced caption that each position becomes
-    mask: Tensor  # (n, tokens), 0 where there is none
-
-    def __len__(self) -> int:
-        return len(self.texts)
+    forget: Mapping[Split, TokenizedPairs]
+    retain: Mapping[Split, TokenizedPairs]
 
 
-def rows_of(
+def tokenize_sets(
     clip: Clip,
     data: Dataset,
-    items: Sequence[Captioned],
-    concepts: tuple[Concept, ...],
+    sets: ConceptSets,
+    concepts: Sequence[Concept],
+    needs: frozenset[Need],
+) -> TokenizedSets:
+    """Tokenizes all sets and splits, with the features that a method needs.
+
+    Raises DataError if a split of the forget set has no caption without its concept to compare with,
+    or one of the retain set has fewer than two captions.
+    """
+    images: dict[ConceptSet, bool] = {"forget": True, "retain": "images" in needs}
+    forget, retain = (
+        {
+            split: tokenize_pairs(clip, data, sets.pairs(name, split), concepts, needed)
+            for split in SPLITS
+        }
+        for name, needed in images.items()
+    )
+    for split in SPLITS:
+        if not forget[split].mask.any():
+            raise DataError(
+                f"no caption of the {split} split can do without the concept; needs longer captions",
+                field="concept", value=", ".join(concept.name for concept in concepts),
+            )  # fmt: skip
+        if (count := len(retain[split])) < 2:
+            raise DataError(
+                f"the {split} split needs at least 2 captions without the concept, got {count}",
+                field="data", value=data.folder,
+            )  # fmt: skip
+    return TokenizedSets(forget, retain)
+
+
+def tokenize_pairs(
+    clip: Clip,
+    data: Dataset,
+    pairs: Sequence[CaptionPair],
+    concepts: Sequence[Concept],
     images: bool,
-) -> Rows:
-    """The captions of `items`, and each less the `concepts`.
+) -> TokenizedPairs:
+    """Tokenizes the captions with and without the `concepts`; with `images`, encodes the images too.
 
-    Captions with more tokens than the model has room for are left out, and their number is said.
-    Without `images` their features are left empty, (n, 0).
+    Captions that exceed the context length are left out, with a warning.
     """
-    pairs = [(caption, item) for item in items for caption in item.captions]
-    tokens = clip.tokenizer([caption for caption, _ in pairs], verbose=False)["input_ids"]
-    kept = [pair for pair, ids in zip(pairs, tokens, strict=True) if len(ids) <= clip.length]
+    fitting = clip.token_limit.fitting([pair.caption for pair in pairs])
+    kept = [pair for pair, fits in zip(pairs, fitting, strict=True) if fits]
     if len(kept) < len(pairs):
-        say(f"{len(pairs) - len(kept)} captions of more than {clip.length} tokens are left out")
-    texts, shown = [caption for caption, _ in kept], [item for _, item in kept]
-    ids = clip.tokens(texts)
-    image = torch.empty(len(texts), 0)
+        log.warning(
+            "%d captions of more than %d tokens are left out", len(pairs) - len(kept), clip.length
+        )
+    ids = clip.tokens([pair.caption for pair in kept])
+    features = None
     if images:
-        table = image_features(clip, data, items)
-        image = torch.stack([table[item.image] for item in shown])
-    reduced, source, mask = reduce(clip, texts, ids, concepts)
-    paths = [data.path_of(item) for item in shown]
-    return Rows(texts, ids, image, paths, reduced, source, mask)
+        table = image_features(clip, data, [_image(pair) for pair in pairs])
+        features = torch.stack([table[_image(pair)] for pair in kept])
+    paths = [data.path_of(_image(pair)) for pair in kept]
+    return TokenizedPairs(
+        kept, ids, features, paths, *concept_removed_ids(clip, kept, ids, concepts)
+    )
 
 
-def image_features(clip: Clip, data: Dataset, items: Sequence[Captioned]) -> dict[str, Tensor]:
-    """The original's unit-norm image features by file name; each computed once, then read back.
-
-    The cache is keyed by the weights and the folder's captions; a damaged one is made anew.
-    """
-    path = cache_folder() / "features" / f"{key_of([clip.digest, data.digest])}.safetensors"
-    try:
-        table = load(path.read_bytes())
-        if not all(torch.isfinite(row).all() for row in table.values()):
-            table = {}
-    except (OSError, SafetensorError):
-        table = {}
-    missing = [item for item in items if item.image not in table]
-    with torch.no_grad():
-        for start in range(0, len(missing), 128):
-            part = missing[start : start + 128]
-            rows = clip.encode_image(clip.pixels([data.path_of(item) for item in part])).cpu()
-            table |= {item.image: row.clone() for item, row in zip(part, rows, strict=True)}
-    if missing:
-        with whole_file(path) as file:
-            save_file(table, file)
-    return table
+def _image(pair: CaptionPair) -> str:
+    assert pair.image is not None  # only prompts have none
+    return pair.image
 
 
-def reduce(
-    clip: Clip, texts: list[str], ids: Tensor, concepts: tuple[Concept, ...]
+def concept_removed_ids(
+    clip: Clip, pairs: Sequence[CaptionPair], ids: Tensor, concepts: Sequence[Concept]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The captions without the concepts, and which of their positions stands for which.
+    """Token ids of the captions without the concepts, with the source and mask of `TokenizedPairs`.
 
-    Kept words, `<|endoftext|>` and the padding go to their own counterparts. A position of the
-    phrase that went becomes the word before it: there, the reader has learned nothing new. Captions
-    without a mention, or that the tokenizer cuts differently without it, have a mask of 0.
+    The mask is 0 for captions that mention no concept, still mention one after the removal, or are
+    tokenized differently without it; their ids stay as they are.
     """
     count, length = ids.shape
+    removed_ids, mask = ids.clone(), torch.zeros(count, length)
     source = torch.arange(length).repeat(count, 1)
-    mask = torch.zeros(count, length)
-    reduced = ids.clone()
-    for row, text in enumerate(texts):
-        rest, gone = without(text, concepts)
-        if not gone or any(concept.in_text(rest) for concept in concepts):
+    for row, pair in enumerate(pairs):
+        if not pair.mentions:
             continue
-        encoded = clip.tokenizer(text, return_offsets_mapping=True)
-        kept = [
-            i
-            for i, (start, end) in enumerate(encoded["offset_mapping"])
-            if start == end or not any(start < g[1] and g[0] < end for g in gone)
-        ]
-        short = clip.tokenizer(rest)["input_ids"]
-        if [encoded["input_ids"][i] for i in kept] != short:
+        text, removed = remove_concepts(pair.caption, concepts)
+        if any(concept.in_text(text) for concept in concepts):
             continue
-        reduced[row] = clip.tokenizer.pad_token_id
-        reduced[row, : len(short)] = torch.tensor(short)
-        at = 0
-        for position in range(len(encoded["input_ids"])):
-            at += position in kept
-            source[row, position] = max(at - 1, 0)
+        tokens = clip.tokenizer(pair.caption, return_offsets_mapping=True)
+        kept, positions = position_map(tokens["offset_mapping"], removed)
+        short = clip.tokenizer(text)["input_ids"]
+        if [tokens["input_ids"][position] for position in kept] != short:
+            continue
+        removed_ids[row] = clip.tokenizer.pad_token_id
+        removed_ids[row, : len(short)] = torch.tensor(short)
+        source[row, : len(positions)] = torch.tensor(positions)
         mask[row] = 1
-    return reduced, source, mask
+    return removed_ids, source, mask
+
+
+def position_map(offsets: Sequence[Span], removed: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """Positions of the tokens outside the `removed` spans, and the new position of every token.
+
+    `offsets` are the tokens' characters, empty for special tokens. A removed token is mapped to the
+    last kept token before it: the causal text tower has read nothing else by then.
+    """
+    kept = [
+        position
+        for position, (start, end) in enumerate(offsets)
+        if start == end or not any(start < span[1] and span[0] < end for span in removed)
+    ]
+    new_positions, count = [], 0
+    for position in range(len(offsets)):
+        count += position in kept
+        new_positions.append(max(count - 1, 0))
+    return kept, new_positions

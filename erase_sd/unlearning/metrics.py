@@ -1,33 +1,55 @@
-"""What an erasure has done to captions: the concept's share that is left, and the rest's that is kept."""
+"""How much of the concept remains in the captions, and how much of everything else is retained."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 
+from ..methods.base import TokenizedPairs
 from ..models.clip import Clip
-from .captions import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasureMetrics:
+    """Both are 1 before unlearning."""
+
+    residual_concept_similarity: float
+    """Additional similarity to its image that a caption gains by mentioning the concept, relative to
+    the original model's; 0 is erased, below 0 repelled."""
+    retained_fidelity: float
+    """1 minus the mean squared change of the retain captions' hidden states over their variance."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither is NaN or infinite."""
+        return math.isfinite(self.residual_concept_similarity) and math.isfinite(
+            self.retained_fidelity
+        )
 
 
 @torch.no_grad()
-def shares(
-    clip: Clip, original: Clip, forget: Rows, retain: Rows, most: int = 512
-) -> dict[str, float]:
-    """`forget` and `retain` of at most `most` captions a side, each 1 before anything is unlearned.
+def erasure_metrics(
+    clip: Clip, original: Clip, forget: TokenizedPairs, retain: TokenizedPairs, most: int = 512
+) -> ErasureMetrics:
+    """Metrics on at most `most` captions of each set.
 
-    forget: how much closer a caption with the concept is to its image than the same caption without
-    it, as a share of what that was originally; 0 gone, below 0 repelled. retain: 1 - squared change
-    of the retain captions' token states over their variance. It needs a caption that mentions the
-    concept, and two that do not.
+    Needs one forget caption with a concept-removed counterpart, and two retain captions.
     """
+    assert forget.image is not None
     mentions = torch.nonzero(forget.mask.sum(1)).flatten()[:most]
-    others = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
-    now, _ = clip.encode_texts(forget.ids[mentions])
-    before, _ = original.encode_texts(forget.ids[mentions])
-    without_it, _ = original.encode_texts(forget.reduced_ids[mentions])
     image = forget.image[mentions].to(clip.device)
-    base = (image * without_it).sum(-1).mean()
-    left = ((image * now).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
-    _, then = original.encode_texts(retain.ids[others])
-    _, after = clip.encode_texts(retain.ids[others])
-    kept = 1 - (after - then).square().mean() / (then - then.mean(0)).square().mean()
-    return {"forget": float(left), "retain": float(kept)}
+    after, _ = clip.encode_texts(forget.ids[mentions])
+    before, _ = original.encode_texts(forget.ids[mentions])
+    removed, _ = original.encode_texts(forget.concept_removed_ids[mentions])
+    base = (image * removed).sum(-1).mean()
+    residual = ((image * after).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
+
+    rows = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
+    _, was = original.encode_texts(retain.ids[rows])
+    _, now = clip.encode_texts(retain.ids[rows])
+    fidelity = 1 - (now - was).square().mean() / (was - was.mean(0)).square().mean()
+    return ErasureMetrics(
+        residual_concept_similarity=float(residual), retained_fidelity=float(fidelity)
+    )

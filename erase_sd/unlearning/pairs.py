@@ -1,31 +1,34 @@
-"""The caption pairs of a run: where `unlearn` reads them, and the same ones again for what follows."""
+"""The caption pairs of a run, for `unlearn` and for the stages that follow it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..data.concept import Concept
-from ..data.flickr30k import Dataset, read
-from ..data.split import Split, split, with_images
+from ..data.flickr30k import Dataset, read_flickr30k
+from ..data.split import ConceptSets, split_by_concept
 from ..errors import RunError
-from ..models.presets import SYNTH, Models
-from ..run import Run, concepts_of
-from . import synthetic as synth
+from ..models.presets import Models
+from ..run import Run
+from .synthetic import synthetic_pairs
 
 
 def dataset_of(models: Models, concepts: Sequence[Concept]) -> Dataset:
-    """The pairs of `models`; with `--data synth` those that the model makes of the concepts."""
-    return read(synth.pairs(models, concepts) if models.data == SYNTH else models.pairs())
+    """The caption pairs of `models`; if its data is `synth`, those that it generates itself."""
+    folder = synthetic_pairs(models, concepts) if models.data == "synth" else models.pairs()
+    return read_flickr30k(folder)
 
 
-def sides_of(run: Run, models: Models) -> tuple[Dataset, Split]:
-    """The pairs that the run was unlearned with, and its own split of them.
+def concept_sets_of(run: Run, models: Models) -> tuple[Dataset, ConceptSets]:
+    """The caption pairs that a run was unlearned with, and their forget and retain sets.
 
-    Raises RunError before unlearning is done, and where the pairs are others by now.
+    Raises RunError before unlearning is done, and if the data has changed since.
     """
-    manifest = run.require("unlearn", "unlearn first")
-    settings, concepts = manifest["stages"]["unlearn"]["settings"], concepts_of(manifest)
-    data = dataset_of(models, concepts)
-    if data.digest != settings["data"]:
-        raise RunError(f"{run.folder}: unlearned with other caption pairs than {data.folder} has")
-    return data, with_images(split(data.items, concepts), data)
+    record = run.unlearned()
+    data = dataset_of(models, record.concepts)
+    if data.digest != record.origin.data:
+        raise RunError(
+            f"{run.folder}: unlearned with other caption pairs than those of {data.folder}; use the "
+            "data that the run began with, or unlearn again"
+        )
+    return data, split_by_concept(data.items, record.concepts).present(data)

@@ -1,4 +1,4 @@
-"""What shapes an erasure."""
+"""Settings of an unlearning run."""
 
 from __future__ import annotations
 
@@ -6,147 +6,180 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..data.coco import COMPOUNDS
 from ..data.concept import Concept
 from ..errors import SettingError
-from ..methods import METHODS, Method
+from ..methods.registry import METHODS, MethodName
 
-# Left None, a setting of these becomes the method's own.
-OF_METHOD = ("rate", "steps", "forget_threshold", "retain_floor")
+if TYPE_CHECKING:
+    from ..methods.base import ClosedFormMethod, Method
+
+METHOD_DEFAULTS = ("learning_rate", "steps", "forget_threshold", "retain_floor")
+"""Settings that default to the method's own; methods in closed form have none of them."""
+
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What shapes an erasure. What OF_METHOD names and is left None becomes the method's own."""
+class UnlearnSettings:
+    """Settings of an unlearning run. Raises SettingError for a value outside its range."""
 
     concepts: tuple[Concept, ...]
-    """What goes: names, synonyms, and the senses that stay."""
-    method: str = "cliperase-anchored"
-    """One of METHODS."""
-    weights: dict[str, Any] = field(default_factory=dict)
-    """The method's own fields, where they differ from its defaults."""
+    """Concepts to erase, with their synonyms and the senses to keep."""
+    method: MethodName = "cliperase-anchored"
+    """Unlearning method."""
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters of the method that differ from its defaults."""
     towers: Literal["text", "both"] = "text"
-    """Which towers train; Stable Diffusion reads the text tower alone."""
-    rate: float | None = None
-    """Adam's learning rate at its peak (betas 0.9, 0.98, as the paper), falling as a cosine."""
+    """Towers of CLIP to train; Stable Diffusion uses the text tower only."""
+    learning_rate: float | None = None
+    """Peak learning rate of Adam (betas 0.9 and 0.98, as in CLIPErase), on a cosine schedule after 10
+    warm-up steps; None is the method's."""
     steps: int | None = None
-    """Most steps; the thresholds below can end it earlier."""
+    """Maximum number of steps; None is the method's."""
     forget_batch: int = 48
-    """Forget captions a step (ours; the paper has 16 of both)."""
+    """Forget captions per step (CLIPErase: 16)."""
     retain_batch: int = 96
-    """Retain captions a step (ours)."""
+    """Retain captions per step (CLIPErase: 16)."""
     forget_threshold: float | None = None
-    """Ends once the concept's remaining share, on validation images, is at most this (0-1). The
-    methods of other papers have none and run to their last step."""
+    """Residual concept similarity on the validation images (0-1) at which training ends; None is the
+    method's, and published methods have none: they train to the last step."""
     retain_floor: float | None = None
-    """Kept share of the retain captions' states (0-1), on validation images; a step below it is
-    rolled back and the rate halved. The methods of other papers have none."""
+    """Retained fidelity on the validation images (0-1) below which training is rolled back to the last
+    accepted validation step and the learning rate halved; None is the method's, and published methods
+    have none."""
     validate_every: int = 20
-    """Steps between two looks at the validation images (ours)."""
-    patience: int = 100
-    """Least steps before the threshold may end the run: what is drawn settles after what is said."""
+    """Steps between two validations."""
+    min_steps: int = 100
+    """Minimum number of steps before the forget threshold can end training, because images keep
+    changing after the similarity has settled."""
     seed: int = 0
-    """Of every batch, and of what a method draws at random; not of the split."""
-    dtype: str = "auto"
-    """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; the
-    weights and Adam's state are fp32 throughout."""
+    """Random seed of the batches and of the method's own samples; the data split is the same for every
+    seed."""
+    dtype: TrainingPrecision = "auto"
+    """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; weights
+    and optimizer states are always fp32."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            near = ", ".join(get_close_matches(self.method, METHODS, n=2)) or "erase-sd methods"
+            near = get_close_matches(self.method, METHODS, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise SettingError(
-                f"--method {self.method}: unknown, near: {near}; needs one of {', '.join(METHODS)}"
+                f"unknown; needs one of {', '.join(METHODS)}{hint}",
+                field="method",
+                value=self.method,
             )
-        for name in OF_METHOD:
+        for name in METHOD_DEFAULTS:
             if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(METHODS[self.method], name))
-        if self.towers not in ("text", "both"):
-            raise SettingError(f"--towers {self.towers}: needs text or both")
-        if not self.concepts:
-            raise SettingError("--concept: needs at least one word")
-        for name in ("steps", "forget_batch", "validate_every"):
-            if getattr(self, name) < 1:
-                raise SettingError(
-                    f"--{name.replace('_', '-')}: needs at least 1, got {getattr(self, name)}"
-                )
-        if self.retain_batch < 2:
-            raise SettingError(f"--retain-batch: needs at least 2, got {self.retain_batch}")
-        assert self.rate is not None
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise SettingError(f"--rate: needs a number above 0, got {self.rate}")
-        for name in ("forget_threshold", "retain_floor"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise SettingError(
-                    f"--{name.replace('_', '-')}: needs 0 to 1, got {getattr(self, name)}"
-                )
-        if self.dtype not in ("auto", "fp32", "bf16"):
-            raise SettingError(f"--dtype {self.dtype}: needs auto, fp32 or bf16 in unlearning")
+                object.__setattr__(self, name, getattr(METHODS[self.method], name, None))
+        self._check_choices()
+        self._check_ranges()
         self.build()
 
-    def build(self) -> Method:
-        """The method with its weights. Raises SettingError for a weight it does not have."""
-        kind = METHODS[self.method]
-        known, hints = kind.settings(), get_type_hints(kind)
-        for name in self.weights:
-            if name not in known:
-                near = get_close_matches(name, known, n=1) or sorted(known)
+    def _check_choices(self) -> None:
+        if not self.concepts:
+            raise SettingError("needs at least one word", field="concept")
+        choices = {"towers": ("text", "both"), "dtype": get_args(TrainingPrecision)}
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
                 raise SettingError(
-                    f"--weight {name}: {self.method} has none; near: {', '.join(near)}"
+                    f"unlearning needs one of {', '.join(allowed)}", field=name, value=value
                 )
-        bounds = {f.name: f.metadata for f in fields(kind)}
-        return kind(
+
+    def _check_ranges(self) -> None:
+        least = {
+            "steps": 1,
+            "forget_batch": 1,
+            "retain_batch": 2,
+            "validate_every": 1,
+            "min_steps": 0,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise SettingError(f"needs at least {bound}, got {value}", field=name)
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise SettingError(f"needs a number above 0, got {rate}", field="learning_rate")
+        for name in ("forget_threshold", "retain_floor"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise SettingError(f"needs a number from 0 to 1, got {value}", field=name)
+
+    def build(self) -> Method | ClosedFormMethod:
+        """The method with these hyperparameters."""
+        method = METHODS[self.method]
+        defaults, hints = method.hyperparameters(), get_type_hints(method)
+        for name in self.hyperparameters:
+            if name not in defaults:
+                near = get_close_matches(name, defaults, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(defaults)}"
+                raise SettingError(
+                    f"{self.method} has no such hyperparameter; {hint}",
+                    field="hyperparameters", value=name,
+                )  # fmt: skip
+        bounds = {f.name: f.metadata for f in fields(method)}
+        return method(
             **{
-                n: _value_of(n, value, known[n], hints[n], bounds[n])
-                for n, value in self.weights.items()
+                name: _converted(name, value, defaults[name], hints[name], bounds[name])
+                for name, value in self.hyperparameters.items()
             }
         )
 
 
-def _value_of(name: str, value: Any, default: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
-    """The value in its field's own type. Raises SettingError where it is of another or out of bounds."""
+def _converted(name: str, value: Any, default: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
+    """The value in the type of its field; SettingError if it has another type or is out of bounds."""
+
+    def error(rule: str) -> SettingError:
+        return SettingError(f"{rule}, got {value}", field="hyperparameters", value=name)
+
     allowed = get_args(hint) if get_origin(hint) is Literal else ()
     if allowed and value not in allowed:
-        raise SettingError(f"--weight {name}: needs {' or '.join(allowed)}, got {value}")
-    if isinstance(default, int | float):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise SettingError(f"--weight {name}: needs a finite number, got {value}")
-        if isinstance(default, int) and value != int(value):
-            raise SettingError(f"--weight {name}: needs a whole number, got {value}")
-        if "least" in bounds and value < bounds["least"]:
-            raise SettingError(f"--weight {name}: needs at least {bounds['least']}, got {value:g}")
-        if "above" in bounds and value <= bounds["above"]:
-            raise SettingError(f"--weight {name}: needs more than {bounds['above']}, got {value:g}")
-        return type(default)(value)
-    return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
+        raise error(f"needs {' or '.join(allowed)}")
+    if not isinstance(default, int | float):
+        return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise error("needs a finite number")
+    if isinstance(default, int) and value != int(value):
+        raise error("needs a whole number")
+    if "minimum" in bounds and value < bounds["minimum"]:
+        raise error(f"needs at least {bounds['minimum']}")
+    if "greater_than" in bounds and value <= bounds["greater_than"]:
+        raise error(f"needs a number above {bounds['greater_than']}")
+    return type(default)(value)
 
 
-def concepts_from(
+def parse_concepts(
     names: Sequence[str], synonyms: Sequence[str] = (), keep_senses: Sequence[str] = ()
 ) -> tuple[Concept, ...]:
-    """Concepts by name. Synonyms belong to the one concept there is; with several, a synonym is
-    given as `concept=synonym`. Senses are kept for all, and with them the well-known phrases in
-    which a concept's word is another thing ("hot dog"), unless one is its synonym.
+    """Concepts by name, with their synonyms and the senses to keep.
 
-    Raises SettingError for an empty word, a concept named twice, and a synonym of none.
+    With several concepts, a synonym is written `concept=synonym`. Every concept keeps all of
+    `keep_senses`, and the well-known phrases in which its word means something else ("hot dog") unless
+    they are its synonyms. Raises SettingError for an empty word, a repeated concept, or a synonym of
+    none.
     """
     if len(set(names)) < len(names):
-        raise SettingError(f"--concept: named twice ({', '.join(names)})")
-    given: dict[str, list[str]] = {name: [] for name in names}
-    for text in synonyms:
-        name, equals, word = text.partition("=")
-        owner, word = (name, word) if equals else (names[0], text)
-        if owner not in given or (len(names) > 1 and not equals):
-            raise SettingError(f"--synonym {text}: needs concept=synonym, of {', '.join(names)}")
-        given[owner].append(word)
+        raise SettingError(f"each must be different, got {', '.join(names)}", field="concept")
+    words: dict[str, list[str]] = {name: [] for name in names}
+    for synonym in synonyms:
+        name, equals, word = synonym.partition("=")
+        concept, word = (name, word) if equals else (names[0], synonym)
+        if concept not in words or (len(names) > 1 and not equals):
+            raise SettingError(
+                f"needs concept=synonym, with concept one of {', '.join(names)}",
+                field="synonym", value=synonym,
+            )  # fmt: skip
+        words[concept].append(word)
     return tuple(
-        Concept(name, tuple(words), _kept_with(name, words, keep_senses))
-        for name, words in given.items()
+        Concept(name, tuple(own), _senses_kept(name, own, keep_senses))
+        for name, own in words.items()
     )
 
 
-def _kept_with(name: str, synonyms: list[str], keep_senses: Sequence[str]) -> tuple[str, ...]:
+def _senses_kept(name: str, synonyms: list[str], keep_senses: Sequence[str]) -> tuple[str, ...]:
     own = {word.lower() for word in synonyms}
     compounds = (c for c in COMPOUNDS.get(name.lower(), ()) if c not in own)
     return tuple(dict.fromkeys((*keep_senses, *compounds)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,116 +10,116 @@ from torch import Tensor
 
 from .. import runtime
 from ..data.flickr30k import Dataset
-from ..data.split import PARTS, Split, split, with_images
-from ..errors import RunError
+from ..data.split import ConceptSets, split_by_concept
 from ..files import hash_folder
-from ..models import erased as artifact
-from ..models.clip import Clip
+from ..methods.base import ClosedFormMethod, StagedMethod
+from ..models import erased
 from ..models.presets import Models
-from ..models.text_encoder import TextEncoder, check_fit, load_clip, text_encoders
-from ..run import Run, refuse_other
-from .captions import rows_of
+from ..models.text_encoder import check_fit, load_clip, text_encoders
+from ..run import Run
+from ..run.folder import refuse_other
+from ..run.records import EncoderResult, Origin
+from ..runtime import Progress, log
+from .closed_form import solve
 from .pairs import dataset_of
-from .settings import Settings
-from .trainer import Loop, Progress
+from .session import Session, open_session
+from .settings import UnlearnSettings
+from .staged import StagedTrainer
+from .trainer import Trainer
 
 
 def unlearn(
-    settings: Settings, models: Models, run: Run, progress: Progress | None = None
+    settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Erases the concepts from every text encoder of `models`; leaves `erased/` in the run folder.
+    """Erases the concepts from all text encoders of `models`, and saves these in `erased/` of the run.
 
-    Returns the measures on the held-out images, of the first encoder. An interrupted run goes on
-    from its last checkpoint and ends with the same weights; one that is done with the same settings
-    is left. Raises an EraseError for every cause that is the user's.
+    Returns the metrics of the first encoder on the held-out images. An interrupted run resumes from
+    its last checkpoint and ends with the same weights; a finished one is left as it is. Raises an
+    EraseError for bad settings, data or weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
     encoders, clips = text_encoders(models.folder), clips_of(models)
     for folder, encoder in zip(clips, encoders, strict=True):
         check_fit(folder, encoder.folder)
     data = dataset_of(models, settings.concepts)
-    described = json.loads(json.dumps(dataclasses.asdict(settings))) | origin(models, data)
+    started_from = origin(models, data)
+    values = dataclasses.asdict(settings)
+    entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
     if run.status("unlearn") == "done":
-        before = run.manifest["stages"]["unlearn"]
-        refuse_other(run.folder, "unlearn", before["settings"], described)
-        artifact.check(run.folder / "erased")
-        return dict(before["held_out"])
-    sides = with_images(split(data.items, settings.concepts), data)
-    if data.missing:
-        runtime.say(
-            f"{data.folder}: {len(data.missing)} of {len(data.items)} images are missing, first "
-            f"{data.missing[0]}; their captions are left out"
-        )
-    # Damaged weights end it here, before a run folder begins; a second one, 10 GB, has to wait.
+        return _finished(run, values, entry)
+    sets = _sets_of(data, settings)
+    # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_clip(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
-    with run.stage("unlearn", described) as entry:
-        run.update(models=models.given)
-        entry["images"] = {
-            f"{side}_{part}": len(getattr(sides, side)[part])
-            for side in ("forget", "retain")
-            for part in PARTS
-        }
+    results: dict[str, EncoderResult] = {}
+    with run.stage("unlearn", values, **entry) as stage:
+        run.update(models=models.overrides)
         for number, encoder in enumerate(encoders):
             clip = load_clip(clips[number], encoder) if number else clip
-            weights[encoder.name], about = _erase(
-                settings, clip, data, sides, run, encoder, progress
+            weights[encoder.name], results[encoder.name] = _unlearn_encoder(
+                open_session(settings, clip, data, sets, run, encoder), progress
             )
-            entry |= {encoder.name: about} if number else about
         del clip
-        artifact.save(run.folder / "erased", weights, models, described, entry["held_out"])
+        stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
+        held_out = next(iter(results.values())).held_out
+        erased.save(
+            run.erased, weights, models, concepts=settings.concepts, settings=values,
+            origin=started_from, held_out=held_out,
+        )  # fmt: skip
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
-    return dict(entry["held_out"])
+    return held_out
 
 
 def clips_of(models: Models) -> list[Path]:
-    """The CLIP folder of each text encoder of the pipeline."""
+    """CLIP folder of each text encoder of the pipeline."""
     return [models.clip_folder(number) for number in range(len(text_encoders(models.folder)))]
 
 
-def origin(models: Models, data: Dataset | None) -> dict[str, Any]:
-    """What an erasure begins with, as hashes, beside its settings; without `data`, but the pairs."""
-    clips = [hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)]
-    pairs = {"data": data.digest, "missing_images": len(data.missing)} if data else {}
-    return {"clip": clips, "model": models.fingerprint()} | pairs
+def origin(models: Models, data: Dataset | None) -> Origin:
+    """Hashes of the weights and the data that an unlearning starts from.
+
+    Without `data`, which the model may yet have to generate, its hash is empty.
+    """
+    return Origin(
+        model=models.fingerprint(),
+        clip=tuple(hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)),
+        data=data.digest if data else "",
+        missing_images=len(data.missing) if data else 0,
+    )
 
 
-def _erase(
-    settings: Settings,
-    clip: Clip,
-    data: Dataset,
-    sides: Split,
-    run: Run,
-    encoder: TextEncoder,
-    progress: Progress | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """One text encoder's new weights, and how it went. What else the loop holds, several times the
-    weights, ends with it."""
-    loop = _loop(settings, clip, data, sides, run, encoder)
-    loop.train(progress)
-    about = {
-        "steps": loop.step, "stopped": loop.stopped, "resumed_at": loop.resumed_at,
-        "batches": list(loop.batches.sizes), "held_out": loop.measure("held-out"),
-    }  # fmt: skip
-    return {name: t.cpu() for name, t in loop.good.items()}, about
+def _finished(run: Run, settings: dict[str, Any], entry: dict[str, Any]) -> dict[str, float]:
+    """Metrics of a finished run; RunError if it has other settings or its weights are damaged."""
+    record = run.unlearned()
+    refuse_other(run.folder, record, settings, **entry)
+    erased.check(run.erased)
+    return next(iter(record.encoders.values())).held_out
 
 
-def _loop(
-    settings: Settings, clip: Clip, data: Dataset, sides: Split, run: Run, encoder: TextEncoder
-) -> Loop:
-    """The loop over one text encoder, its rows made and its model on the device."""
-    clip.model.to(runtime.device())
-    reads = settings.build().reads
-    forget = {p: rows_of(clip, data, sides.forget[p], settings.concepts, True) for p in PARTS}
-    retain = {p: rows_of(clip, data, sides.retain[p], (), "images" in reads) for p in PARTS}
-    for part in PARTS:
-        if forget[part].mask.sum() == 0:
-            raise RunError(f"{run.folder}: no {part} caption is left once the concept is taken out")
-        if len(retain[part]) < 2:
-            raise RunError(
-                f"{run.folder}: one {part} caption without the concept; needs at least 2"
-            )
-    if settings.towers == "text" and "tower" not in reads:
-        clip.model.vision_model.cpu()  # its features are made; the room is the text tower's
-    return Loop(settings, clip, forget, retain, run, encoder.name.removeprefix("text_encoder"))
+def _sets_of(data: Dataset, settings: UnlearnSettings) -> ConceptSets:
+    sets = split_by_concept(data.items, settings.concepts).present(data)
+    if data.missing:
+        log.warning(
+            "%s: %d of %d images are missing, first %s; their captions are left out",
+            data.folder, len(data.missing), len(data.items), data.missing[0],
+        )  # fmt: skip
+    return sets
+
+
+def _unlearn_encoder(
+    session: Session, progress: Progress | None
+) -> tuple[dict[str, Tensor], EncoderResult]:
+    """New weights of one text encoder, and how its unlearning went."""
+    method = session.settings.build()
+    if isinstance(method, ClosedFormMethod):
+        weights, result = solve(method, session)
+    else:
+        method = method.prepare(session.task)
+        trainer = (
+            StagedTrainer(method, session)
+            if isinstance(method, StagedMethod)
+            else Trainer(method, session)
+        )
+        weights, result = trainer.train(progress)
+    return {name: tensor.cpu() for name, tensor in weights.items()}, result

@@ -1,1 +1,1 @@
-"""Pictures of what an erasure did to CLIP: t-SNE and attention."""
+"""Figures of what an erasure changed in CLIP: t-SNE of the embeddings, and attention maps."""

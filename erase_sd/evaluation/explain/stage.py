@@ -1,9 +1,9 @@
-"""Pictures of what an erasure did to CLIP: t-SNE of the embeddings, and where the towers look."""
+"""The explain command: figures of what an erasure changed in CLIP, from the run's held-out pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,187 +12,167 @@ from torch import Tensor
 
 from ... import runtime
 from ...data.concept import Concept
-from ...data.flickr30k import Captioned, Dataset
-from ...data.split import Split
+from ...data.flickr30k import Dataset
+from ...data.pair import CONCEPT_SETS, CaptionPair
+from ...data.split import ConceptSets
 from ...errors import RunError
-from ...files import hash_folder, write_bytes
-from ...models import erased as artifact
+from ...files import write_bytes
 from ...models.clip import Clip
+from ...models.erased import check_base, erased_clip
+from ...models.features import image_features
 from ...models.presets import Models
+from ...models.source import fingerprint
 from ...models.text_encoder import load_clip, text_encoders
-from ...run import Run, concepts_of
-from ...unlearning.captions import image_features
-from ...unlearning.pairs import sides_of
-from . import figures as figures
-from .attention import Words, image_rollout, patch_similarity, text_attention, words_of
-from .figures import Array
+from ...models.tokens import words_of
+from ...run import Run
+from ...unlearning.pairs import concept_sets_of
+from .attention import image_rollout, patch_similarity, text_attention
+from .figures import image_attention_figure, text_attention_figure, tsne_figure
+from .views import Array, ModelView, PairSelection
 
-PAIRS = 100  # of each side, in the t-SNE
-EXAMPLES = 4  # forget pairs, in the two pictures of attention
-SHORT = 16  # tokens; a longer caption is an example only where there are too few of these
-SEED = 0  # of the t-SNE
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """n held-out captions, each with its image: `forget` of the forget side, then the retain side's.
-
-    The examples are k of the forget side: their rows, their words, and their images as the image
-    tower gets them, (k, 3, size, size).
-    """
-
-    captions: list[str]
-    items: list[Captioned]
-    forget: int
-    examples: list[int]
-    words: list[Words]
-    pixels: Tensor
-
-    @property
-    def sides(self) -> dict[str, slice]:
-        """Which rows are whose."""
-        return {"forget": slice(self.forget), "retain": slice(self.forget, None)}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one arm, the original or the erased model, makes of n pairs and of their k examples."""
-
-    text: Tensor
-    """(n, projection), unit norm."""
-    image: Tensor
-    """(n, projection), unit norm."""
-    looks: list[Tensor]
-    """k of (2, tokens): the attention of `<|endoftext|>`, and of the last word."""
-    rollout: Tensor
-    """(k, rows, columns): what of each patch reaches [CLS]."""
-    similarity: Tensor
-    """(k, rows, columns): cosine of each patch with the caption."""
-
-    @property
-    def fit(self) -> Tensor:
-        """Cosine of each caption with its image, (n,)."""
-        return (self.text * self.image).sum(-1)
+PAIRS_PER_SET = 100  # in the t-SNE
+ATTENTION_EXAMPLES = 4  # forget pairs in the two attention figures
+SHORT_CAPTION = 16  # tokens; longer captions are examples only if there are too few short ones
+TSNE_SEED = 0
 
 
 def explain(run: Run, models: Models) -> list[Path]:
     """Writes `tsne.png`, `attention-text.png` and `attention-image.png` into the run folder.
 
-    They look at the run's own held-out pairs, in the split's order, with the original and with the
-    erased model. SDXL's second encoder has three more, with `_2` in their names. Raises RunError
-    before unlearn is done, and where models or pairs are no longer those that the run began with.
+    They compare the original with the erased model on the run's held-out pairs. SDXL's second encoder
+    adds three more, with `_2` in their names. Raises RunError before unlearning is done, and if the
+    models or caption pairs are no longer those that the run was unlearned with.
     """
     runtime.quiet_libraries()
-    manifest = run.require("unlearn", "unlearn first")
-    settings, concepts = manifest["stages"]["unlearn"]["settings"], concepts_of(manifest)
-    data, sides = sides_of(run, models)
+    concepts = run.unlearned().concepts
+    data, sets = concept_sets_of(run, models)
+    erasure = check_base(run, models)
     encoders = text_encoders(models.folder)
-    clips = [models.clip_folder(number) for number in range(len(encoders))]
-    hashes = [hash_folder(folder, "*.safetensors", "*.json") for folder in clips]
-    for now, name, at in (
-        (models.fingerprint(), "model", models.folder),
-        (hashes, "clip", ", ".join(map(str, clips))),
-    ):
-        if now != settings[name]:
-            raise RunError(f"{run.folder}: unlearned with another --{name} than {at} is now")
-    both = settings["towers"] == "both"
+    folders = [models.clip_folder(number) for number in range(len(encoders))]
+    _check_clips(run, folders)
     written = []
     with run.lock():
-        artifact.check(run.folder / "erased")
-        for folder, encoder in zip(clips, encoders, strict=True):
+        for folder, encoder in zip(folders, encoders, strict=True):
             clip = load_clip(folder, encoder)
-            pairs = choose(clip, data, sides, concepts)
-            arms = _arms(clip, run.folder / "erased", encoder.name, data, pairs)
-            for name, png in _pictures(pairs, arms, _shown(clip, pairs.pixels), both).items():
-                written.append(
-                    run.folder / f"{name}{encoder.name.removeprefix('text_encoder')}.png"
-                )
-                write_bytes(written[-1], png)
+            selection = select_pairs(clip, data, sets, concepts)
+            views = _views(clip, run.erased, encoder.name, data, selection)
+            both_towers = encoder.name in erasure.image_tower_sha256
+            pixels = _displayable(clip, selection.pixels)
+            for name, png in draw_figures(selection, views, pixels, both_towers).items():
+                path = run.folder / f"{name}{encoder.name.removeprefix('text_encoder')}.png"
+                write_bytes(path, png)
+                written.append(path)
     return written
 
 
-def choose(clip: Clip, data: Dataset, sides: Split, concepts: tuple[Concept, ...]) -> Pairs:
-    """The first held-out images of each side, each with the first of its captions that the model has
-    room for and, on the forget side, that mentions a concept. Raises RunError where there is none."""
-    found: dict[str, list[tuple[str, Captioned]]] = {"forget": [], "retain": []}
-    for side, inside in found.items():
-        for item in getattr(sides, side)["held-out"]:
-            captions = [
-                text
-                for text in item.captions
-                if (side == "retain" or any(concept.in_text(text) for concept in concepts))
-                and len(clip.tokenizer(text, verbose=False)["input_ids"]) <= clip.length
-            ]
-            inside += [(text, item) for text in captions[:1]]
-            if len(inside) == PAIRS:
-                break
-        if not inside:
-            raise RunError(f"no held-out {side} caption has at most {clip.length} tokens")
-    rows = found["forget"] + found["retain"]
-    words = [words_of(clip, text, concepts) for text, _ in found["forget"]]
-    examples = sorted(range(len(words)), key=lambda k: len(words[k].tokens) > SHORT)[:EXAMPLES]
-    return Pairs(
-        captions=[text for text, _ in rows],
-        items=[item for _, item in rows],
-        forget=len(words),
+def _check_clips(run: Run, folders: Sequence[Path]) -> None:
+    """RunError if the CLIP folders are not those that the run was unlearned with."""
+    if tuple(map(fingerprint, folders)) != run.unlearned().origin.clip:
+        names = ", ".join(map(str, folders))
+        raise RunError(f"{run.folder}: unlearned with another CLIP than {names} holds now")
+
+
+def select_pairs(
+    clip: Clip, data: Dataset, sets: ConceptSets, concepts: tuple[Concept, ...]
+) -> PairSelection:
+    """The first held-out images of each set, each with its first caption that fits the context length
+    and, in the forget set, mentions a concept. Raises RunError if a set has none."""
+    chosen: list[CaptionPair] = []
+    for concept_set in CONCEPT_SETS:
+        held_out = sets.pairs(concept_set, "held-out")
+        by_image = itertools.groupby(held_out, key=lambda pair: pair.image)
+        firsts = (_first_usable(clip, pairs) for _, pairs in by_image)
+        of_set = list(itertools.islice(filter(None, firsts), PAIRS_PER_SET))
+        if not of_set:
+            raise RunError(f"no held-out {concept_set} caption has at most {clip.length} tokens")
+        chosen += of_set
+    words = [words_of(clip, pair.caption, concepts) for pair in chosen if pair.set == "forget"]
+    by_length = sorted(range(len(words)), key=lambda k: len(words[k].tokens) > SHORT_CAPTION)
+    examples = by_length[:ATTENTION_EXAMPLES]
+    return PairSelection(
+        pairs=chosen,
         examples=examples,
         words=[words[k] for k in examples],
-        pixels=clip.pixels([data.path_of(rows[k][1]) for k in examples]),
+        pixels=clip.pixels([data.path_of(_photograph(chosen[k])) for k in examples]),
     )
 
 
-def _arms(clip: Clip, erased: Path, encoder: str, data: Dataset, pairs: Pairs) -> tuple[Seen, Seen]:
-    """What the original `clip` sees, and what it sees with the erased towers of that encoder."""
+def _first_usable(clip: Clip, pairs: Iterator[CaptionPair]) -> CaptionPair | None:
+    for pair in pairs:
+        if (pair.mentions or pair.set == "retain") and clip.token_limit.fits(pair.caption):
+            return pair
+    return None
+
+
+def _photograph(pair: CaptionPair) -> str:
+    assert pair.image is not None  # a prompt is never held out with an image
+    return pair.image
+
+
+def _views(
+    clip: Clip, erased: Path, encoder: str, data: Dataset, selection: PairSelection
+) -> tuple[ModelView, ModelView]:
+    """How the original `clip` and the one with the erased towers embed the selection."""
     clip.model.to(runtime.device()).set_attn_implementation("eager")
-    table = image_features(clip, data, pairs.items)
-    original = see(clip, pairs, table)
-    after = artifact.erased_clip(erased, encoder, clip)
+    names = [_photograph(pair) for pair in selection.pairs]
+    features = image_features(clip, data, names)
+    original = view_of(clip, selection, features)
+    after = erased_clip(erased, encoder, clip)
     if after.model.vision_model is not clip.model.vision_model:
-        table = image_features(after, data, pairs.items)
-    return original, see(after, pairs, table)
+        features = image_features(after, data, names)
+    return original, view_of(after, selection, features)
 
 
-def see(clip: Clip, pairs: Pairs, table: Mapping[str, Tensor]) -> Seen:
-    """One arm's view; `table` holds its image features by name. The model has to run `eager`."""
-    ids = clip.tokens(pairs.captions)
+def view_of(clip: Clip, selection: PairSelection, features: Mapping[str, Tensor]) -> ModelView:
+    """One model's view; `features` are its image features by file name. Needs `eager` attention."""
+    ids = clip.tokens([pair.caption for pair in selection.pairs])
     text = clip.encode_texts(ids)[0].cpu()
-    maps = text_attention(clip, ids[pairs.examples])
-    return Seen(
+    maps = text_attention(clip, ids[selection.examples])
+    return ModelView(
         text=text,
-        image=torch.stack([table[item.image] for item in pairs.items]),
-        looks=[m[[w.end, w.last], : w.end + 1] for m, w in zip(maps, pairs.words, strict=True)],
-        rollout=image_rollout(clip, pairs.pixels),
-        similarity=patch_similarity(clip, pairs.pixels, text[pairs.examples]),
+        image=torch.stack([features[_photograph(pair)] for pair in selection.pairs]),
+        text_attention=[
+            attention[[words.end, words.last], : words.end + 1]
+            for attention, words in zip(maps, selection.words, strict=True)
+        ],
+        image_rollout=image_rollout(clip, selection.pixels),
+        patch_similarity=patch_similarity(clip, selection.pixels, text[selection.examples]),
     )
 
 
-def _pictures(pairs: Pairs, arms: tuple[Seen, Seen], pixels: Array, both: bool) -> dict[str, bytes]:
-    placed = places([feature for arm in arms for feature in (arm.text, arm.image)])
+def draw_figures(
+    selection: PairSelection,
+    views: tuple[ModelView, ModelView],
+    pixels: Array,
+    both_towers: bool,
+) -> dict[str, bytes]:
+    """PNG files by name; `both_towers` if the image tower was trained too."""
+    points = tsne([features for view in views for features in (view.text, view.image)])
     return {
-        "tsne": figures.tsne(pairs, arms, (placed[:2], placed[2:])),
-        "attention-text": figures.looks(pairs, arms),
-        "attention-image": figures.images(pairs, arms, pixels, both),
+        "tsne": tsne_figure(selection, views, (points[:2], points[2:])),
+        "attention-text": text_attention_figure(selection, views),
+        "attention-image": image_attention_figure(selection, views, pixels, both_towers),
     }
 
 
-def places(sets: Sequence[Tensor]) -> list[Array]:
-    """One t-SNE (van der Maaten & Hinton 2008) of the rows of all `sets`; the places of each set.
+def tsne(sets: Sequence[Tensor]) -> list[Array]:
+    """One seeded t-SNE (van der Maaten & Hinton 2008) of the rows of all `sets`; the points of each.
 
-    Rows that are equal, as those of a tower that was not trained, are one point. Seeded.
+    Equal rows, such as those of a tower that was not trained, are one point.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     stacked = torch.cat(list(sets)).numpy()
-    rows, where = np.unique(stacked, axis=0, return_inverse=True)
-    perplexity = min(30.0, (len(rows) - 1) / 3)  # scikit-learn's own, less where points are few
-    with threadpool_limits(1):  # threads would add up in the order in which they end
-        plane = TSNE(perplexity=perplexity, random_state=SEED).fit_transform(rows)
-    return np.split(plane[where.reshape(-1)], np.cumsum([len(part) for part in sets])[:-1])
+    rows, index = np.unique(stacked, axis=0, return_inverse=True)
+    perplexity = min(30.0, (len(rows) - 1) / 3)  # scikit-learn's default, less for few points
+    with threadpool_limits(1):  # several threads would sum in varying order
+        plane = TSNE(perplexity=perplexity, random_state=TSNE_SEED).fit_transform(rows)
+    return np.split(plane[index.reshape(-1)], np.cumsum([len(part) for part in sets])[:-1])
 
 
-def _shown(clip: Clip, pixels: Tensor) -> Array:
-    """Processed images as they look, (k, size, size, 3), 0-1."""
+def _displayable(clip: Clip, pixels: Tensor) -> Array:
+    """Processed images with the normalization undone, (k, size, size, 3), 0-1."""
     mean, std = (
         torch.tensor(getattr(clip.processor, name)) for name in ("image_mean", "image_std")
     )

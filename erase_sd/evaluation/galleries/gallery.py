@@ -1,108 +1,122 @@
-"""The pictures of an evaluation: each on a side, with its captions, its class, or both."""
+"""The images of an evaluation, each in the forget or the retain set, with captions, a class, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from PIL import Image
 from torch import Tensor
 
 from ...data.coco import COCO, named_classes
 from ...data.concept import Concept
+from ...data.pair import CaptionPair, ConceptSet
 from ...errors import DataError
 from ...models.clip import Clip
 
-Side = Literal["forget", "retain"]
-MOST = 1000  # images of captioned data, as in Flickr30K's customary test
-T = TypeVar("T")
+MAX_IMAGES = 1000  # of captioned data, the size of Flickr30K's customary test split
+ImageT = TypeVar("ImageT")
+OpenImage = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image, opened when it is needed; its captions and its class, where it has them."""
+class GalleryImage:
+    """One image, opened on demand."""
 
-    open: Callable[[], Image.Image]
-    side: Side
-    captions: tuple[str, ...] = ()
+    open: OpenImage
+    set: ConceptSet
+    pairs: tuple[CaptionPair, ...] = ()
+    """Its captions, empty for images that only have a class."""
     label: str | None = None
+    """Its class, None if unknown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """All pictures of an evaluation. `about` says what they are, in plain JSON; `forgotten` are the
-    classes that the concepts name."""
+    """All images of an evaluation, and where they come from."""
 
-    about: dict[str, Any]
-    pictures: tuple[Picture, ...]
-    forgotten: frozenset[str]
-    cached: Callable[[Clip], Tensor] | None = None
-    """A CLIP's image features, (pictures, d), by way of the cache; None: there is none."""
+    kind: str
+    """What the images are, in words."""
+    folder: Path
+    digest: str
+    """Hash of the images or captions."""
+    images: tuple[GalleryImage, ...]
+    forget_classes: frozenset[str]
+    """Classes that the concepts name."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """More about this kind of gallery, as plain JSON."""
+    features: Callable[[Clip], Tensor] | None = None
+    """Cached image features of a CLIP, (images, d); None if there is no cache."""
 
     @property
     def classes(self) -> list[str]:
-        """The classes that occur, by name."""
-        return sorted({p.label for p in self.pictures if p.label is not None})
+        """Classes of the images, sorted by name."""
+        return sorted({image.label for image in self.images if image.label is not None})
 
 
-def classes_of(concept: Concept, classes: Sequence[str]) -> set[str]:
-    """The classes that the concept names: "apple" by its word, "couch" where the concept is a sofa."""
-    known = set(named_classes(concept.name, classes))
-    return known | {name for name in classes if concept.in_text(name)}
+def matching_classes(concept: Concept, classes: Sequence[str]) -> set[str]:
+    """Classes that the concept names: "apple" by its word, "couch" for the concept sofa."""
+    by_synonym = set(named_classes(concept.name, classes))
+    return by_synonym | {name for name in classes if concept.in_text(name)}
 
 
-def of_classes(
-    about: dict[str, Any],
-    labelled: Iterable[tuple[str, Callable[[], Image.Image]]],
+def labelled_gallery(
+    kind: str,
+    folder: Path,
+    digest: str,
+    labelled: Sequence[tuple[str, OpenImage]],
     concepts: Sequence[Concept],
 ) -> Gallery:
-    """A gallery of (class, image). Raises DataError where a concept is none of the classes, or all."""
-    labelled = list(labelled)
+    """A gallery of (class, image). Raises DataError if a concept names no class, or they name all."""
     classes = sorted({label for label, _ in labelled})
-    forgotten: set[str] = set()
+    forget: set[str] = set()
     for concept in concepts:
-        found = classes_of(concept, classes)
-        if not found:
-            near = get_close_matches(concept.name, classes, n=5, cutoff=0.0)
+        named = matching_classes(concept, classes)
+        if not named:
+            near = ", ".join(get_close_matches(concept.name, classes, n=5, cutoff=0.0))
             raise DataError(
-                f"--images {about['folder']}: no class {concept.name} there; near: {', '.join(near)}"
+                f"has no class {concept.name}; nearest: {near}", field="images", value=folder
             )
-        forgotten |= found
-    if forgotten == set(classes):
-        raise DataError(f"--images {about['folder']}: no class is left to retain")
-    pictures = tuple(
-        Picture(opened, "forget" if label in forgotten else "retain", label=label)
-        for label, opened in labelled
+        forget |= named
+    if forget == set(classes):
+        raise DataError(
+            "the concepts name every class; needs one to retain", field="images", value=folder
+        )
+    images = tuple(
+        GalleryImage(open_it, "forget" if label in forget else "retain", label=label)
+        for label, open_it in labelled
     )
-    return Gallery(about, pictures, frozenset(forgotten))
+    return Gallery(
+        kind=kind, folder=folder, digest=digest, images=images, forget_classes=frozenset(forget)
+    )
 
 
-def of_captions(
-    about: dict[str, Any],
-    captioned: Sequence[tuple[tuple[str, ...], Callable[[], Image.Image]]],
-    concepts: Sequence[Concept],
-    cached: Callable[[Clip], Tensor] | None = None,
-) -> Gallery:
-    """A gallery of (captions, image). An image whose captions name one of COCO's classes, and no
-    other, is of that class; whatever else it may show, nobody has said."""
-    pictures = []
-    for captions, opened in captioned:
-        named = named_classes(" | ".join(captions), COCO)
+def captioned_images(
+    captioned: Iterable[tuple[tuple[CaptionPair, ...], OpenImage]],
+) -> tuple[GalleryImage, ...]:
+    """Gallery images of (caption pairs, image).
+
+    An image whose captions name exactly one COCO class is of that class; whether it shows others
+    too is unknown.
+    """
+    images = []
+    for pairs, open_it in captioned:
+        named = named_classes(" | ".join(pair.caption for pair in pairs), COCO)
         label = named[0] if len(named) == 1 else None
-        pictures.append(Picture(opened, side_of(captions, concepts), captions, label))
-    forgotten = {name for concept in concepts for name in classes_of(concept, COCO)}
-    return Gallery(about, tuple(pictures), frozenset(forgotten), cached)
+        images.append(GalleryImage(open_it, pairs[0].set, pairs, label))
+    return tuple(images)
 
 
-def side_of(captions: Iterable[str], concepts: Sequence[Concept]) -> Side:
-    """Forget, where any caption mentions a concept."""
-    hit = any(concept.in_text(caption) for caption in captions for concept in concepts)
-    return "forget" if hit else "retain"
+def coco_classes(concepts: Iterable[Concept]) -> frozenset[str]:
+    """COCO classes that the concepts name."""
+    return frozenset(name for concept in concepts for name in matching_classes(concept, COCO))
 
 
-def choose(forget: Sequence[T], retain: Sequence[T]) -> list[T]:
-    """At most MOST, from the front of each; half of them to forget, unless a side has fewer."""
-    first = list(forget[: max(MOST // 2, MOST - len(retain))])
-    return first + list(retain[: MOST - len(first)])
+def balanced(forget: Sequence[ImageT], retain: Sequence[ImageT]) -> list[ImageT]:
+    """The first images of both sets, at most MAX_IMAGES in all, half of them from the forget set
+    unless a set has fewer."""
+    chosen = list(forget[: max(MAX_IMAGES // 2, MAX_IMAGES - len(retain))])
+    return chosen + list(retain[: MAX_IMAGES - len(chosen)])

@@ -1,4 +1,4 @@
-"""Captioned images in webdataset shards, as CC12M comes: `key.jpg` beside `key.txt` in `*.tar`."""
+"""Captioned images in webdataset shards, the format of CC12M: `key.jpg` beside `key.txt` in `*.tar`."""
 
 from __future__ import annotations
 
@@ -6,68 +6,98 @@ import functools
 import itertools
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data.concept import Concept
+from ...data.images import open_image
+from ...data.pair import CaptionPair, ConceptSet
 from ...errors import DataError, SettingError
 from ...files import digest, key_of
-from ...models.clip import open_image
-from ...runtime import say
-from .gallery import MOST, Gallery, Side, choose, of_captions, side_of
+from ...runtime import log
+from .gallery import MAX_IMAGES, Gallery, balanced, captioned_images, coco_classes
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
-def read(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept]) -> Gallery:
-    """The first images of each side, in the shards' order, at most MOST in all; the first of each
-    concept is among them.
+@dataclass(frozen=True)
+class Sample:
+    """A caption pair of a shard and the bytes of its image."""
 
-    What has no caption in UTF-8, or no image that can be read, is left out and counted. Raises
-    DataError for a shard that is damaged, and where a side has no image.
+    pair: CaptionPair
+    data: bytes
+
+
+def read_shards(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept]) -> Gallery:
+    """The first images of each set in the order of the shards, at most MAX_IMAGES in all; the first
+    image of every concept is among them.
+
+    Entries without a UTF-8 caption or a readable image are left out and counted. Raises DataError for
+    a damaged shard, and if a concept or the retain set has no image.
     """
-    sides: dict[Side, list[tuple[str, bytes]]] = {"forget": [], "retain": []}
-    left_out, unseen = 0, list(concepts)
-    for sample in itertools.chain.from_iterable(map(_samples, shards)):
-        pair = _pair(sample, folder)
-        if pair is None:
+    sets: dict[ConceptSet, list[Sample]] = {"forget": [], "retain": []}
+    left_out, missing = 0, [concept.name for concept in concepts]
+    for entry in itertools.chain.from_iterable(map(_entries, shards)):
+        sample = _sample(entry, folder, concepts)
+        if sample is None:
             left_out += 1
             continue
-        side = sides[side_of(pair[:1], concepts)]
-        if any(concept.in_text(pair[0]) for concept in unseen):
-            side.insert(0, pair)
-            unseen = [concept for concept in unseen if not concept.in_text(pair[0])]
-        elif len(side) < MOST:
-            side.append(pair)
-        if not unseen and min(map(len, sides.values())) >= MOST // 2:
+        samples = sets[sample.pair.set]
+        if not set(missing).isdisjoint(sample.pair.mentions):
+            samples.insert(0, sample)
+            missing = [name for name in missing if name not in sample.pair.mentions]
+        elif len(samples) < MAX_IMAGES:
+            samples.append(sample)
+        if not missing and min(map(len, sets.values())) >= MAX_IMAGES // 2:
             break
-    if unseen:
-        raise DataError(f"--images {folder}: no caption with an image mentions {unseen[0].name}")
-    if not sides["retain"]:
-        raise DataError(f"--images {folder}: every caption mentions a concept; none is to retain")
+    _check_sets(folder, missing, sets)
     if left_out:
-        say(f"{folder}: {left_out} entries without a caption or a readable image are left out")
-    pairs = choose(sides["forget"], sides["retain"])
-    about = {
-        "kind": "webdataset shards", "folder": str(folder), "shards": [s.name for s in shards],
-        "left_out": left_out, "digest": key_of([[text, digest(data)] for text, data in pairs]),
-    }  # fmt: skip
-    opened = [((text,), functools.partial(open_image, folder, data)) for text, data in pairs]
-    return of_captions(about, opened, concepts)
+        log.warning(
+            "%s: %d entries without a caption or a readable image are left out", folder, left_out
+        )
+    chosen = balanced(sets["forget"], sets["retain"])
+    return Gallery(
+        kind="webdataset shards",
+        folder=folder,
+        digest=key_of([[sample.pair.caption, digest(sample.data)] for sample in chosen]),
+        images=captioned_images(
+            ((sample.pair,), functools.partial(open_image, folder, sample.data))
+            for sample in chosen
+        ),
+        forget_classes=coco_classes(concepts),
+        details={"shards": [shard.name for shard in shards], "left_out": left_out},
+    )
 
 
-def _samples(shard: Path) -> Iterator[dict[str, Any]]:
-    """What the library groups under one key. The file is opened here: with its secure mode on, the
-    library opens none itself, runs no command, and unpickles nothing."""
+def _check_sets(
+    folder: Path, missing: Sequence[str], sets: Mapping[ConceptSet, Sequence[Sample]]
+) -> None:
+    if missing:
+        rule = f"no caption with a readable image mentions {missing[0]}"
+        raise DataError(rule, field="images", value=folder)
+    if not sets["retain"]:
+        rule = "every caption mentions a concept; needs one to retain"
+        raise DataError(rule, field="images", value=folder)
+
+
+def _entries(shard: Path) -> Iterator[dict[str, Any]]:
+    """Files of the shard, grouped by key.
+
+    The shard is opened here, because webdataset's secure mode opens no files itself, runs no commands
+    and unpickles nothing.
+    """
     try:
         import webdataset.utils
         from webdataset.tariterators import group_by_keys, tar_file_expander
     except ModuleNotFoundError:
         raise SettingError(
-            f"--images {shard}: needs the library webdataset; pip install -e '.[shards]' in the clone"
+            "shards need the library webdataset; run pip install -e '.[shards]' in the clone",
+            field="images",
+            value=shard,
         ) from None
-    webdataset.utils.enforce_security = True  # what WDS_SECURE=1 sets, where nobody has imported it
+    webdataset.utils.enforce_security = True  # as WDS_SECURE=1 does, if set before the import
     try:
         with shard.open("rb") as stream:
             yield from group_by_keys(tar_file_expander([{"url": shard.name, "stream": stream}]))
@@ -76,14 +106,22 @@ def _samples(shard: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{shard}: damaged shard ({why[0]})") from None
 
 
-def _pair(sample: dict[str, Any], folder: Path) -> tuple[str, bytes] | None:
-    """Caption and image of one key; None where either is missing or cannot be read."""
-    data = next((sample[suffix] for suffix in SUFFIXES if suffix in sample), None)
+def _sample(entry: Mapping[str, Any], folder: Path, concepts: Sequence[Concept]) -> Sample | None:
+    """The entry's caption pair and image; None if either is missing or cannot be read."""
+    suffix = next((suffix for suffix in SHARD_IMAGE_SUFFIXES if suffix in entry), None)
     try:
-        caption = " ".join(sample.get("txt", b"").decode().split())
-        if not caption or data is None:
+        caption = " ".join(entry.get("txt", b"").decode().split())
+        if not caption or suffix is None:
             return None
-        open_image(folder / sample["__key__"], data)
+        open_image(folder / entry["__key__"], entry[suffix])
     except (UnicodeDecodeError, DataError):
         return None
-    return caption, data
+    mentions = tuple(concept.name for concept in concepts if concept.in_text(caption))
+    pair = CaptionPair(
+        caption=caption,
+        image=f"{entry['__key__']}.{suffix}",
+        mentions=mentions,
+        set="forget" if mentions else "retain",
+        split="held-out",
+    )
+    return Sample(pair, entry[suffix])

@@ -1,1 +1,1 @@
-"""How the miniature world is drawn, with Pillow."""
+"""Drawing of the miniature world with Pillow."""

@@ -1,6 +1,6 @@
-"""The miniature world's colours, and the pen that draws its things and places.
+"""Colours of the miniature world, and a pen for drawing its things and places.
 
-Every drawer works in a unit box, (0, 0) top left to (1, 1) bottom right.
+All coordinates are those of a unit box, from (0, 0) top left to (1, 1) bottom right.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
-Point = tuple[float, float]
+XY = tuple[float, float]
 
-COLOURS: dict[str, Colour] = {
+PEN_COLOURS: dict[str, Colour] = {
     "red": (214, 45, 50),
     "blue": (48, 96, 205),
     "green": (52, 150, 72),
@@ -28,24 +28,24 @@ COLOURS: dict[str, Colour] = {
 }
 SKIN: tuple[Colour, ...] = ((246, 208, 176), (224, 172, 128), (166, 112, 76), (110, 72, 50))
 HAIR: tuple[Colour, ...] = ((60, 40, 30), (30, 28, 32), (196, 150, 70), (150, 80, 40))
-INK: Colour = (40, 38, 46)
+OUTLINE: Colour = (40, 38, 46)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """`colour` darker (factor < 1) or lighter (factor > 1), clipped to 0-255."""
+    """A darker (factor < 1) or lighter (factor > 1) colour, clipped to 0-255."""
     r, g, b = (max(0, min(255, round(channel * factor))) for channel in colour)
     return r, g, b
 
 
 class Pen:
-    """Draws in unit coordinates on a layer of `width` x `height` pixels, mirrored on request."""
+    """Draws on a layer in unit coordinates, mirrored left to right on request."""
 
     def __init__(self, layer: Image.Image, mirrored: bool = False) -> None:
         self.draw = ImageDraw.Draw(layer)
         self.width, self.height = layer.size
         self.mirrored = mirrored
 
-    def at(self, x: float, y: float) -> Point:
+    def at(self, x: float, y: float) -> XY:
         return ((1 - x) if self.mirrored else x) * (self.width - 1), y * (self.height - 1)
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
@@ -59,12 +59,13 @@ class Pen:
         self.draw.ellipse(self.box(x0, y0, x1, y1), fill=fill)
 
     def ring(self, cx: float, cy: float, radius: float, width: float, fill: Colour) -> None:
-        """A round wheel; the radius is a share of the layer's height, so it stays round."""
+        """A circle; the radius is a share of the layer's height, so that it stays round."""
         x, y = self.at(cx, cy)
         r = radius * self.height
         self.draw.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=self.stroke(width))
 
     def disc(self, cx: float, cy: float, radius: float, fill: Colour) -> None:
+        """A filled circle; radius as in `ring`."""
         x, y = self.at(cx, cy)
         r = radius * self.height
         self.draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
@@ -76,10 +77,10 @@ class Pen:
             self.box(x0, y0, x1, y1), radius=radius * min(self.width, self.height), fill=fill
         )
 
-    def poly(self, points: Sequence[Point], fill: Colour) -> None:
+    def poly(self, points: Sequence[XY], fill: Colour) -> None:
         self.draw.polygon([self.at(x, y) for x, y in points], fill=fill)
 
-    def line(self, points: Sequence[Point], width: float, fill: Colour) -> None:
+    def line(self, points: Sequence[XY], width: float, fill: Colour) -> None:
         stroke = self.stroke(width)
         path = [self.at(x, y) for x, y in points]
         self.draw.line(path, fill=fill, width=stroke, joint="curve")

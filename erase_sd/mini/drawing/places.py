@@ -1,4 +1,4 @@
-"""Six places, drawn with Pillow."""
+"""The six places that scenes are set in."""
 
 from __future__ import annotations
 
@@ -125,8 +125,7 @@ def _snow(canvas: Image.Image, p: Pen, rng: random.Random) -> None:
                    (112, 152, 140))  # fmt: skip
 
 
-Painter = Callable[[Image.Image, Pen, random.Random], None]
-PLACES: dict[str, Painter] = {
+PLACES: dict[str, Callable[[Image.Image, Pen, random.Random], None]] = {
     "kitchen": _kitchen,
     "living room": _living_room,
     "park": _park,

@@ -1,1 +1,1 @@
-"""How the miniature world's models are trained and checked."""
+"""How the miniature world was trained, and checks of its quality."""

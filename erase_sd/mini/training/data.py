@@ -1,4 +1,4 @@
-"""What the miniature world's models are trained with: pixels, token ids, latents, boxes."""
+"""Training data of the miniature models: pixels, token ids, latents, loss weights and boxes."""
 
 from __future__ import annotations
 
@@ -10,50 +10,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..captions import captions
-from ..scenes import CLASSES, SIZE, Box, render, sample
+from ..captions import training_captions
+from ..scenes import CLASSES, SIZE, Box, render_scene, sample
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-TRAIN_SEED = 10_000_000  # scenes TRAIN_SEED + i train the models; no other part draws them
-SCENES = 120_000  # the U-Net sees all of them: with a quarter it learned some layouts by heart
-TRAIN_SCENES = 30_000  # of those, VAE, tokenizer and CLIP see this many
-DETECTOR_SCENES = 8_000  # and the detector these
-EMPHASIS = 3.0  # how much more an error inside a thing's box counts than one outside all
-# Classes that lose their place to a second copy of another thing, being thin, small or pale: how much
-# more often a scene with one is drawn, and how much more again an error inside its box counts.
-HARD = {
+TRAIN_SEED = 10_000_000
+"""Seed of the first training scene; these scenes are used for nothing else."""
+SCENES = 120_000
+"""Scenes that train the U-Net; with a quarter of them it memorised some layouts."""
+TRAIN_SCENES = 30_000
+"""Of those, scenes that train VAE, tokenizer and CLIP."""
+DETECTOR_SCENES = 8_000
+"""And the detector."""
+EMPHASIS = 3.0
+"""Extra weight of the U-Net's loss inside a thing's box, where 1 is the weight outside."""
+HARD_CLASSES = {
     "chair": 2.0, "bicycle": 3.0, "elephant": 1.75, "umbrella": 1.75,
     "apple": 2.0, "laptop": 1.25, "dog": 1.5, "cup": 1.5,
 }  # fmt: skip
-TOKENS = 32  # the text tower's length, as 77 is CLIP's
+"""Thin, small or pale classes, which a second copy of another thing tends to replace: factor of how
+often their scenes are sampled, and of EMPHASIS in their boxes."""
+TOKENS = 32
+"""Context length, as 77 is CLIP's."""
 
 
 def scenes_of(folder: Path) -> Tensor:
-    """The training images, uint8 (scenes, 3, 64, 64); drawn once, then read from `folder`."""
+    """Training images, uint8, (scenes, 3, 64, 64); rendered once, then read from `folder`."""
     path = folder / "scenes.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.stack([np.asarray(render(sample(TRAIN_SEED + i))[0]) for i in range(SCENES)])
+        pixels = np.stack([np.asarray(render_scene(sample(TRAIN_SEED + i))[0]) for i in range(SCENES)])
         np.save(path, pixels.transpose(0, 3, 1, 2))
     return torch.from_numpy(np.load(path))
 
 
 def signed(pixels: Tensor) -> Tensor:
-    """uint8 as floats in -1..1."""
+    """Pixels 0-255 as floats from -1 to 1."""
     return pixels.float() / 127.5 - 1
 
 
-def pick(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """A random batch as floats in -1..1, (count, 3, 64, 64)."""
+def random_images(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """A random batch, floats from -1 to 1, (count, 3, 64, 64)."""
     rows = torch.randint(len(images), (count,), generator=generator)
     return signed(images[rows])
 
 
 def build_tokenizer(folder: Path, texts: list[str]) -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's own layout: it takes any text, and `<|endoftext|>` has the
-    largest id (`transformers` pools CLIP's text there)."""
+    """A byte-level BPE tokenizer in CLIP's layout: it encodes any text, and `<|endoftext|>` has the
+    largest id, where `transformers` pools CLIP's text."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -79,13 +85,14 @@ def build_tokenizer(folder: Path, texts: list[str]) -> CLIPTokenizer:
 
 
 def captions_of(folder: Path) -> Tensor:
-    """Token ids of the training captions, int64, (scenes, 5, 32); half of them end in a full stop."""
+    """Token ids of the training captions, int64, (scenes, 5, 32). Every other caption ends in a full
+    stop. Builds the tokenizer on the first call."""
     path = folder / "captions.npy"
     if not path.exists():
         texts = [
             text + (" ." if i % 2 else "")
             for seed in range(TRAIN_SEED, TRAIN_SEED + SCENES)
-            for i, text in enumerate(captions(sample(seed)))
+            for i, text in enumerate(training_captions(sample(seed)))
         ]
         tokenizer = build_tokenizer(folder, texts[: 5 * TRAIN_SCENES])
         ids = tokenizer(texts, padding="max_length")["input_ids"]
@@ -94,7 +101,7 @@ def captions_of(folder: Path) -> Tensor:
 
 
 def latents_of(folder: Path, images: Tensor) -> Tensor:
-    """The VAE's scaled latents of the training images, half precision, (scenes, 4, 16, 16)."""
+    """Scaled latents of the training images, half precision, (scenes, 4, 16, 16)."""
     from diffusers import AutoencoderTiny
 
     vae = AutoencoderTiny.from_pretrained(folder / "sd" / "vae", use_safetensors=True)
@@ -106,11 +113,11 @@ def latents_of(folder: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def emphasis(scenes: int, cells: int = 16) -> Tensor:
+def loss_weights(scenes: int, cells: int = 16) -> Tensor:
     """Weights of the latent cells in the U-Net's loss, half precision, (scenes, 1, cells, cells).
 
-    1 outside the things, 1 + EMPHASIS inside, times HARD for those classes; their mean is 1. Places
-    are learned within minutes, the shapes of things are not.
+    1 outside of things; inside, 1 + EMPHASIS times the factor of HARD_CLASSES; scaled to a mean of
+    1. Places are learned within minutes, the shapes of things are not.
     """
     edges = torch.arange(cells + 1) * (SIZE / cells)
     weights = torch.ones(scenes, 1, cells, cells)
@@ -122,20 +129,22 @@ def emphasis(scenes: int, cells: int = 16) -> Tensor:
                 low, high = centre - extent / 2, centre + extent / 2
                 spans.append((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0))
             across, down = (span * cells / SIZE for span in spans)
-            share = HARD.get(thing.name, 1.0) * down[:, None] * across[None, :]
+            share = HARD_CLASSES.get(thing.name, 1.0) * down[:, None] * across[None, :]
             covered = torch.maximum(covered, share)
         weights[i, 0] += EMPHASIS * covered
     return (weights / weights.mean()).half()
 
 
-def frequency(scenes: int) -> Tensor:
-    """How often each training scene is drawn, relative to one without the classes of HARD."""
-    named = ([thing.name for thing in sample(TRAIN_SEED + i).things] for i in range(scenes))
-    return torch.tensor([max((HARD.get(n, 1.0) for n in names), default=1.0) for names in named])
+def sampling_weights(scenes: int) -> Tensor:
+    """How often each training scene is sampled, relative to one without HARD_CLASSES."""
+    classes = ([thing.name for thing in sample(TRAIN_SEED + i).things] for i in range(scenes))
+    return torch.tensor(
+        [max((HARD_CLASSES.get(n, 1.0) for n in names), default=1.0) for names in classes]
+    )
 
 
-def targets(boxes: list[Box]) -> Tensor:
-    """Rows of (class, centre x, centre y, width, height), 0-1, as ultralytics takes them."""
+def detector_targets(boxes: list[Box]) -> Tensor:
+    """Rows of class, centre x, centre y, width, height (0-1), as ultralytics expects them."""
     rows = [
         (CLASSES.index(name), (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
         for name, x0, y0, x1, y1 in boxes

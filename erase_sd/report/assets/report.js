@@ -7,20 +7,20 @@
   const pressed = (button) => button.getAttribute("aria-pressed") === "true";
   all(".script").forEach((element) => (element.hidden = false));
 
-  // Light or dark: the system's until somebody chooses.
+  // Light or dark: the system's setting until the user chooses.
   const theme = one("#theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;
   try {
     chosen = localStorage.getItem("erase-sd-theme");
   } catch {
-    // a browser that keeps nothing for files
+    // some browsers have no storage for local files
   }
-  const paint = () => {
+  const apply = () => {
     if (chosen) root.dataset.theme = chosen;
     press(theme, chosen ? chosen === "dark" : dark.matches);
   };
-  dark.addEventListener("change", paint);
+  dark.addEventListener("change", apply);
   theme.addEventListener("click", () => {
     chosen = pressed(theme) ? "light" : "dark";
     try {
@@ -28,33 +28,33 @@
     } catch {
       // as above
     }
-    paint();
+    apply();
   });
-  paint();
+  apply();
 
-  const gallery = one("#shots");
+  const gallery = one("#gallery");
   if (!gallery) return;
 
-  // Filters: one choice in each group, and no more than a page of pairs at first.
+  // Filters: one choice per group; at first, at most one page of pairs is shown.
   const PAGE = innerWidth < 700 ? 12 : 24;
-  const shots = all(".shot", gallery);
+  const pairs = all(".pair", gallery);
   const filters = all("[data-filter]");
   const more = one("#more");
   let limit = PAGE;
   const matching = () => {
-    const asked = filters.filter((button) => pressed(button) && button.dataset.value);
-    return shots.filter((shot) =>
-      asked.every(({ dataset }) => shot.dataset[dataset.filter].split(" ").includes(dataset.value)),
+    const active = filters.filter((button) => pressed(button) && button.dataset.value);
+    return pairs.filter((pair) =>
+      active.every(({ dataset }) => pair.dataset[dataset.filter].split(" ").includes(dataset.value)),
     );
   };
   const show = () => {
-    const found = matching();
-    const visible = new Set(found.slice(0, limit));
-    shots.forEach((shot) => (shot.hidden = !visible.has(shot)));
-    more.hidden = found.length <= limit;
-    more.textContent = `Show ${found.length - limit} more`;
-    one("#none").hidden = found.length > 0;
-    one("#status").textContent = `${found.length} of ${shots.length} pairs match, ${visible.size} shown.`;
+    const matches = matching();
+    const visible = new Set(matches.slice(0, limit));
+    pairs.forEach((pair) => (pair.hidden = !visible.has(pair)));
+    more.hidden = matches.length <= limit;
+    more.textContent = `Show ${matches.length - limit} more`;
+    one("#none").hidden = matches.length > 0;
+    one("#status").textContent = `${matches.length} of ${pairs.length} pairs match; ${visible.size} shown.`;
   };
   filters.forEach((button) =>
     button.addEventListener("click", () => {
@@ -72,8 +72,8 @@
   });
   show();
 
-  // Both images of a pair, or one of them in the same place.
-  const views = all("[data-view]:not(#shots)");
+  // Both images side by side, or one of them in the same place.
+  const views = all("[data-view]:not(#gallery)");
   views.forEach((button) =>
     button.addEventListener("click", () => {
       views.forEach((other) => press(other, other === button));
@@ -86,25 +86,25 @@
     root.dataset.boxes = pressed(boxes) ? "on" : "off";
   });
 
-  // A pair enlarged, with a slider between its two images.
+  // An enlarged pair, with a slider between its two images.
   const dialog = one("#viewer");
   const stage = one(".stage", dialog);
   const slider = one("#split");
   let at = 0;
-  let among = shots;
+  let among = pairs;
   const slide = () => {
     stage.style.setProperty("--split", `${slider.value}%`);
-    slider.setAttribute("aria-valuetext", `original up to ${slider.value} % of the width`);
+    slider.setAttribute("aria-valuetext", `original on the left ${slider.value} %`);
   };
-  const open = (shot) => {
-    at = among.indexOf(shot);
-    const frames = all(".frame", shot).map((frame) => frame.cloneNode(true));
+  const open = (pair) => {
+    at = among.indexOf(pair);
+    const frames = all(".frame", pair).map((frame) => frame.cloneNode(true));
     stage.replaceChildren(...frames);
-    one("#viewer-title").textContent = one(".prompt", shot).textContent;
-    one("#viewer-meta").textContent = one(".meta", shot).textContent;
-    one("#viewer-original").textContent = frames[0].dataset.found;
-    one("#viewer-erased").textContent = frames[1].dataset.found;
-    one("#viewer-outcome").textContent = shot.dataset.words;
+    one("#viewer-title").textContent = one(".prompt", pair).textContent;
+    one("#viewer-meta").textContent = one(".meta", pair).textContent;
+    one("#viewer-original").textContent = frames[0].dataset.detected;
+    one("#viewer-erased").textContent = frames[1].dataset.detected;
+    one("#viewer-outcome").textContent = pair.dataset.words;
     one("#previous").disabled = at === 0;
     one("#next").disabled = at === among.length - 1;
     if (!dialog.open) {
@@ -115,9 +115,9 @@
   };
   all(".enlarge").forEach((button) =>
     button.addEventListener("click", () => {
-      const shot = document.getElementById(button.dataset.shot);
-      among = matching().includes(shot) ? matching() : shots;
-      open(shot);
+      const pair = document.getElementById(button.dataset.pair);
+      among = matching().includes(pair) ? matching() : pairs;
+      open(pair);
     }),
   );
   slider.addEventListener("input", slide);

@@ -1,1 +1,1 @@
-"""A local page to try an erasure on."""
+"""A local page for trying out an erasure."""

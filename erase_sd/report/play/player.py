@@ -1,75 +1,75 @@
-"""Both images of one prompt and seed, with what was found in them: what the page shows."""
+"""Generates what the page shows: both images of a prompt and seed, and the detections in them."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ... import runtime
-from ...detection.detector import detect
-from ...errors import RunError, SettingError
+from ...detection.detector import DetectorAnswer, detect
+from ...errors import SettingError
 from ...models import erased as artifact
 from ...models import pipeline
 from ...models.presets import Models
 from ...run import Run
+from ..data import SHOWN_VARIANTS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ARMS = ("original", "erased")
-SEEDS = "needs a whole number from 0 to 2**63 - 1"
+SEED_RULE = "needs a whole number from 0 to 2**63 - 1"
 
 
 class Player:
-    """The pipeline of a run, opened once, with the original's and the erased text encoders.
+    """A run's pipeline, opened once, with the original and the erased text encoders.
 
-    Draws as the run's own images were drawn. Calls wait for one another, for the encoders change
-    places. `targets` are the detector's words for the concepts. Raises RunError before unlearning is
-    done, and for a run of another model.
+    Generates exactly as `generate` did for this run. Concurrent calls wait for one another, because
+    they swap the encoders of one pipeline. Raises RunError if the run is not unlearned, or was
+    unlearned from another model than `models`.
     """
 
     def __init__(self, run: Run, models: Models) -> None:
-        stages = run.require("unlearn", "unlearn first")["stages"]
-        described = artifact.check(run.folder / "erased")
-        if described["base"]["fingerprint"] != models.fingerprint():
-            raise RunError(
-                f"{run.folder}: unlearned from {described['base']['model']}, not {models.model}"
-            )
+        erasure = artifact.check_base(run, models)
         runtime.quiet_libraries()
-        self.one_at_a_time = threading.Lock()
-        classes = stages.get("score", {}).get("settings", {}).get("classes", {})
-        self.targets: dict[str, str] = {c: classes.get(c, c) for c in described["concepts"]}
+        self.lock = threading.Lock()
+        stages = run.record.stages
+        classes = stages.score.settings.get("classes", {}) if stages.score else {}
+        self.targets: dict[str, str] = {
+            c.name: classes.get(c.name, c.name) for c in erasure.concepts
+        }
+        """The detector's class of each concept."""
         self.detector = models.detector_file()
-        drawn = stages.get("generate", {}).get("settings", {})
-        self.steps: int = drawn.get("steps", models.steps)
-        self.guidance: float = drawn.get("guidance", models.guidance)
+        settings = stages.generate.settings if stages.generate else {}
+        self.steps: int = settings.get("steps", models.steps)
+        self.guidance: float = settings.get("guidance", models.guidance)
         self.pipe = pipeline.open_pipeline(models.folder)
         self.encoders = {
             "original": pipeline.encoders_of(self.pipe),
-            "erased": {n: artifact.load(run.folder, n) for n in described["weights_sha256"]},
+            "erased": {n: artifact.load(run.folder, n) for n in erasure.weights_sha256},
         }
 
-    def __call__(self, prompt: str, seed: int) -> tuple[Image, Image, dict[str, Any]]:
-        """The original's and the erased model's image, and what `detect` answers for the two.
+    def __call__(self, prompt: str, seed: int) -> tuple[list[Image], DetectorAnswer]:
+        """The original's and the erased model's image, and the detections in them.
 
-        Raises DataError for a prompt that is too long, SettingError for an empty one and for a seed
-        outside 0 to 2**63 - 1.
+        Raises DataError if the prompt is too long, and SettingError if it is empty or the seed is out
+        of range.
         """
         if not prompt.strip():
-            raise SettingError("prompt: needs a word or more, got none")
+            raise SettingError("the prompt is empty; type at least one word")
         if not 0 <= seed < 2**63:
-            raise SettingError(f"seed: {SEEDS}, got {seed}")
-        pipeline.check_lengths(self.pipe, {prompt: "the box"})
+            raise SettingError(SEED_RULE, field="seed", value=seed)
+        pipeline.pipeline_token_limit(self.pipe).check([prompt], "the prompt")
         images: list[Image] = []
-        with self.one_at_a_time:
-            for arm in ARMS:
-                pipeline.swap(self.pipe, self.encoders[arm])
-                images += pipeline.draw(self.pipe, [prompt], [seed], self.steps, self.guidance)
+        with self.lock:
+            for variant in SHOWN_VARIANTS:
+                pipeline.swap(self.pipe, self.encoders[variant])
+                images += pipeline.generate_batch(
+                    self.pipe, [prompt], [seed], self.steps, self.guidance
+                )
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, f"{arm}.png") for arm in ARMS]
+            files = [Path(folder, f"{variant}.png") for variant in SHOWN_VARIANTS]
             for image, file in zip(images, files, strict=True):
                 image.save(file)
-            found = detect(self.detector, files)
-        return images[0], images[1], found
+            return images, detect(self.detector, files)

@@ -1,0 +1,137 @@
+"""The child process of `detect`: loads a YOLOv5 and runs it over images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EraseError
+from ..files import read_json, write_json
+from ..run.measurements import Detection
+from .detector import (
+    ANSWER,
+    FAILURE,
+    IOU,
+    MAX_DETECTIONS,
+    MIN_PROBABILITY,
+    REQUEST,
+    DetectorAnswer,
+    check_class,
+    failure_of,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 1 << 22  # per forward pass: 10 images of 640 x 640, 256 of 128 x 128
+CHUNK = 64  # images opened at a time, and between two reports of progress
+
+
+class Detector:
+    """A YOLOv5 read from a file. Only for a process of its own: it imports ultralytics."""
+
+    def __init__(self, path: Path) -> None:
+        from PIL import Image
+
+        from .. import runtime
+        from .yolov5 import read_detector
+
+        pillow_open = Image.open
+        from ultralytics.utils import LOGGER
+
+        LOGGER.setLevel("ERROR")
+        loaded = read_detector(path)
+        Image.open = pillow_open  # undo the patch of ultralytics' import
+        self.names, self.kind = loaded.names, loaded.kind
+        self.size = loaded.size
+        """Side of the square that each image is fitted into, pixels; may be set, to a multiple of 32."""
+        self.device = runtime.device()
+        self.model = loaded.model.to(self.device)
+
+    def __call__(
+        self,
+        images: Sequence[Image],
+        min_probability: float = MIN_PROBABILITY,
+        iou: float = IOU,
+        several_classes: bool = False,
+    ) -> list[tuple[Detection, ...]]:
+        """Detections in RGB images, most probable first.
+
+        `several_classes` keeps every class of a box that is probable enough, not only the best.
+        """
+        batch = max(1, MAX_PIXELS // self.size**2)
+        return [
+            detections
+            for start in range(0, len(images), batch)
+            for detections in self._detect(
+                images[start : start + batch], min_probability, iou, several_classes
+            )
+        ]
+
+    def _detect(
+        self, images: Sequence[Image], min_probability: float, iou: float, several_classes: bool
+    ) -> list[tuple[Detection, ...]]:
+        import numpy as np
+        import torch
+        import torchvision  # noqa: F401  # ultralytics uses its NMS once it is imported
+        from ultralytics.data.augment import LetterBox
+        from ultralytics.utils.nms import non_max_suppression
+        from ultralytics.utils.ops import scale_boxes
+
+        square = LetterBox(new_shape=(self.size, self.size), auto=False)
+        pixels = np.stack([square(image=np.asarray(image)) for image in images])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device).float().div(255)
+        with torch.no_grad():
+            boxes_of_images = non_max_suppression(
+                self.model(x)[0].cpu(),  # (n, 4 + classes, boxes)
+                min_probability,
+                iou,
+                multi_label=several_classes,
+                max_det=MAX_DETECTIONS,
+                max_time_img=60.0,
+            )
+        for image, boxes in zip(images, boxes_of_images, strict=True):
+            boxes[:, :4] = scale_boxes((self.size, self.size), boxes[:, :4], image.size[::-1])
+        return [tuple(map(self._detection, boxes.tolist())) for boxes in boxes_of_images]
+
+    def _detection(self, row: Sequence[Any]) -> Detection:
+        x1, y1, x2, y2, probability, number = row
+        return Detection(
+            name=self.names[int(number)],
+            probability=round(probability, 4),
+            box=(round(x1, 2), round(y1, 2), round(x2, 2), round(y2, 2)),
+        )
+
+
+def answer(folder: Path) -> DetectorAnswer:
+    """Carries out the request in `folder`; prints the number of images done."""
+    from ..data.images import open_image
+
+    request = read_json(folder / REQUEST)
+    detector = Detector(Path(request["detector"]))
+    for target in request["targets"]:
+        check_class(target, detector.names)
+    images = [Path(path) for path in request["images"]]
+    detections: list[tuple[Detection, ...]] = []
+    for start in range(0, len(images), CHUNK):
+        detections += detector([open_image(path) for path in images[start : start + CHUNK]])
+        print(len(detections), flush=True)
+    return DetectorAnswer(
+        names=tuple(detector.names), size=detector.size, kind=detector.kind, detections=detections
+    )
+
+
+def main() -> None:
+    """Answers the request in the folder given as the only argument."""
+    folder = Path(sys.argv[1])
+    try:
+        write_json(folder / ANSWER, asdict(answer(folder)))
+    except EraseError as error:
+        write_json(folder / FAILURE, failure_of(error))
+
+
+if __name__ == "__main__":
+    main()

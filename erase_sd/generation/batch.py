@@ -1,0 +1,108 @@
+"""One batch of one variant: taken from the run, from the cache, or generated."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..files import digest, hash_file, key_of, write_bytes
+from ..models.pipeline import generate_batch
+from ..run import Run
+from ..run.records import ImageRecord, Variant
+from .cache import cached_batch, store_batch
+from .plan import PlannedImage
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """The images that one variant generates together."""
+
+    variant: Variant
+    weights: str
+    """Hash of the weights that the variant adds to the pipeline."""
+    number: int
+    texts: Mapping[PlannedImage, str]
+    """What each image is generated from."""
+    shape: Mapping[str, Any]
+    """Everything else that shapes the images, the same for all batches of a run."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of everything that shapes the batch."""
+        images = [[image.file, text, image.seed] for image, text in self.texts.items()]
+        return key_of([self.variant, self.weights, self.shape, images])
+
+    def file(self, image: PlannedImage) -> str:
+        """Path of an image within the run folder."""
+        return f"images/{self.variant}/{image.file}"
+
+    def records(self, hashes: list[str]) -> list[ImageRecord]:
+        """Rows of `images.jsonl`, given the hashes of the images."""
+        return [
+            ImageRecord(
+                file=self.file(image),
+                variant=self.variant,
+                pair=image.pair,
+                prompt_file=image.prompt_file,
+                text=text,
+                seed=image.seed,
+                steps=self.shape["steps"],
+                guidance=self.shape["guidance"],
+                size=self.shape["size"],
+                scheduler=self.shape["scheduler"],
+                weights=self.weights,
+                batch=self.number,
+                batch_key=self.key,
+                sha256=sha256,
+            )
+            for (image, text), sha256 in zip(self.texts.items(), hashes, strict=True)
+        ]
+
+
+def hashes_on_disk(
+    batch: ImageBatch, run: Run, earlier: Mapping[str, ImageRecord]
+) -> list[str] | None:
+    """Hashes of the batch's images if an earlier pass left all of them intact, else None."""
+    hashes = []
+    for image in batch.texts:
+        before, path = earlier.get(batch.file(image)), run.folder / batch.file(image)
+        if before is None or before.batch_key != batch.key or not path.is_file():
+            return None
+        if hash_file(path) != before.sha256:
+            return None
+        hashes.append(before.sha256)
+    return hashes
+
+
+def write_batch(batch: ImageBatch, pipe: DiffusionPipeline, run: Run) -> list[str]:
+    """Writes the batch's images into the run folder; returns their hashes."""
+    pngs = _pngs(batch, pipe)
+    for image, data in zip(batch.texts, pngs, strict=True):
+        write_bytes(run.folder / batch.file(image), data)
+    return [digest(data) for data in pngs]
+
+
+def _pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
+    """The images as PNG; those of the original model from the cache if it has them."""
+    cacheable = batch.variant != "erased"
+    if cacheable and (cached := cached_batch(batch.key, len(batch.texts))):
+        return cached
+    texts, seeds = list(batch.texts.values()), [image.seed for image in batch.texts]
+    images = generate_batch(pipe, texts, seeds, batch.shape["steps"], batch.shape["guidance"])
+    pngs = [_png(image) for image in images]
+    if cacheable:
+        store_batch(batch.key, pngs)
+    return pngs
+
+
+def _png(image: Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()

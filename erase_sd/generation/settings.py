@@ -1,0 +1,39 @@
+"""Settings of the generate stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import runtime
+from ..errors import SettingError
+
+MAX_SEED = 2**63 - 10**9  # leaves every image of a run a seed that torch accepts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """What shapes the images. Every field is an option of `erase-sd generate`."""
+
+    images_per_prompt: int = 1
+    """Images of each prompt, each with its own seed."""
+    steps: int | None = None
+    """Denoising steps. None: the preset's (mini 25, others 50)."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance. None: the preset's (mini 3.5, others 7.5)."""
+    seed: int = 1000
+    """Seed of the first image; image k of prompt p has seed + p * images_per_prompt + k."""
+    batch: int | None = None
+    """Images per batch, which changes pixels slightly. None: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
+    dtype: runtime.Precision = "auto"
+    """Precision of the pipeline. auto: bf16 on CUDA, fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        runtime.dtype(self.dtype)
+        for name in ("images_per_prompt", "steps", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"needs at least 1, got {value}", field=name)
+        if self.guidance is not None and not 1 <= self.guidance <= 100:
+            raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
+        if not 0 <= self.seed < MAX_SEED:
+            raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")

@@ -1,0 +1,40 @@
+"""Loss terms that several methods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Encodings, Student
+
+
+def contrast(student: Student, forget: Encodings, retain: Encodings) -> tuple[Tensor, Tensor]:
+    """CLIP's contrastive loss of each forget pair and of each retain pair, (n,) each.
+
+    The mean of the image-to-text and text-to-image cross entropies (Radford et al., 2021, arXiv
+    2103.00020); the captions and images of both sets are the candidates.
+    """
+    image = torch.cat([forget.image, retain.image])
+    text = torch.cat([forget.text, retain.text])
+    similarity = student.scale * image @ text.T
+    target = torch.arange(len(similarity), device=similarity.device)
+    by_image, by_text = (
+        F.cross_entropy(logits, target, reduction="none") for logits in (similarity, similarity.T)
+    )
+    loss = (by_image + by_text) / 2
+    return loss[: len(forget.text)], loss[len(forget.text) :]
+
+
+def divergence(original: Tensor, current: Tensor) -> Tensor:
+    """KL(softmax(original) || softmax(current)) over the last dimension, averaged over the rows."""
+    return F.kl_div(
+        current.log_softmax(-1), original.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+
+
+def similarity_divergence(student: Student, original: Encodings, current: Encodings) -> Tensor:
+    """`divergence` of the batch's similarities, image to text plus text to image."""
+    before = student.scale * original.image @ original.text.T
+    after = student.scale * current.image @ current.text.T
+    return divergence(before, after) + divergence(before.T, after.T)

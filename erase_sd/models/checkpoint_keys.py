@@ -1,0 +1,68 @@
+"""Names that other programs give a text encoder's tensors, and where they keep them in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+"""Customary file names of the three common text towers, by width."""
+
+
+@dataclass(frozen=True)
+class EncoderPlace:
+    """Where a single-file checkpoint keeps a text encoder."""
+
+    prefix: str
+    open_clip: bool = False
+    """Whether the tensors are named as in OpenCLIP, else as on the hub."""
+
+
+ENCODER_PLACES = {
+    ("text_encoder", 1): (
+        EncoderPlace("cond_stage_model.transformer."),
+        EncoderPlace("cond_stage_model.model.", open_clip=True),
+        EncoderPlace("text_encoders.clip_l.transformer."),
+    ),
+    ("text_encoder", 2): (EncoderPlace("conditioner.embedders.0.transformer."),),
+    ("text_encoder_2", 2): (EncoderPlace("conditioner.embedders.1.model.", open_clip=True),),
+}
+"""Possible places by the encoder's name and the pipeline's number of encoders."""
+
+LAYER_NAMES = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+OTHER_NAMES = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def hub_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors named as in hub repositories: `text_model.*`, `text_projection.weight`."""
+    own = ("text_model.", "text_projection.")
+    return {n if n.startswith(own) else f"text_model.{n}": t for n, t in sorted(tensors.items())}
+
+
+def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of `hub_names` as in OpenCLIP: query, key and value in one matrix, the projection
+    transposed."""
+    renamed = {theirs: tensors[ours] for ours, theirs in OTHER_NAMES.items()}
+    if "text_projection.weight" in tensors:
+        renamed["text_projection"] = tensors["text_projection.weight"].T.contiguous()
+    layer = 0
+    while f"text_model.encoder.layers.{layer}.mlp.fc1.weight" in tensors:
+        ours, theirs = f"text_model.encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            for module, their_module in LAYER_NAMES.items():
+                renamed[f"{theirs}{their_module}.{kind}"] = tensors[f"{ours}{module}.{kind}"]
+            projections = [tensors[f"{ours}self_attn.{which}_proj.{kind}"] for which in "qkv"]
+            renamed[f"{theirs}attn.in_proj_{kind}"] = torch.cat(projections)
+        layer += 1
+    return renamed

@@ -1,0 +1,11 @@
+"""Closed choices that the command line lists too; importable without PyTorch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Towers = Literal["text", "both"]
+"""Towers of CLIP that train."""
+
+ExportFormat = Literal["diffusers", "comfyui", "a1111", "hub-folder"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

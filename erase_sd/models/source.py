@@ -1,0 +1,71 @@
+"""Model folders and hub ids: fetching, fingerprints, and the check that nothing foreign would run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ModelError, reason
+from ..files import hash_folder, read_json
+from ..runtime import log
+
+Source = str | Path
+"""A folder, or a model hub id (`owner/name`)."""
+
+# Files fetched from a repository: no pickles, no copies in other precisions, no safety checker.
+SD_FILES = (
+    "model_index.json",
+    "scheduler/*.json",
+    *(f"{module}/{name}" for module in ("text_encoder", "text_encoder_2", "unet", "vae")
+      for name in ("config.json", "model*.safetensors", "diffusion_pytorch_model*.safetensors",
+                   "*.safetensors.index.json")),
+    *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
+)  # fmt: skip
+CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
+TOKENIZER_FILES = ("*.json", "*.txt")
+UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
+
+
+def fetch(field: str, source: Source, files: Sequence[str], revision: str | None = None) -> Path:
+    """A folder itself, or a hub repository's files in the hub's cache, downloaded if missing.
+
+    The only function that uses the network; it logs that it does. Raises ModelError about `field` if
+    `source` is neither a folder nor a repository that can be fetched.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise ModelError("no such folder, and not a hub id (owner/name)", field=field, value=source)
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    log.info("%s: checking the model hub", source)
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=list(files),
+                ignore_patterns=list(UNWANTED),
+            )
+        )
+    except LocalEntryNotFoundError:
+        why = "no such folder, not in the hub's cache, and the hub cannot be reached"
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
+        why = f"cannot be fetched ({reason(error)})"
+    raise ModelError(why, field=field, value=source)
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a model folder's weights and settings."""
+    return hash_folder(folder, "*.safetensors", "*.json")
+
+
+def check_config(folder: Path) -> None:
+    """Raises ModelError for a folder without `config.json`, or one that would run its own code."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: not a model folder (no config.json)")
+    if "auto_map" in read_json(folder / "config.json"):
+        raise ModelError(f"{folder}: its config.json would run code of its own; refused")

@@ -1,0 +1,229 @@
+"""The run folder: what the stages leave for one another, one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import filelock
+
+from .. import runtime
+from ..data.concept import slug
+from ..errors import RunError, SettingError
+from ..files import read_record, read_records, write_json
+from .measurements import DetectionRecord, EvaluationRecord, ScoresRecord
+from .records import (
+    ErasureRecord,
+    GenerateRecord,
+    ImageRecord,
+    RunRecord,
+    ScoreRecord,
+    StageName,
+    Stages,
+    Status,
+    TrainRecord,
+    UnlearnRecord,
+)
+
+RUNS = Path("runs")
+FORMAT = 2  # of run.json; a folder of another format has to be made again
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
+    """`runs/<name>` for a plain name, the folder itself for a path.
+
+    Without either, the concepts name the run: `apple+chair`.
+    """
+    if run is None:
+        run = "+".join(slug(concept) for concept in concepts)
+    if not str(run).strip():
+        raise SettingError("needs a name or a folder, got an empty one", field="run")
+    path = Path(run)
+    return path if path.parent != Path() else RUNS / path
+
+
+class Run:
+    """A run folder. Stages read typed records, and write inside `with run.stage(...)`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.folder / "run.json").is_file()
+
+    @property
+    def erased(self) -> Path:
+        """Folder of the erased text encoders."""
+        return self.folder / "erased"
+
+    @property
+    def record(self) -> RunRecord:
+        """`run.json`; RunError if it is missing, damaged, or of another version."""
+        path = self.folder / "run.json"
+        if not self.exists:
+            raise RunError(f"{self.folder}: not a run folder (no run.json); unlearn first")
+        record = read_record(path, RunRecord, hint=f"erase again, or remove {self.folder}")
+        if record.format != FORMAT:
+            raise RunError(
+                f"{path}: format {record.format}, this version reads {FORMAT}; erase again"
+            )
+        return record
+
+    def status(self, stage: StageName) -> Status:
+        """`running` also means interrupted, unless another process is running it right now."""
+        entry = getattr(self.record.stages, stage) if self.exists else None
+        return entry.status if entry else "missing"
+
+    def unlearned(self) -> UnlearnRecord:
+        """The unlearn stage's entry; RunError if it is not done."""
+        return self._done("unlearn")  # type: ignore[no-any-return]
+
+    def generated(self) -> GenerateRecord:
+        """The generate stage's entry; RunError if it is not done."""
+        return self._done("generate")  # type: ignore[no-any-return]
+
+    def scored(self) -> ScoreRecord:
+        """The score stage's entry; RunError if it is not done."""
+        return self._done("score")  # type: ignore[no-any-return]
+
+    def _done(self, stage: StageName) -> Any:
+        if (status := self.status(stage)) != "done":
+            raise RunError(f"{self.folder}: {stage} is {status}; {stage} first")
+        return getattr(self.record.stages, stage)
+
+    def images(self) -> list[ImageRecord]:
+        """Rows of `images.jsonl`; empty before any image is generated."""
+        return read_records(self.folder / "images.jsonl", ImageRecord)
+
+    def detections(self) -> list[DetectionRecord]:
+        """Rows of `detections.jsonl`; empty before scoring."""
+        return read_records(self.folder / "detections.jsonl", DetectionRecord)
+
+    def training_log(self, encoder: str = "text_encoder") -> Path:
+        """Path of an encoder's `train.jsonl`; of the second one, `train_2.jsonl`."""
+        return self.folder / f"train{encoder.removeprefix('text_encoder')}.jsonl"
+
+    def training(self, encoder: str = "text_encoder") -> list[TrainRecord]:
+        """Validation steps of an encoder's unlearning."""
+        return read_records(self.training_log(encoder), TrainRecord)
+
+    def erasure(self) -> ErasureRecord:
+        """`erased/erase.json`."""
+        return read_record(self.erased / "erase.json", ErasureRecord, hint="unlearn again")
+
+    def scores(self) -> ScoresRecord:
+        """`scores.json`."""
+        return read_record(self.folder / "scores.json", ScoresRecord, hint="score again")
+
+    def evaluation(self) -> EvaluationRecord | None:
+        """`evaluation.json`; None if the run has not been evaluated."""
+        path = self.folder / "evaluation.json"
+        return (
+            read_record(path, EvaluationRecord, hint="evaluate again") if path.is_file() else None
+        )
+
+    def update(self, **fields: Any) -> None:
+        """Sets fields of `run.json`: `models`, `versions`, `stages` or `total`."""
+        record = self.record if self.exists else RunRecord(format=FORMAT, stages=Stages())
+        write_json(
+            self.folder / "run.json", dataclasses.asdict(dataclasses.replace(record, **fields))
+        )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """The one writer's lock; the system releases it when the process ends, however it ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / ".lock")
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise RunError(f"{self.folder}: in use by {self._writer()}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RunError(f"{self.folder}: cannot be written ({why})") from None
+        try:
+            process = f"process {os.getpid()} on {socket.gethostname()}"
+            (self.folder / ".writer").write_text(process, encoding="utf-8")
+            yield
+        finally:
+            (self.folder / ".writer").unlink(missing_ok=True)
+            lock.release()
+
+    def _writer(self) -> str:
+        try:
+            return (self.folder / ".writer").read_text(encoding="utf-8") or "another process"
+        except OSError:
+            return "another process"
+
+    @contextlib.contextmanager
+    def stage(
+        self, name: StageName, settings: dict[str, Any], **entry: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Runs one stage under the lock: `running` with its settings at first, `done` at the end.
+
+        Yields the stage's entry in `run.json`, a dict, for results to be added to. Later stages rest on
+        this one and are dropped. Raises RunError, naming what differs, if an interrupted unlearning
+        would resume with other settings.
+        """
+        with self.lock():
+            stages = self.record.stages if self.exists else Stages()
+            if name == "unlearn" and stages.unlearn:
+                refuse_other(self.folder, stages.unlearn, settings, **entry)
+            earlier = {s: getattr(stages, s) for s in STAGES[: STAGES.index(name)]}
+            entry |= {"status": "running", "settings": settings}
+            self._write_stage(earlier | {name: entry})
+            began = time.monotonic()
+            yield entry
+            entry |= {
+                "status": "done",
+                "seconds": round(time.monotonic() - began, 1),
+                "peak_memory_mb": round(runtime.peak_memory() / 1e6),
+            }
+            self._write_stage(earlier | {name: entry})
+
+    def _write_stage(self, stages: dict[str, Any]) -> None:
+        plain = {
+            name: entry if entry is None or isinstance(entry, dict) else dataclasses.asdict(entry)
+            for name, entry in stages.items()
+        }
+        record = dataclasses.asdict(self.record) if self.exists else {"format": FORMAT}
+        record |= {"stages": plain, "versions": runtime.versions()}
+        write_json(self.folder / "run.json", record)
+
+
+def refuse_other(
+    folder: Path, before: UnlearnRecord, settings: dict[str, Any], **entry: Any
+) -> None:
+    """RunError if an unlearning would resume, or be reused, with other settings than it began with."""
+    was = json.loads(json.dumps(dataclasses.asdict(before)))
+    now = json.loads(json.dumps({"settings": settings, **entry}))
+    pairs = {"concepts": (was["concepts"], now["concepts"])}
+    for part in ("settings", "origin"):
+        for name in sorted({*was[part], *now[part]}):
+            pairs[name] = (was[part].get(name), now[part].get(name))
+    for name, (old, new) in pairs.items():
+        if old != new:
+            raise RunError(
+                f"{folder}: unlearn began with {name} {_brief(old)}, now it is {_brief(new)}; use the "
+                "same, choose another run name, or remove the folder"
+            )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,134 @@
+"""Typed records of what was measured in a run: detections, detection rates, CLIP-side measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ..data.pair import ConceptSet, PromptKind
+from .records import Variant
+
+RateGroup = Literal["target", "retained_same", "retained_other"]
+"""The concept itself; other classes that the same prompts name; classes that other prompts name."""
+RATE_GROUPS: tuple[RateGroup, ...] = get_args(RateGroup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """One detected object."""
+
+    name: str
+    """Class of the detector."""
+    probability: float
+    box: tuple[float, float, float, float]
+    """xyxy, pixels of the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecord:
+    """The detector that detections and rates rest on."""
+
+    file: str
+    sha256: str
+    kind: str
+    """Such as "yolov5n anchor-based", the original's, or "yolov5n anchor-free", ultralytics' own."""
+    size: int
+    """Side of the square that each image is fitted into, pixels."""
+    iou: float
+    """Threshold of non-maximum suppression."""
+    min_probability: float
+    max_detections: int
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.kind}, sha256 {self.sha256[:12]}) at {self.size} px, IoU {self.iou}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecord:
+    """A row of `detections.jsonl`: everything detected in one image."""
+
+    file: str
+    sha256: str
+    """Hash of the image that the detector saw."""
+    detections: tuple[Detection, ...]
+    names: tuple[str, ...]
+    """All classes of the detector."""
+    detector: DetectorRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A detection rate with its 95 % Wilson interval."""
+
+    value: float
+    n: int
+    detected: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Erased rate minus another, and the p-value of McNemar's exact test on the same seeds."""
+
+    difference: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateComparison:
+    """Detection rates of one group of prompts: before, after, and on the concept-removed prompts."""
+
+    run: str
+    concept: str
+    group: RateGroup
+    kind: PromptKind
+    class_name: str | None
+    """The class if the rates are of a single one, None if they are of all in the group."""
+    threshold: float
+    original: Rate
+    erased: Rate
+    change: Change
+    """Erased minus original."""
+    reference: Rate | None = None
+    """On the prompts that have a reference image naming the same class."""
+    reference_change: Change | None = None
+    """Erased minus reference, on those prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresRecord:
+    """`scores.json`. Rates at the default threshold, by class, and at every threshold."""
+
+    threshold: float
+    detectors: tuple[DetectorRecord, ...]
+    """One per run; several runs may have been scored by different ones."""
+    rates: tuple[RateComparison, ...]
+    by_class: tuple[RateComparison, ...]
+    sweep: tuple[RateComparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One CLIP-side measure of one variant on one set, with its 95 % interval."""
+
+    run: str
+    concept: str
+    measure: str
+    set: ConceptSet
+    variant: Variant
+    value: float
+    """A share (0-1), or a drift (0-2)."""
+    n: int
+    """Queries of the measure: captions, images or classes."""
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """`evaluation.json`."""
+
+    about: dict[str, Any]
+    """Models, data and templates that the measurements rest on."""
+    measurements: tuple[Measurement, ...]

@@ -1,0 +1,71 @@
+"""CLIP's token ids, cached image features, and the words of a caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.errors import DataError
+from erase_sd.models.clip import Clip, trainable
+from erase_sd.models.features import image_features
+from erase_sd.models.presets import Models
+from erase_sd.models.text_encoder import load_clip
+from erase_sd.models.tokens import words_of
+
+
+@pytest.fixture
+def clip(tiny: Models) -> Clip:
+    return load_clip(tiny.clip_folder(0))
+
+
+def test_token_ids_are_padded_to_the_context_length(clip: Clip) -> None:
+    ids = clip.tokens(["a dog", "a dog next to a cat"])
+    assert ids.shape == (2, clip.length) == (2, 32)
+    assert clip.ends(ids)[0] == 3
+    assert clip.cut(ids).shape[1] == clip.ends(ids)[1] + 1
+
+
+def test_a_caption_that_does_not_fit_is_refused_not_truncated(clip: Clip) -> None:
+    with pytest.raises(DataError, match=r"caption: 42 tokens, at most 32 fit: 'dog dog"):
+        clip.tokens(["a dog", "dog " * 40])
+
+
+def test_features_do_not_depend_on_the_padding(clip: Clip) -> None:
+    ids = clip.tokens(["a dog", "a dog next to a cat"])
+    padded, cut = clip.encode_texts(ids)[0], clip.encode_texts(clip.cut(ids))[0]
+    assert torch.allclose(padded, cut, atol=1e-6)
+    assert torch.allclose(padded.norm(dim=-1), torch.ones(2))
+
+
+def test_projections_and_temperature_never_train(clip: Clip) -> None:
+    text, both = trainable(clip, "text"), trainable(clip, "both")
+    assert {name.partition(".")[0] for name in text} == {"text_model"}
+    assert {name.partition(".")[0] for name in both} == {"text_model", "vision_model"}
+
+
+def test_words_are_the_captions_own_characters_with_the_concepts_tokens_marked(clip: Clip) -> None:
+    words = words_of(clip, "Two red apple .", (Concept("apple"),))
+    assert words.tokens == ("<|startoftext|>", "Two", "red", "apple", ".", "<|endoftext|>")
+    assert (words.last, words.end, words.mentions) == (3, 5, {3})
+    capital = words_of(clip, "Two red Apples .", (Concept("apple"),))
+    assert "".join(capital.tokens[k] for k in sorted(capital.mentions)) == "Apples"
+
+
+def test_image_features_are_computed_once_and_a_damaged_cache_is_replaced(
+    tiny: Models, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = read_flickr30k(tiny.pairs())
+    names = [item.image for item in data.items[:3]]
+    first = image_features(clip, data, [*names, names[0]])
+    assert list(first) == names and all(abs(row.norm() - 1) < 1e-5 for row in first.values())
+    with monkeypatch.context() as patch:
+        patch.setattr(Clip, "encode_image", None)
+        assert torch.equal(image_features(clip, data, names)[names[0]], first[names[0]])
+    [file] = Path("cache").rglob("*.safetensors")
+    file.write_bytes(b"not safetensors")
+    again = image_features(clip, data, names)
+    assert all(torch.equal(again[name], first[name]) for name in names)

@@ -1,0 +1,95 @@
+"""Memory and precision: smaller batches after an allocation failed, and results in bfloat16."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erase_sd.data.concept import Concept
+from erase_sd.errors import ModelError, SettingError
+from erase_sd.generation import batch
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.runtime import Precision
+from erase_sd.unlearning.settings import UnlearnSettings
+from erase_sd.unlearning.stage import unlearn
+
+QUICK = UnlearnSettings(
+    concepts=(Concept("apple"),), steps=4, validate_every=2, forget_batch=8, retain_batch=8,
+    learning_rate=1e-2, retain_floor=0.0,
+)  # fmt: skip
+
+
+def test_out_of_memory_generates_all_variants_again_in_smaller_batches(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    generate_batch = batch.generate_batch
+    Path("apple.txt").write_text("".join(f"an apple number {i}\n" for i in range(4)))
+
+    def at_most_two(pipe: Any, prompts: list[str], *rest: Any) -> Any:
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        return generate_batch(pipe, prompts, *rest)
+
+    def hashes(size: int) -> list[str]:
+        settings = GenerateSettings(steps=2, batch=size)
+        images = generate([Path("apple.txt")], settings, tiny, erased_run)
+        return [image.sha256 for image in images]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "generate_batch", at_most_two)
+        shrunk = hashes(4)
+    assert caplog.messages == ["out of memory; starting over with 2 images per batch"]
+    assert erased_run.generated().batch == 2
+    assert shrunk == hashes(2)
+
+
+def test_out_of_memory_continues_unlearning_with_smaller_batches(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss = AnchoredCLIPErase.loss
+
+    def at_most_four(method: Any, student: Any, batch: Any) -> Any:
+        if len(batch.forget.ids) > 4:
+            raise torch.OutOfMemoryError
+        return loss(method, student, batch)
+
+    def never(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", at_most_four)
+    run = Run(Path("runs/apple"))
+    unlearn(QUICK, tiny, run)
+    [message] = [m.getMessage() for m in caplog.records if m.levelno == logging.WARNING]
+    assert "4 forget and 4 retain captions" in message
+    assert run.unlearned().encoders["text_encoder"].batch_sizes == (4, 4)
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", never)
+    with pytest.raises(ModelError, match="out of memory with the smallest batches"):
+        unlearn(QUICK, tiny, Run(Path("runs/none")))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_unlearning_in_bfloat16_stays_close_to_float32(tiny: Models, dtype: Precision) -> None:
+    def held_out(name: str, settings: UnlearnSettings) -> dict[str, float]:
+        run = Run(Path("runs") / name)
+        unlearn(settings, tiny, run)
+        return run.unlearned().encoders["text_encoder"].held_out
+
+    measures = held_out("apple", dataclasses.replace(QUICK, dtype=dtype))
+    exact = held_out("exact", QUICK)
+    fidelity = "retained_fidelity"
+    assert measures[fidelity] == pytest.approx(exact[fidelity], abs=0.05)
+    assert (measures == exact) is (dtype == "fp32")
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(SettingError, match="dtype fp8: needs one of auto, fp32, bf16"):
+        GenerateSettings(dtype="fp8")  # type: ignore[arg-type]

@@ -1,0 +1,238 @@
+"""Training on tiny real models: resuming, rolling back, stages, never NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from unlearn_runs import KilledError, kill_at, original_weights, same, short, weights
+
+from erase_sd.data.pair import Split
+from erase_sd.errors import DivergedError, RunError
+from erase_sd.methods.base import Batch, Student, Task
+from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
+from erase_sd.methods.lipschitz import Lipschitz
+from erase_sd.methods.projection import Projection
+from erase_sd.mini import WEIGHTS
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning.metrics import ErasureMetrics
+from erase_sd.unlearning.session import Session
+from erase_sd.unlearning.stage import unlearn
+from erase_sd.unlearning.student import ClipStudent
+
+SMALL_LIPSCHITZ = {"images": 4, "iterations": 40, "batch": 2, "copies": 1}
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_resumed_run_ends_with_the_same_weights(tiny: Models, step: int) -> None:
+    whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
+    unlearn(short(), tiny, whole)
+    with pytest.raises(KilledError):
+        unlearn(short(), tiny, broken, kill_at(step))
+    assert broken.status("unlearn") == "running"
+    assert not broken.erased.exists()
+    unlearn(short(), tiny, broken)
+    assert same(weights(whole), weights(broken))
+    records = [
+        [dataclasses.replace(r, seconds_per_step=0, peak_memory_mb=0) for r in run.training()]
+        for run in (whole, broken)
+    ]
+    assert records[0] == records[1]
+    assert (
+        broken.unlearned().encoders["text_encoder"].resumed_at == (step - 1) // 2 * 2
+    )  # killed before validating
+    assert not (broken.folder / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "hyperparameters"),
+    [("lipschitz", SMALL_LIPSCHITZ), ("emmn", {"images": 4, "noise_steps": 2})],
+)
+def test_a_resumed_run_of_a_method_that_prepares_ends_with_the_same_weights(
+    tiny: Models,
+    method: str,
+    hyperparameters: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Rolled back at the first validation, accepted in the second stage, rolled back there.
+    monkeypatch.setattr(Lipschitz, "residual", lambda method, student: 1 / (2 + method.stage))
+    models = dataclasses.replace(tiny, model=WEIGHTS / "sd", clips=(WEIGHTS / "clip",))
+    settings = short(
+        method=method, hyperparameters=hyperparameters, forget_batch=4, retain_batch=4,
+        learning_rate=1e-4, retain_floor=None,
+    )  # fmt: skip
+    whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
+    unlearn(settings, models, whole)
+    with pytest.raises(KilledError):
+        unlearn(settings, models, broken, kill_at(3))
+    unlearn(settings, models, broken)
+    assert same(weights(whole), weights(broken))
+    assert not same(weights(whole), original_weights(models))
+
+
+def test_a_damaged_checkpoint_is_named(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    with pytest.raises(KilledError):
+        unlearn(short(), tiny, run, kill_at(3))
+    path = run.folder / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors: damaged .*; delete it"):
+        unlearn(short(), tiny, run)
+
+
+def test_a_validation_below_the_retain_floor_is_rolled_back(
+    tiny: Models, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(retain_floor=1.0), tiny, run)  # every change lowers the fidelity
+    assert [record.rolled_back for record in run.training()] == [True, True, True]
+    assert "every validation was rolled back: the weights are still the original's" in caplog.text
+    assert same(original_weights(tiny), weights(run))
+
+
+def test_without_a_floor_nothing_is_rolled_back(tiny: Models) -> None:
+    run = Run(Path("runs/a"))
+    unlearn(short(method="ga", retain_floor=None, learning_rate=1.0), tiny, run)
+    records = run.training()
+    assert [record.step for record in records] == [2, 4, 6]
+    assert not any(record.rolled_back for record in records)
+    assert records[-1].retained_fidelity < 0.5
+
+
+def test_a_residual_that_does_not_fall_begins_the_next_stage(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lipschitz, "residual", lambda method, student: 0.5)
+    run = Run(Path("runs/a"))
+    unlearn(short(method="lipschitz", hyperparameters=SMALL_LIPSCHITZ), tiny, run)
+    assert [(r.rolled_back, r.schedule_stage, r.schedule_residual) for r in run.training()] == [
+        (True, 0, 0.5), (True, 1, 0.5), (True, 2, 0.5),
+    ]  # fmt: skip
+    assert same(weights(run), original_weights(tiny))
+
+
+def test_a_run_stops_after_the_last_stage(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Lipschitz.stages
+    monkeypatch.setattr(Lipschitz, "stages", lambda method: stages(method)[:2])
+    monkeypatch.setattr(Lipschitz, "residual", lambda method, student: 0.5)
+    run = Run(Path("runs/a"))
+    unlearn(short(method="lipschitz", hyperparameters=SMALL_LIPSCHITZ), tiny, run)
+    result = run.unlearned().encoders["text_encoder"]
+    assert (result.stopped, result.steps) == ("schedule", 4)
+
+
+def test_a_residual_of_zero_ends_training(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    residuals = iter((0.5, 0.2, 0.0))
+    monkeypatch.setattr(Lipschitz, "residual", lambda method, student: next(residuals))
+    run = Run(Path("runs/a"))
+    settings = short(method="lipschitz", retain_floor=None, hyperparameters=SMALL_LIPSCHITZ)
+    unlearn(settings, tiny, run)
+    result = run.unlearned().encoders["text_encoder"]
+    assert (result.stopped, result.steps) == ("thresholds", 4)
+
+
+def test_a_staged_method_keeps_to_the_retain_floor(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lipschitz, "residual", lambda method, student: 1 / (2 + method.stage))
+    run = Run(Path("runs/a"))
+    settings = short(method="lipschitz", retain_floor=1.0, hyperparameters=SMALL_LIPSCHITZ)
+    unlearn(settings, tiny, run)
+    assert all(record.rolled_back for record in run.training())
+
+
+def test_a_loss_that_is_nan_stops_and_saves_nothing(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nan(self: object, student: object, batch: object) -> dict[str, Tensor]:
+        return {"anchor": torch.tensor(float("nan"), requires_grad=True)}
+
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", nan)
+    run = Run(Path("runs/a"))
+    with pytest.raises(DivergedError, match=r"at step 1 .*before any validation was accepted"):
+        unlearn(short(), tiny, run)
+    assert not run.erased.exists()
+
+
+def test_a_run_that_diverges_later_keeps_the_last_accepted_weights(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    short_run = Run(Path("runs/short"))
+    loss = AnchoredCLIPErase.loss
+
+    def late_nan(self: AnchoredCLIPErase, student: Student, batch: Batch) -> dict[str, Tensor]:
+        late = batch.done >= 0.5  # from step 4 of 6 on
+        return loss(self, student, batch) | ({"bad": torch.tensor(math.nan)} if late else {})
+
+    with pytest.raises(KilledError):
+        unlearn(short(), tiny, short_run, kill_at(3))
+    accepted = load_file(short_run.folder / "checkpoint.safetensors")  # of step 2
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", late_nan)
+    run = Run(Path("runs/a"))
+    unlearn(short(), tiny, run)
+    assert run.status("unlearn") == "done"
+    assert run.unlearned().encoders["text_encoder"].stopped == "diverged"
+    assert "diverged at step 4 (loss nan); the weights of step 2 are kept" in caplog.text
+    for name, tensor in weights(run).items():
+        parameter = f"text_model.{name.removeprefix('text_model.')}"
+        assert torch.equal(tensor, accepted[f"accepted.{parameter}"])
+
+
+def test_metrics_that_are_nan_end_training_like_a_loss_that_is(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    measure, validations = Session.measure, iter((False, True))
+
+    def late_nan(session: Session, split: Split) -> ErasureMetrics:
+        metrics = measure(session, split)
+        if split == "validation" and next(validations):
+            return dataclasses.replace(metrics, retained_fidelity=math.nan)
+        return metrics
+
+    monkeypatch.setattr(Session, "measure", late_nan)
+    run = Run(Path("runs/a"))
+    unlearn(short(), tiny, run)
+    assert run.unlearned().encoders["text_encoder"].stopped == "diverged"
+    assert "diverged at step 4 (validation metrics are not finite); the weights of" in caplog.text
+
+
+def test_a_closed_form_solution_that_is_nan_is_not_saved(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = Projection.solve
+
+    def nan(self: Projection, task: Task) -> dict[str, Tensor]:
+        return {name: tensor * math.nan for name, tensor in solve(self, task).items()}
+
+    monkeypatch.setattr(Projection, "solve", nan)
+    run = Run(Path("runs/a"))
+    with pytest.raises(DivergedError, match="solution is not finite; nothing is saved"):
+        unlearn(short(method="projection"), tiny, run)
+    assert not run.erased.exists()
+
+
+@pytest.mark.parametrize("towers", ["text", "both"])
+def test_projections_and_temperature_are_frozen(
+    tiny: Models, towers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters: dict[str, Tensor] = {}
+    copy_weights = ClipStudent.weights
+
+    def watch(student: ClipStudent) -> dict[str, Tensor]:
+        model = student.clip.model
+        parameters.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        return copy_weights(student)
+
+    monkeypatch.setattr(ClipStudent, "weights", watch)
+    unlearn(short(method="cliperase", towers=towers), tiny, Run(Path("runs/a")))
+    base = load_file(tiny.clip_folder(0) / "model.safetensors")
+    for name in ("text_projection.weight", "visual_projection.weight", "logit_scale"):
+        assert torch.equal(parameters[name], base[name])
+    vision = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(parameters[vision], base[vision]) == (towers == "text")

@@ -1,0 +1,52 @@
+"""Short unlearning runs on tiny models, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from erase_sd.data.concept import Concept
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning.settings import UnlearnSettings
+
+APPLE = (Concept("apple"),)
+
+
+def short(**changes: Any) -> UnlearnSettings:
+    """Six steps, a validation every two, no retain floor."""
+    settings: dict[str, Any] = {
+        "concepts": APPLE, "steps": 6, "validate_every": 2, "forget_batch": 8, "retain_batch": 8,
+        "learning_rate": 1e-2, "retain_floor": 0.0,
+    }  # fmt: skip
+    return UnlearnSettings(**(settings | changes))
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return load_file(run.erased / "model.safetensors")
+
+
+def original_weights(models: Models) -> dict[str, Tensor]:
+    return load_file(models.folder / "text_encoder" / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class KilledError(Exception):
+    """Stands for a process killed between two steps."""
+
+
+def kill_at(step: int) -> Callable[[int, int, str], None]:
+    """A progress callback that kills the run after that step."""
+
+    def progress(done: int, total: int, note: str) -> None:
+        if done == step:
+            raise KilledError
+
+    return progress
