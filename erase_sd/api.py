@@ -74,11 +74,13 @@ def generate(
     `erase_sd.generation.settings.GenerateSettings`. Raises EraseError.
     """
     from .data.kinds import kind_files_beside, parse_prompt_file_name
+    from .data.prompts import locate_prompts
     from .generation.settings import GenerateSettings
     from .generation.stage import generate as generate_stage
     from .models.presets import models_of_run
 
-    files = [Path(p) for p in ([prompts] if isinstance(prompts, str | Path) else prompts)]
+    named = [prompts] if isinstance(prompts, str | Path) else prompts
+    files = [locate_prompts(Path(name)) for name in named]
     if not files:
         raise SettingError("needs a file, such as prompts/apple.txt", field="prompts")
     retain = files[0].with_name("retain.txt")

@@ -47,7 +47,7 @@ def test_saved_weights_and_record_are_what_is_loaded(tiny: Models) -> None:
     )
     record = erased.check(folder)
     assert (record.concepts, record.settings, record.held_out) == (
-        ("apple",), {"steps": 2}, {"x": 0.5},
+        (Concept("apple"),), {"steps": 2}, {"x": 0.5},
     )  # fmt: skip
     assert (record.origin, record.base.fingerprint) == (ORIGIN, ORIGIN.model)
     assert record.base.model == str(tiny.model) and not record.image_tower_sha256

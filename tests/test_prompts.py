@@ -13,7 +13,7 @@ from erase_sd.cli import main
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import Dataset, read_flickr30k
 from erase_sd.data.pair import CaptionPair, PromptKind, Split
-from erase_sd.data.prompts import find_prompts, read_prompts, write_prompts
+from erase_sd.data.prompts import find_prompts, locate_prompts, read_prompts, write_prompts
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, SettingError
 from erase_sd.models.presets import Models
@@ -164,10 +164,12 @@ def test_a_prompt_carries_kind_concept_mentions_and_set(
 def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> None:
     packaged = find_prompts("Apple")
     assert packaged.is_file() and packaged.name == "apple.txt" and packaged != OUT
+    assert locate_prompts(OUT) == packaged
+    assert locate_prompts(Path("other/apple.txt")) == Path("other/apple.txt")
     assert packaged.with_name("retain.txt").is_file()
     OUT.parent.mkdir()
     OUT.write_text("an apple\n")
-    assert find_prompts("Apple") == OUT
+    assert find_prompts("Apple") == locate_prompts(OUT) == OUT
     with pytest.raises(DataError) as error:
         find_prompts("Light House")
     assert error.value.field == "prompts"

@@ -26,12 +26,20 @@ def find_prompts(concept: str) -> Path:
     Raises DataError if there is neither.
     """
     own = PROMPTS_FOLDER / f"{slug(concept)}.txt"
-    for folder in (Path(), _PACKAGE, _PACKAGE.parent):  # the last one in a checkout
-        if (folder / own).is_file():
-            return folder / own
+    if (path := locate_prompts(own)).is_file():
+        return path
     raise DataError(
         "no such file; write it, one prompt per line, or name another", field="prompts", value=own
     )
+
+
+def locate_prompts(path: Path) -> Path:
+    """`path`, or the file that comes with erase-sd if `prompts/<name>` is not in the working directory."""
+    if path.parent == PROMPTS_FOLDER:
+        for folder in (Path(), _PACKAGE, _PACKAGE.parent):  # the last one in a checkout
+            if (folder / path).is_file():
+                return folder / path
+    return path
 
 
 def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPair]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator

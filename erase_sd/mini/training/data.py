@@ -41,7 +41,9 @@ def scenes_of(folder: Path) -> Tensor:
     path = folder / "scenes.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.stack([np.asarray(render_scene(sample(TRAIN_SEED + i))[0]) for i in range(SCENES)])
+        pixels = np.stack(
+            [np.asarray(render_scene(sample(TRAIN_SEED + i))[0]) for i in range(SCENES)]
+        )
         np.save(path, pixels.transpose(0, 3, 1, 2))
     return torch.from_numpy(np.load(path))
 

@@ -34,7 +34,9 @@ def build_detector(folder: Path) -> None:
     model.args = get_cfg()
     vae = AutoencoderTiny.from_pretrained(folder / "sd" / "vae", use_safetensors=True)
     images = scenes_of(folder)[:DETECTOR_SCENES]
-    boxes = [detector_targets(render_scene(sample(TRAIN_SEED + i))[1]) for i in range(DETECTOR_SCENES)]
+    boxes = [
+        detector_targets(render_scene(sample(TRAIN_SEED + i))[1]) for i in range(DETECTOR_SCENES)
+    ]
     loss = _DetectionLoss(model, vae, images, boxes)
     fit("detector", model, loss, steps=1_600, learning_rate=2e-3, average=0.995, folder=folder)
     weights = {
