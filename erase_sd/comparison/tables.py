@@ -132,7 +132,7 @@ def _with_harmonic_mean(table: Table | None, rows: Sequence[CellMeasure]) -> Tab
 
 
 def _harmonic_mean(rows: Sequence[CellMeasure]) -> float | None:
-    """Of the erased and the retained share of detections; None if either was not measured."""
+    """Harmonic mean of the erased and the retained share; None if either was not measured."""
     shares = {}
     groups: tuple[Group, ...] = ("target", "retained_same", "retained_other")
     for group in groups:

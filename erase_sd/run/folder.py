@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import filelock
 
@@ -26,11 +26,14 @@ from .records import (
     RunRecord,
     ScoreRecord,
     StageName,
+    StageRecord,
     Stages,
     Status,
     TrainRecord,
     UnlearnRecord,
 )
+
+S = TypeVar("S", bound=StageRecord)
 
 RUNS = Path("runs")
 FORMAT = 2  # of run.json; a folder of another format has to be made again
@@ -83,27 +86,33 @@ class Run:
             )
         return record
 
+    @property
+    def stages(self) -> Stages:
+        """The stages' entries in `run.json`; empty if there is no run yet."""
+        return self.record.stages if self.exists else Stages()
+
     def status(self, stage: StageName) -> Status:
         """`running` also means interrupted, unless another process is running it right now."""
-        entry = getattr(self.record.stages, stage) if self.exists else None
+        entry: StageRecord | None = getattr(self.stages, stage)
         return entry.status if entry else "missing"
 
     def unlearned(self) -> UnlearnRecord:
         """The unlearn stage's entry; RunError if it is not done."""
-        return self._done("unlearn")  # type: ignore[no-any-return]
+        return self._done("unlearn", self.stages.unlearn)
 
     def generated(self) -> GenerateRecord:
         """The generate stage's entry; RunError if it is not done."""
-        return self._done("generate")  # type: ignore[no-any-return]
+        return self._done("generate", self.stages.generate)
 
     def scored(self) -> ScoreRecord:
         """The score stage's entry; RunError if it is not done."""
-        return self._done("score")  # type: ignore[no-any-return]
+        return self._done("score", self.stages.score)
 
-    def _done(self, stage: StageName) -> Any:
-        if (status := self.status(stage)) != "done":
+    def _done(self, stage: StageName, entry: S | None) -> S:
+        if entry is None or entry.status != "done":
+            status = entry.status if entry else "missing"
             raise RunError(f"{self.folder}: {stage} is {status}; {stage} first")
-        return getattr(self.record.stages, stage)
+        return entry
 
     def images(self) -> list[ImageRecord]:
         """Rows of `images.jsonl`; empty before any image is generated."""
@@ -180,7 +189,7 @@ class Run:
         would resume with other settings.
         """
         with self.lock():
-            stages = self.record.stages if self.exists else Stages()
+            stages = self.stages
             if name == "unlearn" and stages.unlearn:
                 refuse_other(self.folder, stages.unlearn, settings, **entry)
             earlier = {s: getattr(stages, s) for s in STAGES[: STAGES.index(name)]}

@@ -21,9 +21,9 @@ TRAIN_SEED = 10_000_000
 SCENES = 120_000
 """Scenes that train the U-Net; with a quarter of them it memorised some layouts."""
 TRAIN_SCENES = 30_000
-"""Of those, scenes that train VAE, tokenizer and CLIP."""
+"""The first of these scenes also train the VAE, the tokenizer and CLIP."""
 DETECTOR_SCENES = 8_000
-"""And the detector."""
+"""The first of these scenes also train the detector."""
 EMPHASIS = 3.0
 """Extra weight of the U-Net's loss inside a thing's box, where 1 is the weight outside."""
 HARD_CLASSES = {
