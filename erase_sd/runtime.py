@@ -52,6 +52,20 @@ def dtype(name: Precision = "auto") -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
+def image_precision(name: Precision = "auto") -> Precision:
+    """The precision of image generation.
+
+    `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32. It
+    is read from the processor rather than timed, so that a machine always answers the same.
+    """
+    import torch
+
+    if name != "auto":
+        return name
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device().type == "cuda" or (device().type == "cpu" and native) else "fp32"
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for later tensors instead of returning it to the system.
 

@@ -63,6 +63,7 @@ def generate(
     reference: opt.Reference = False,
     images_per_prompt: opt.ImagesPerPrompt = None,
     steps: opt.DenoisingSteps = None,
+    sampler: opt.SamplerChoice = None,
     guidance: opt.Guidance = None,
     seed: opt.ImageSeed = None,
     batch: opt.BatchSize = None,
@@ -77,8 +78,8 @@ def generate(
     The first prompt file names the run unless --run does.
     """
     settings = opt.chosen(
-        images_per_prompt=images_per_prompt, steps=steps, guidance=guidance, seed=seed, batch=batch,
-        dtype=dtype,
+        images_per_prompt=images_per_prompt, steps=steps, sampler=sampler, guidance=guidance,
+        seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     _generate(
         quiet, prompts=prompts or [], run=run, kinds=kinds, reference=reference, preset=preset,

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SettingError
 from ..methods.registry import MethodName
+from ..models.choices import Sampler
 from ..models.presets import Preset
 from ..runtime import Precision
 
@@ -169,7 +170,7 @@ TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(
         "--dtype",
-        help="Precision of training; auto is bf16 on CUDA, fp32 elsewhere.",
+        help="Precision; auto trains in bf16 on CUDA, else in fp32.",
         show_default="auto",
     ),
 ]
@@ -197,6 +198,10 @@ ImagesPerPrompt = Annotated[
 DenoisingSteps = Annotated[
     int | None, typer.Option("--steps", help="Denoising steps.", show_default="the preset's")
 ]
+SamplerChoice = Annotated[
+    Sampler | None,
+    typer.Option("--sampler", help="Solver that denoises.", show_default="the preset's"),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Scale of classifier-free guidance.", show_default="the preset's"),
@@ -212,7 +217,8 @@ ImageDtype = Annotated[
     Precision | None,
     typer.Option(
         "--dtype",
-        help="Precision of image generation; auto is bf16 on CUDA, fp32 elsewhere.",
+        help="Precision of image generation; auto is bf16 on CUDA and on CPUs with bfloat16 "
+        "instructions, else fp32.",
         show_default="auto",
     ),
 ]

@@ -83,7 +83,8 @@ def is_done(cell: Cell, setup: GridSetup) -> bool:
     return bool(
         generated["prompts"] == {file.name: hash_file(file) for file in setup.prompt_files(cell)}
         and generated["images_per_prompt"] == setup.generation.images_per_prompt
-        and f"torch.{generated['dtype']}" == str(runtime.dtype(setup.generation.dtype))
+        and generated["dtype"] == runtime.image_precision(setup.generation.dtype)
+        and (generated["sampler"], generated["steps"]) == (setup.models.sampler, setup.models.steps)
         and scored["detector_sha256"] == setup.models.detector_hash()
     )
 

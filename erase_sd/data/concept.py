@@ -6,6 +6,10 @@ import functools
 import re
 import unicodedata
 from dataclasses import dataclass
+from types import ModuleType
+from unittest.mock import patch
+
+import typeguard
 
 from ..errors import SettingError
 
@@ -14,12 +18,18 @@ Span = tuple[int, int]
 
 
 @functools.cache
+def _inflect() -> ModuleType:
+    """inflect without the run-time checks of its arguments' types, which take two seconds to set up."""
+    with patch.object(typeguard, "typechecked", lambda function: function):
+        import inflect
+    return inflect
+
+
+@functools.cache
 def plurals_of(noun: str) -> tuple[str, ...]:
     """English plurals of a noun phrase, the usual one first, then the classical one if it differs:
     `orange` -> `oranges`; `person` -> `people`, `persons`."""
-    import inflect
-
-    usual, classical = inflect.engine(), inflect.engine()
+    usual, classical = _inflect().engine(), _inflect().engine()
     classical.classical(all=True)
     return tuple(dict.fromkeys(engine.plural_noun(noun) or noun for engine in (usual, classical)))
 
@@ -27,9 +37,7 @@ def plurals_of(noun: str) -> tuple[str, ...]:
 @functools.cache
 def with_article(noun: str) -> str:
     """A noun phrase with its indefinite article: `an apple`, `a unicorn`, `an hourglass`."""
-    import inflect
-
-    return str(inflect.engine().a(noun))
+    return str(_inflect().engine().a(noun))
 
 
 def slug(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .. import runtime
 from ..errors import SettingError
+from ..models.choices import SAMPLERS, Sampler
 
 MAX_SEED = 2**63 - 10**9  # leaves every image of a run a seed that torch accepts
 
@@ -17,7 +18,9 @@ class GenerateSettings:
     images_per_prompt: int = 1
     """Images of each prompt, each with its own seed."""
     steps: int | None = None
-    """Denoising steps. None: the preset's (mini 25, others 50)."""
+    """Denoising steps. None: the preset's (mini 10, others 50)."""
+    sampler: Sampler | None = None
+    """Solver that denoises. None: the preset's (mini dpm++, others the model's own scheduler)."""
     guidance: float | None = None
     """Scale of classifier-free guidance. None: the preset's (mini 3.5, others 7.5)."""
     seed: int = 1000
@@ -25,7 +28,7 @@ class GenerateSettings:
     batch: int | None = None
     """Images per batch, which changes pixels slightly. None: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
     dtype: runtime.Precision = "auto"
-    """Precision of the pipeline. auto: bf16 on CUDA, fp32 elsewhere."""
+    """Precision of the pipeline. auto: bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32."""
 
     def __post_init__(self) -> None:
         runtime.dtype(self.dtype)
@@ -33,6 +36,10 @@ class GenerateSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingError(f"needs at least 1, got {value}", field=name)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise SettingError(
+                f"needs one of {', '.join(SAMPLERS)}", field="sampler", value=self.sampler
+            )
         if self.guidance is not None and not 1 <= self.guidance <= 100:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:

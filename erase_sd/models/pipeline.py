@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import runtime
 from ..errors import ModelError, reason
 from ..files import read_json
+from .choices import Sampler
 from .clip import Tap
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionPipeline:
+SCHEDULERS: dict[Sampler, str] = {
+    "ddim": "DDIMScheduler",  # Song et al., ICLR 2021, arXiv 2010.02502
+    "unipc": "UniPCMultistepScheduler",  # Zhao et al., NeurIPS 2023, arXiv 2302.04867
+    "dpm++": "DPMSolverMultistepScheduler",  # DPM-Solver++ 2M, Lu et al., 2022, arXiv 2211.01095
+}
+"""The diffusers class of each sampler."""
+
+
+def open_pipeline(
+    folder: Path, dtype: runtime.Precision = "auto", sampler: Sampler | None = None
+) -> DiffusionPipeline:
     """A Stable Diffusion 1, 2 or XL folder on the device, without its safety checker.
 
-    The checker would blacken images, and no detector finds an apple in those. Raises ModelError if
-    the folder cannot be opened.
+    The checker would blacken images, and no detector finds an apple in those. Without a `sampler`, the
+    folder's own scheduler runs. Raises ModelError if the folder cannot be opened.
     """
     import diffusers
 
@@ -39,7 +50,8 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
     parameters = inspect.signature(kind.__init__).parameters
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=runtime.dtype(dtype),
+            folder, use_safetensors=True, local_files_only=True,
+            dtype=runtime.dtype(runtime.image_precision(dtype)),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
@@ -58,6 +70,11 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
+    if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
+        for model in (pipe.unet, pipe.vae):
+            model.to(memory_format=torch.channels_last)
+    if sampler:
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
     pipe.taps = taps
     return pipe
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from ..errors import DataError, ModelError, SettingError
 from ..files import hash_file
 from ..run import Run
+from .choices import Sampler
 from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 
 PairSource = Path | Literal["synth"]
@@ -36,6 +37,8 @@ class Models:
     """Branch, tag or commit of a `model` on the hub."""
     steps: int = 50
     """Default number of denoising steps."""
+    sampler: Sampler | None = None
+    """Default sampler; None is the model's own scheduler."""
     guidance: float = 7.5
     """Default classifier-free guidance scale."""
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -185,6 +188,6 @@ def _mini() -> Models:
 
     return Models(
         mini.WEIGHTS / "sd", (mini.WEIGHTS / "clip",), None, mini.WEIGHTS / "detector.safetensors",
-        steps=25, guidance=3.5, title="the miniature world of erase-sd", licence="agpl-3.0",
+        steps=10, sampler="dpm++", guidance=3.5, title="the miniature world of erase-sd", licence="agpl-3.0",
         own_data=mini.dataset,
     )  # fmt: skip

@@ -158,7 +158,12 @@ class ImageRecord:
     steps: int
     guidance: float
     size: int
+    sampler: str | None
+    """Sampler chosen by the user or the preset; None is the model's own scheduler."""
+    dtype: str
+    """Precision of the pipeline."""
     scheduler: str
+    """The diffusers class that denoised it."""
     weights: str
     """Hash of the weights that the variant adds to the pipeline."""
     batch: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import runtime
@@ -15,7 +15,7 @@ from ..models.text_encoder import TextEncoder
 from ..run import Run
 from .captions import TokenizedSets, tokenize_sets
 from .checkpoint import Checkpoint
-from .metrics import ErasureMetrics, erasure_metrics
+from .metrics import ErasureMetrics, OriginalEncodings, encode_originals, erasure_metrics
 from .settings import UnlearnSettings
 from .student import ClipStudent, original_of
 
@@ -30,6 +30,8 @@ class Session:
     pairs: TokenizedSets
     checkpoint: Checkpoint
     log_path: Path
+    originals: dict[Split, OriginalEncodings] = field(default_factory=dict)
+    """The original's encodings of each split that was measured."""
 
     @property
     def task(self) -> Task:
@@ -45,9 +47,11 @@ class Session:
     def measure(self, split: Split) -> ErasureMetrics:
         """The student's metrics on the captions of a split."""
         with self.student.precision():
-            return erasure_metrics(
-                self.student.clip, self.original, self.pairs.forget[split], self.pairs.retain[split]
-            )
+            if split not in self.originals:
+                self.originals[split] = encode_originals(
+                    self.original, self.pairs.forget[split], self.pairs.retain[split]
+                )
+            return erasure_metrics(self.student.clip, self.originals[split])
 
 
 def open_session(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import runtime
 from ..data.concept import Concept
 from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
 from ..data.grammar import FORGET_SCENES, GRAMMAR_VERSION, RETAIN_SCENES, grammar_captions
@@ -26,10 +27,11 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     """
     words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
     scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES, models.steps, models.guidance]
+    scale += [models.sampler, runtime.image_precision()]
     folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale])}"
     if folder.is_dir():
         return folder
-    pipe = open_pipeline(models.folder)
+    pipe = open_pipeline(models.folder, sampler=models.sampler)
     scenes = grammar_captions(concepts, pipeline_token_limit(pipe).fits)
     names = ", ".join(concept.name for concept in concepts)
     log.info("generating %d images of captions about %s", len(scenes), names)

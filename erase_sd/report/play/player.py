@@ -44,7 +44,9 @@ class Player:
         settings = stages.generate.settings if stages.generate else {}
         self.steps: int = settings.get("steps", models.steps)
         self.guidance: float = settings.get("guidance", models.guidance)
-        self.pipe = pipeline.open_pipeline(models.folder)
+        self.pipe = pipeline.open_pipeline(
+            models.folder, settings.get("dtype", "auto"), settings.get("sampler", models.sampler)
+        )
         self.encoders = {
             "original": pipeline.encoders_of(self.pipe),
             "erased": {n: artifact.load(run.folder, n) for n in erasure.weights_sha256},
