@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -30,11 +31,16 @@ class Progress(Protocol):
 
 
 def device() -> torch.device:
-    """CUDA if available, else Apple's MPS, else the CPU."""
+    """CUDA if available, else Apple's MPS, else the CPU.
+
+    Of several processes on a machine (`erase-sd launch`, torchrun), each has a GPU of its own.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        if (process := os.environ.get("LOCAL_RANK")) is None:
+            return torch.device("cuda")
+        return torch.device("cuda", int(process) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -104,7 +110,7 @@ def peak_memory() -> int:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.max_memory_reserved(device())
     if sys.platform == "win32":
         import psutil
 

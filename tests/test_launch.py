@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from erase_sd import runtime
 from erase_sd.cli import app
 from erase_sd.cli.launch import run_processes
 from erase_sd.generation.settings import GenerateSettings
@@ -76,6 +78,17 @@ def test_each_process_knows_its_number_and_has_one_thread(
     )
     assert run_processes([sys.executable, "-c", code], 3) == 0
     assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["31"] * 3
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.device() == torch.device("cuda")
+    devices = []
+    for number in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        devices.append(runtime.device())
+    assert devices == [torch.device("cuda", number) for number in (0, 1, 0)]
 
 
 def test_a_process_that_fails_ends_all_with_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,6 @@ def naive_seconds_per_step(
         change = F.kl_div(now.log_softmax(-1), was.softmax(-1), reduction="batchmean")
         loss = 3 * (forget_image * forget_text).sum(-1).mean() + contrast / 2 + 3 * change
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return (time.perf_counter() - began) / steps

@@ -26,9 +26,9 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     It is generated once and then kept in the cache.
     """
     words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
-    scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES, models.steps, models.guidance]
-    scale += [models.sampler, runtime.image_precision()]
-    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale])}"
+    scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES]
+    solver = [models.sampler, models.steps, models.guidance, runtime.image_precision()]
+    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale, solver])}"
     if folder.is_dir():
         return folder
     pipe = open_pipeline(models.folder, sampler=models.sampler)
