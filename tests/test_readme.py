@@ -52,7 +52,7 @@ def test_each_command_has_the_options_it_is_given(line: str) -> None:
 
 def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
     known = {o for command in commands().values() for p in command.params for o in p.opts}
-    others = {"--help", "--nproc_per_node", "--dist", "--size"}  # torchrun, pytest, benchmark
+    others = {"--help", "--nproc_per_node", "--dist", "--size", "--compare"}  # of other programs
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 
