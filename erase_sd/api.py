@@ -1,9 +1,9 @@
-"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `evaluate`, `explain`,
-`compare`, `load`. Nothing heavy is imported before one of them is called."""
+"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
+`explain`, `compare`, `load`. Nothing heavy is imported before one of them is called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .comparison.runner import Comparison
     from .models.presets import Preset
     from .models.source import Source
-    from .run.measurements import EvaluationRecord, ScoresRecord
+    from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
 
 
 def unlearn(
@@ -122,6 +122,34 @@ def score(
             for own in runs
         )
     )
+
+
+def attack(
+    run: str | Path,
+    *,
+    attacks: Sequence[str] = (),
+    budgets: Mapping[str, Any] | None = None,
+    detector: str | Path | None = None,
+    detector_class: str | Sequence[str] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AttacksRecord:
+    """Attacks a run's erased encoder and returns how often the concept is generated again.
+
+    `attacks` are names, by default all; `budgets` change their budgets, such as
+    {"textual-inversion.steps": 1000}. `settings` are the other fields of
+    `erase_sd.attacks.settings.AttackSettings`. An attack that has been run with the same settings is
+    not repeated. Raises EraseError.
+    """
+    from .attacks.settings import AttackSettings
+    from .attacks.stage import attack as attack_stage
+    from .models.presets import models_of_run
+
+    own = Run(run_folder(run))
+    settings |= {"attacks": tuple(attacks)} if attacks else {}
+    parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
+    classes = [detector_class] if isinstance(detector_class, str) else detector_class
+    return attack_stage(own, models_of_run(own, detector=detector), parsed, classes, progress)
 
 
 def evaluate(

@@ -22,7 +22,7 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 ROOMS = (
     "errors", "files", "runtime", "plotting", "data", "run", "mini", "models", "methods", "unlearning",
-    "generation", "detection", "scoring", "evaluation", "report", "comparison", "mini.training", "api",
+    "generation", "detection", "scoring", "attacks", "evaluation", "report", "comparison", "mini.training", "api",
     "__init__", "cli", "__main__",
 )  # fmt: skip
 """A room imports from those before it."""
