@@ -32,11 +32,11 @@ class FittedEmbeddings(Attack):
     access: ClassVar[Access] = "white box"
     counts: tuple[int, ...] = at_least(1, (1, 2, 4))
     """Free embeddings, one row each (ours)."""
-    steps: int = at_least(1, 200)
+    steps: int = at_least(1, 120)
     """Steps of Adam (ours: the loss has settled)."""
     learning_rate: float = at_least(0, 0.01)
     """Learning rate at its peak, on a cosine schedule (ours: half the spread of CLIP's embeddings)."""
-    captions: int = at_least(1, 32)
+    captions: int = at_least(1, 24)
     """Training captions that are fitted (ours)."""
 
     def run(self, target: Target) -> list[Probe]:

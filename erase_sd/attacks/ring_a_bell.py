@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.removal import remove_concepts
 from .base import Access, Attack, Probe, at_least
 from .target import Target
-from .tokens import encode_rows, token_rows, typeable_words
+from .tokens import encode_rows, filled, token_rows, typeable_words
 from .unlearndiffatk import prompts_probe
 
 
@@ -35,7 +35,7 @@ class RingABell(Attack):
     """Words of a prompt (ours: about as many as a caption has; Tsai et al.: 16)."""
     population: int = at_least(4, 64)
     """Prompts of a generation (Tsai et al.: 200)."""
-    generations: int = at_least(1, 60)
+    generations: int = at_least(1, 50)
     """Generations (Tsai et al.: 3,000)."""
     mutation: float = at_least(0, 0.25)
     """Probability that a word of a child is replaced (Tsai et al.: 0.25)."""
@@ -83,6 +83,6 @@ class RingABell(Attack):
 
     @torch.no_grad()
     def _distances(self, target: Target, people: Tensor, goal: Tensor, allowed: Tensor) -> Tensor:
-        rows = token_rows(target, [("", allowed[row].tolist(), "") for row in people])
+        rows = filled(token_rows(target, [("", [0] * self.tokens, "")]), allowed[people])
         states = encode_rows(target, target.original, rows)["prompt_embeds"]
         return (states - goal).square().mean((1, 2)).cpu()

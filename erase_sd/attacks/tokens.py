@@ -49,6 +49,15 @@ def token_rows(target: Target, parts: Sequence[Part]) -> TokenRows:
     return TokenRows(ids, torch.tensor(start), torch.tensor([len(part[1]) for part in parts]))
 
 
+def filled(rows: TokenRows, stretches: Tensor) -> TokenRows:
+    """Each of m stretches (m, length) in all n rows, whose own have that length: m * n rows."""
+    m, n = len(stretches), len(rows.start)
+    start, own = rows.start.repeat(m), stretches.repeat_interleave(n, 0)
+    columns = start[:, None] + torch.arange(own.shape[1])
+    ids = {name: t.repeat(m, 1).scatter(1, columns, own) for name, t in rows.ids.items()}
+    return TokenRows(ids, start, rows.length.repeat(m))
+
+
 def in_place_of_name(captions: Sequence[AttackedCaption], ids: Sequence[int]) -> list[Part]:
     """Captions with other tokens in the place of the mention."""
     return [(caption.around[0], ids, caption.around[1]) for caption in captions]

@@ -14,12 +14,15 @@ from .tokens import (
     counterparts,
     embedding_table,
     encode_rows,
+    filled,
     in_place_of_name,
     state_loss,
     token_rows,
     typeable_words,
     with_name,
 )
+
+CHUNK = 16  # trials encoded together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +37,11 @@ class WordSearch(Attack):
     access: ClassVar[Access] = "white box"
     counts: tuple[int, ...] = at_least(1, (2, 4))
     """Words in the name's place, one row each (ours)."""
-    rounds: int = at_least(1, 20)
+    rounds: int = at_least(1, 16)
     """Rounds, each of which replaces at most one word (ours; Zou et al.: 500)."""
-    candidates: int = at_least(1, 48)
+    candidates: int = at_least(1, 64)
     """Replacements tried per round, those with the steepest gradient (ours; Zou et al.: 512)."""
-    captions: int = at_least(1, 16)
+    captions: int = at_least(1, 8)
     """Training captions that are fitted (ours)."""
 
     def run(self, target: Target) -> list[Probe]:
@@ -95,14 +98,17 @@ class WordSearch(Attack):
     ) -> list[float]:
         """The mean loss of each trial over the captions."""
         named = with_name(target, captions)
-        losses = []
+        rows = token_rows(target, in_place_of_name(captions, trials[0]))
+        source, n, losses = counterparts(rows, named), len(captions), []
         with torch.no_grad():
-            for trial in trials:
-                rows = token_rows(target, in_place_of_name(captions, trial))
-                attacked = encode_rows(target, target.erased, rows)
-                losses.append(
-                    float(state_loss(attacked, original, counterparts(rows, named)).mean())
-                )
+            for i in range(0, len(trials), CHUNK):
+                chunk = trials[i : i + CHUNK]
+                own = encode_rows(target, target.erased, filled(rows, torch.tensor(chunk)))
+                wanted = {
+                    name: t.repeat(len(chunk), *[1] * (t.ndim - 1)) for name, t in original.items()
+                }
+                loss = state_loss(own, wanted, source.repeat(len(chunk), 1))
+                losses += loss.view(len(chunk), n).mean(1).tolist()
         return losses
 
 
