@@ -136,10 +136,8 @@ def attack(
 ) -> AttacksRecord:
     """Attacks a run's erased encoder and returns how often the concept is generated again.
 
-    `attacks` are names, by default all; `budgets` change their budgets, such as
-    {"textual-inversion.steps": 1000}. `settings` are the other fields of
-    `erase_sd.attacks.settings.AttackSettings`. An attack that has been run with the same settings is
-    not repeated. Raises EraseError.
+    `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
+    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. Raises EraseError.
     """
     from .attacks.settings import AttackSettings
     from .attacks.stage import attack as attack_stage
@@ -201,6 +199,7 @@ def compare(
     images_per_prompt: int = 1,
     dtype: Precision = "auto",
     images: bool = True,
+    attacks: Sequence[str] = (),
     preset: Preset = "mini",
     model: Source | None = None,
     revision: str | None = None,
@@ -213,7 +212,7 @@ def compare(
 
     Concepts joined by "+" are erased in one run; a method may carry settings, `cliperase:towers=both`.
     `seeds` counts training seeds; data split, prompts and image seeds are the same in all runs. `dtype`
-    is the precision of image generation; without `images` only CLIP-side measures are taken. Finished
+    is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks` are names. Finished
     runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
     Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
@@ -230,6 +229,7 @@ def compare(
         images_per_prompt=images_per_prompt,
         dtype=dtype,
         images=images,
+        attacks=attacks,
         progress=progress,
     )
 
