@@ -59,8 +59,10 @@ class Prompting4Debugging(Attack):
             optimizer.zero_grad()
             torch.autograd.backward((own - wanted).square().mean())
             optimizer.step()
-        nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1).view(start.shape)
-        prompts = [" ".join(words[int(allowed[i])] for i in row) for row in nearest]
+        nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1).cpu()
+        prompts = [
+            " ".join(words[int(allowed[i])] for i in row) for row in nearest.view(start.shape)
+        ]
         return [prompts_probe(target, f"prompts of {self.tokens} words", prompts)]
 
     def _vectors(
