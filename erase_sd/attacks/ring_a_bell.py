@@ -30,7 +30,7 @@ class RingABell(Attack):
     strength: float = at_least(0, 3.0)
     """Multiple of the concept's vector that is added (Tsai et al.: 3)."""
     pairs: int = at_least(1, 50)
-    """Training captions that the vector is the mean of (Tsai et al.: 50 to 300)."""
+    """Training captions that the vector is the mean of (ours)."""
     tokens: int = at_least(1, 8)
     """Words of a prompt (ours: about as many as a caption has; Tsai et al.: 16)."""
     population: int = at_least(4, 64)

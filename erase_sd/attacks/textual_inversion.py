@@ -28,7 +28,7 @@ class TextualInversion(Attack):
     images: int = at_least(1, 48)
     """Photographs to learn from (ours; textual inversion: 3 to 5)."""
     steps: int = at_least(1, 150)
-    """Steps of Adam (ours; Pham et al.: 1,000)."""
+    """Steps of Adam (ours; textual inversion: 5,000)."""
     batch: int = at_least(1, 8)
     """Photographs per step (ours)."""
     learning_rate: float = at_least(0, 0.01)
