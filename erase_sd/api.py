@@ -1,9 +1,9 @@
-"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `evaluate`, `explain`,
-`compare`, `load`. Nothing heavy is imported before one of them is called."""
+"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
+`explain`, `compare`, `load`. Nothing heavy is imported before one of them is called."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .comparison.runner import Comparison
     from .models.presets import Preset
     from .models.source import Source
-    from .run.measurements import EvaluationRecord, ScoresRecord
+    from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
 
 
 def unlearn(
@@ -124,6 +124,32 @@ def score(
     )
 
 
+def attack(
+    run: str | Path,
+    *,
+    attacks: Sequence[str] = (),
+    budgets: Mapping[str, Any] | None = None,
+    detector: str | Path | None = None,
+    detector_class: str | Sequence[str] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AttacksRecord:
+    """Attacks a run's erased encoder and returns how often the concept is generated again.
+
+    `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
+    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. Raises EraseError.
+    """
+    from .attacks.settings import AttackSettings
+    from .attacks.stage import attack as attack_stage
+    from .models.presets import models_of_run
+
+    own = Run(run_folder(run))
+    settings |= {"attacks": tuple(attacks)} if attacks else {}
+    parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
+    classes = [detector_class] if isinstance(detector_class, str) else detector_class
+    return attack_stage(own, models_of_run(own, detector=detector), parsed, classes, progress)
+
+
 def evaluate(
     run: str | Path,
     *,
@@ -173,6 +199,7 @@ def compare(
     images_per_prompt: int = 1,
     dtype: Precision = "auto",
     images: bool = True,
+    attacks: Sequence[str] = (),
     preset: Preset = "mini",
     model: Source | None = None,
     revision: str | None = None,
@@ -185,7 +212,7 @@ def compare(
 
     Concepts joined by "+" are erased in one run; a method may carry settings, `cliperase:towers=both`.
     `seeds` counts training seeds; data split, prompts and image seeds are the same in all runs. `dtype`
-    is the precision of image generation; without `images` only CLIP-side measures are taken. Finished
+    is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks` are names. Finished
     runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
     Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
@@ -202,6 +229,7 @@ def compare(
         images_per_prompt=images_per_prompt,
         dtype=dtype,
         images=images,
+        attacks=attacks,
         progress=progress,
     )
 

@@ -22,8 +22,8 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 ROOMS = (
     "errors", "files", "runtime", "plotting", "data", "run", "mini", "models", "methods", "unlearning",
-    "generation", "detection", "scoring", "evaluation", "report", "comparison", "mini.training", "bench",
-    "api", "__init__", "cli", "__main__",
+    "generation", "detection", "scoring", "attacks", "evaluation", "report", "comparison", "mini.training",
+    "bench", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 """A room imports from those before it."""
 POSIX = ("fcntl", "resource", "pwd", "grp", "termios")

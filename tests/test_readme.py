@@ -25,7 +25,7 @@ COMMANDS = sorted(
         line
         for text in TEXTS.values()
         for line in re.findall(
-            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&();]*)",
+            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare|attack)\b[^\n#`&();]*)",
             text,
         )
     }

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from .. import runtime
 from ..errors import EraseError
+from .attack import attack
 from .data import data, prompts
 from .job import generate, run, score, unlearn
 from .launch import launch
@@ -77,7 +78,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "The job": (unlearn, generate, score, run, launch),
     "Results of a run": (report, show, play, export),
     "Data": (data, prompts),
-    "Research": (methods, compare, evaluate, explain),
+    "Research": (methods, compare, attack, evaluate, explain),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:

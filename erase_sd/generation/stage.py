@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..files import hash_file, key_of, write_records
 from ..models import erased
 from ..models.pipeline import (
+    default_batch,
     encoders_of,
     image_size,
     open_pipeline,
@@ -128,7 +129,7 @@ def _shape(
         "size": size,
         "steps": settings.steps or models.steps,
         "guidance": settings.guidance or models.guidance,
-        "batch": settings.batch or max(1, min(25, 2**21 // size**2)),
+        "batch": settings.batch or default_batch(pipe),
         "sampler": settings.sampler or models.sampler,
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,

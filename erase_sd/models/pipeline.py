@@ -110,6 +110,11 @@ def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
     return TokenLimit(pipe.tokenizer, int(pipe.tokenizer.model_max_length))
 
 
+def default_batch(pipe: DiffusionPipeline) -> int:
+    """Images per batch: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
+    return max(1, min(25, 2**21 // image_size(pipe) ** 2))
+
+
 def generate_batch(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
@@ -118,20 +123,33 @@ def generate_batch(
     guidance: float,
 ) -> list[Image]:
     """One batch of images, each from the noise of its own seed, which is sampled on the CPU."""
+    with torch.inference_mode():
+        embeds, empty = embed(pipe, prompts), embed(pipe, [""])
+    return generate_embedded(pipe, embeds, empty, seeds, steps, guidance)
+
+
+@torch.inference_mode()
+def generate_embedded(
+    pipe: DiffusionPipeline,
+    embeds: Mapping[str, Tensor],
+    empty: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> list[Image]:
+    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt."""
     size = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    with torch.inference_mode():
-        embeds, empty = embed(pipe, prompts), embed(pipe, [""])
-        if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
-            empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
-        out = pipe(
-            **embeds,
-            **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-            latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-        )
+    if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
+        empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
+    out = pipe(
+        **embeds,
+        **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
+        latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
     return list(out.images)
 
 
@@ -140,11 +158,25 @@ def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
 
     `prompt_embeds` (n, tokens, width), with SDXL also `pooled_prompt_embeds` (n, projection).
     """
+    ids = {}
+    for name in encoders_of(pipe):
+        tokenizer = tokenizer_of(pipe, name)
+        ids[name] = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
+    return embed_ids(pipe, encoders_of(pipe), ids)
+
+
+def tokenizer_of(pipe: DiffusionPipeline, encoder: str) -> Any:
+    """The tokenizer of the text encoder of that name."""
+    return getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
+
+
+def embed_ids(
+    pipe: DiffusionPipeline, encoders: Mapping[str, Any], ids: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`embed` of padded token ids (n, tokens), by any text encoders of the pipeline's kind."""
     hidden_states, pooled = [], {}
-    for name, encoder in encoders_of(pipe).items():
-        tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
-        ids = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
-        out = encoder(ids.to(pipe.device), output_hidden_states=True)
+    for name, encoder in encoders.items():
+        out = encoder(ids[name].to(pipe.device), output_hidden_states=True)
         last = Tap(encoder.config.num_hidden_layers, norm=True)
         first = pipe.taps[name][0]
         hidden_states.append(
