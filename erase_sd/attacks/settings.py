@@ -24,7 +24,7 @@ class AttackSettings:
     seed: int = 2000
     """Seed of the first image and of the attacks' own random numbers."""
     steps: int | None = None
-    """Denoising steps. None: half of the preset's, which detects as much (mini: 12 of 25)."""
+    """Denoising steps. None: the preset's."""
     guidance: float | None = None
     """Scale of classifier-free guidance. None: the preset's."""
 

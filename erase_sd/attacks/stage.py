@@ -85,7 +85,7 @@ def _targets(
             ),
             training=attacked_captions(pipe, data, sets, concept, "train"),
             seed=settings.seed,
-            steps=settings.steps or max(1, models.steps // 2),
+            steps=settings.steps or models.steps,
             guidance=settings.guidance or models.guidance,
         )
 

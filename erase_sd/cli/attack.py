@@ -56,7 +56,7 @@ def attack(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="half the preset's")
+        int | None, typer.Option(help="Denoising steps.", show_default="the preset's")
     ] = None,
     guidance: opt.Guidance = None,
     detector: opt.DetectorFile = None,
