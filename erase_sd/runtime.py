@@ -86,10 +86,13 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> None:
-    """Releases cached device memory after a failed allocation."""
+    """Returns memory that nothing uses to the system and the device: after a failed allocation, and
+    between stages, of which the next would otherwise add to the freed memory of the last."""
     import torch
 
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

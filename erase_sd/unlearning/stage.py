@@ -60,6 +60,7 @@ def unlearn(
                 open_session(settings, clip, data, sets, run, encoder), progress
             )
         del clip
+        runtime.free_memory()
         stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
         held_out = next(iter(results.values())).held_out
         erased.save(
