@@ -300,3 +300,9 @@ def test_the_command_prints_the_table_and_json(
 def test_the_concepts_own_words_are_held_out_captions(tiny: Models, victim: Target) -> None:
     assert all(victim.concept.in_text(caption.text) for caption in victim.captions)
     assert {c.image for c in victim.captions}.isdisjoint(c.image for c in victim.training)
+
+
+def test_captions_that_use_the_word_in_another_sense_are_not_asked(victim: Target) -> None:
+    every = [caption.text.lower() for caption in (*victim.captions, *victim.training)]
+    assert not any("apple laptop" in text for text in every)
+    assert victim.concept.in_text("an apple laptop")  # which the concept itself does not exclude

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data.coco import COCO, named_classes
 from ..data.concept import Concept, Span
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, hash_order
@@ -171,13 +172,20 @@ def attacked_captions(
     pipe: DiffusionPipeline, data: Dataset, sets: ConceptSets, concept: Concept, split: Split
 ) -> tuple[AttackedCaption, ...]:
     """The first caption of each image that names the concept once and leaves SPARE_TOKENS, in the
-    order of a hash of the images' names. Raises DataError if there is none."""
+    order of a hash of the images' names. Raises DataError if there is none.
+
+    A class of COCO has to be what the words mean: "an apple laptop" names a laptop.
+    """
+
+    def shows(text: str) -> bool:
+        return concept.name not in COCO or concept.name in named_classes(text, COCO)
+
     tokenizer = tokenizer_of(pipe, "text_encoder")
     limit = int(tokenizer.model_max_length) - SPARE_TOKENS
     chosen = []
     for item in hash_order(sets.images("forget", split)):
         for text in item.captions:
-            spans = concept.spans(text)
+            spans = concept.spans(text) if shows(text) else []
             if len(spans) == 1 and len(tokenizer(text)["input_ids"]) <= limit:
                 chosen.append(AttackedCaption(text, spans[0], data.path_of(item.image)))
                 break
