@@ -165,6 +165,13 @@ RetainFloor = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the training batches.", show_default="0")]
+NoMentions = Annotated[
+    bool,
+    typer.Option(
+        "--no-mentions",
+        help="Erase the given words only, not what else captions of the concept's images call it.",
+    ),
+]
 TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(

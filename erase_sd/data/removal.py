@@ -43,11 +43,12 @@ def remove_concepts_from(texts: Iterable[str], concepts: Iterable[Concept]) -> l
     spans = [sorted({s for c in concepts for s in c.spans(text)}) for text, _ in removed]
     rows = [row for row, own in enumerate(spans) if own]
     for row, doc in zip(rows, parse(removed[row][0] for row in rows), strict=True):
-        removed[row] = _without(removed[row][0], doc, spans[row])
+        removed[row] = remove_spans(removed[row][0], doc, spans[row])
     return removed
 
 
-def _without(text: str, doc: Doc, spans: Sequence[Span]) -> Removed:
+def remove_spans(text: str, doc: Doc, spans: Sequence[Span]) -> Removed:
+    """`text`, whose syntax tree is `doc`, without the phrases at `spans`."""
     mentions = [[t for t in doc if t.idx < end and start < t.idx + len(t)] for start, end in spans]
     whole = all(
         start <= tokens[0].idx and tokens[-1].idx + len(tokens[-1]) <= end

@@ -117,6 +117,25 @@ def _plain(text: str) -> str:
     return first + text[1:] if begins_sentence and len(first) == 1 else text
 
 
+def noun_phrases(doc: Doc) -> list[tuple[int, int]]:
+    """Character spans of all noun phrases without their determiner, shortest first, each also with the
+    "of" and "with" phrases that follow it: "fruit", "fruit with a stem"."""
+    phrases: list[tuple[int, int]] = []  # in tokens
+    chunks = list(doc.noun_chunks)
+    for chunk in chunks:
+        words = [token for token in chunk if token.tag_ not in ("DT", "PDT", "PRP$")]
+        if not words or chunk.root.pos_ not in ("NOUN", "PROPN"):
+            continue
+        ends = [chunk.end]
+        for below in chunk.root.rights:
+            if below.dep_ == "prep" and below.lower_ in ("of", "with"):
+                inside = {token.i for token in below.subtree}
+                ends += [other.end for other in chunks if other.root.i in inside]
+        phrases += [(words[0].i, end) for end in ends]
+    phrases.sort(key=lambda phrase: (phrase[1] - phrase[0], phrase))
+    return [(doc[a].idx, doc[b - 1].idx + len(doc[b - 1])) for a, b in dict.fromkeys(phrases)]
+
+
 def is_english(doc: Doc) -> bool:
     """Whether the parser can know the language of a text.
 
