@@ -49,8 +49,7 @@ RunName = Annotated[
 OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
 PresetName = Annotated[Preset, typer.Option("--preset", help=PRESET_HELP)]
 RunPreset = Annotated[
-    Preset | None,
-    typer.Option("--preset", help=PRESET_HELP, show_default="the run's own"),
+    Preset | None, typer.Option("--preset", help=PRESET_HELP, show_default="the run's own")
 ]
 Model = Annotated[
     str | None,
@@ -165,11 +164,12 @@ RetainFloor = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the training batches.", show_default="0")]
-NoMentions = Annotated[
-    bool,
+MineMentions = Annotated[
+    bool | None,
     typer.Option(
-        "--no-mentions",
-        help="Erase the given words only, not what else captions of the concept's images call it.",
+        "--mentions/--no-mentions",
+        help="Also erase what else captions call the concept, found with CLIP.",
+        show_default="True",
     ),
 ]
 TrainingDtype = Annotated[
