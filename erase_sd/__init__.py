@@ -1,6 +1,16 @@
 """Erases concepts from Stable Diffusion by unlearning its CLIP text encoder, and measures the result."""
 
-from .api import attack, compare, evaluate, explain, generate, load, score, unlearn
+from .api import (
+    attack,
+    compare,
+    concept_removed,
+    evaluate,
+    explain,
+    generate,
+    load,
+    score,
+    unlearn,
+)
 from .errors import DataError, DivergedError, EraseError, ModelError, RunError, SettingError
 from .runtime import version_of_package
 
@@ -15,6 +25,7 @@ __all__ = [
     "SettingError",
     "attack",
     "compare",
+    "concept_removed",
     "evaluate",
     "explain",
     "generate",

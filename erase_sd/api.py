@@ -1,5 +1,5 @@
 """The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
-`explain`, `compare`, `load`. Nothing heavy is imported before one of them is called."""
+`explain`, `compare`, `load`; and `concept_removed`. Nothing heavy is imported before a call."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
     from .comparison.runner import Comparison
+    from .data.concept import Concept
     from .models.presets import Preset
     from .models.source import Source
     from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
@@ -248,3 +249,16 @@ def load(
     from .models.erased import load as load_encoder
 
     return load_encoder(run_folder(run), encoder, dtype, device)
+
+
+def concept_removed(text: str, concept: str | Concept) -> str:
+    """`text` without what it says of the concept: "a man holding an apple in a park" becomes "a man in
+    a park".
+
+    Words that are kept keep their capitals; a text that does not mention the concept is returned as it
+    is. In a language other than English, only the noun is removed. Raises EraseError.
+    """
+    from .data.concept import Concept
+    from .data.removal import remove_concepts
+
+    return remove_concepts(text, [Concept(concept) if isinstance(concept, str) else concept])[0]

@@ -35,6 +35,7 @@ def unlearn(
     forget_threshold: opt.ForgetThreshold = None,
     retain_floor: opt.RetainFloor = None,
     seed: opt.Seed = None,
+    mine_mentions: opt.MineMentions = None,
     dtype: opt.TrainingDtype = None,
     preset: opt.PresetName = "mini",
     model: opt.Model = None,
@@ -48,6 +49,7 @@ def unlearn(
         method=method, towers=towers, learning_rate=learning_rate, steps=steps, min_steps=min_steps,
         forget_batch=forget_batch, retain_batch=retain_batch, validate_every=validate_every,
         forget_threshold=forget_threshold, retain_floor=retain_floor, seed=seed, dtype=dtype,
+        mine_mentions=mine_mentions,
     )  # fmt: skip
     _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
@@ -118,6 +120,7 @@ def run(
     run: opt.RunName = None,
     method: opt.MethodChoice = None,
     hyperparameters: opt.SetOptions = None,
+    mine_mentions: opt.MineMentions = None,
     prompts: opt.Prompts = None,
     kinds: opt.Kinds = False,
     reference: opt.Reference = False,
@@ -152,7 +155,8 @@ def run(
     precision = opt.chosen(dtype=dtype)
     folder = _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
-        hyperparameters=opt.parse_hyperparameters(hyperparameters), **opt.chosen(method=method),
+        hyperparameters=opt.parse_hyperparameters(hyperparameters),
+        **opt.chosen(method=method, mine_mentions=mine_mentions),
         **precision, **sources,
     )  # fmt: skip
     _generate(

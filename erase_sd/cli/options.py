@@ -50,8 +50,7 @@ RunName = Annotated[
 OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
 PresetName = Annotated[Preset, typer.Option("--preset", help=PRESET_HELP)]
 RunPreset = Annotated[
-    Preset | None,
-    typer.Option("--preset", help=PRESET_HELP, show_default="the run's own"),
+    Preset | None, typer.Option("--preset", help=PRESET_HELP, show_default="the run's own")
 ]
 Model = Annotated[
     str | None,
@@ -166,6 +165,14 @@ RetainFloor = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the training batches.", show_default="0")]
+MineMentions = Annotated[
+    bool | None,
+    typer.Option(
+        "--mentions/--no-mentions",
+        help="Also erase what else captions call the concept, found with CLIP.",
+        show_default="True",
+    ),
+]
 TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(

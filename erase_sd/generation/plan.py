@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.concept import Concept
 from ..data.pair import CaptionPair
 from ..data.prompts import read_prompts
-from ..data.removal import remove_concepts
+from ..data.removal import remove_concepts_from
 from ..errors import DataError
 
 
@@ -54,11 +54,9 @@ def reference_texts(
     images: Sequence[PlannedImage], concepts: Sequence[Concept]
 ) -> dict[PlannedImage, str]:
     """Concept-removed prompts of the images that are to show a concept and whose prompt mentions one."""
-    return {
-        image: remove_concepts(image.prompt, concepts)[0]
-        for image in images
-        if image.pair.set == "forget" and image.pair.mentions
-    }
+    named = [image for image in images if image.pair.set == "forget" and image.pair.mentions]
+    removed = remove_concepts_from([image.prompt for image in named], concepts)
+    return {image: text for image, (text, _) in zip(named, removed, strict=True)}
 
 
 def batches_of(images: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:

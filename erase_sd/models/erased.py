@@ -37,6 +37,7 @@ def save(
     settings: dict[str, Any],
     origin: Origin,
     held_out: dict[str, float],
+    mentions: Mapping[str, Mapping[str, int]] | None = None,
 ) -> ErasureRecord:
     """Writes the pipeline's text encoders with the unlearned `weights`, whole or not at all.
 
@@ -61,6 +62,7 @@ def save(
             settings=settings,
             origin=origin,
             held_out=held_out,
+            mentions={name: dict(phrases) for name, phrases in (mentions or {}).items()},
             base=Base(model=str(models.model), revision=models.revision, fingerprint=origin.model),
             weights_sha256=text_hashes,
             image_tower_sha256=image_hashes,

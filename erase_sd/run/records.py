@@ -137,6 +137,9 @@ class ErasureRecord:
     base: Base
     weights_sha256: dict[str, str]
     """By encoder name."""
+    mentions: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By concept: phrases that nobody listed and that were erased with it, and in how many training
+    captions each was found."""
     image_tower_sha256: dict[str, str]
     versions: dict[str, str]
 

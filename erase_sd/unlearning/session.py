@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import runtime
+from ..data.concept import Concept
 from ..data.flickr30k import Dataset
 from ..data.pair import Split
 from ..data.split import ConceptSets
@@ -59,13 +61,17 @@ def open_session(
     clip: Clip,
     data: Dataset,
     sets: ConceptSets,
+    concepts: Sequence[Concept],
     run: Run,
     encoder: TextEncoder,
 ) -> Session:
-    """Moves the model to the device and tokenizes the caption pairs."""
+    """Moves the model to the device and tokenizes the caption pairs.
+
+    `concepts` are those of the settings with all of their mentions.
+    """
     clip.model.to(runtime.device())
     needs = settings.build().needs
-    pairs = tokenize_sets(clip, data, sets, settings.concepts, needs)
+    pairs = tokenize_sets(clip, data, sets, concepts, needs)
     if settings.towers == "text" and "image_tower" not in needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
     suffix = encoder.name.removeprefix("text_encoder")

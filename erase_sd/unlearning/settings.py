@@ -58,6 +58,9 @@ class UnlearnSettings:
     seed: int = 0
     """Random seed of the batches and of the method's own samples; the data split is the same for every
     seed."""
+    mine_mentions: bool = True
+    """Whether methods with concept-removed captions also erase what else the captions of the forget
+    images call the concept, found with CLIP (`unlearning.mentions`)."""
     dtype: TrainingPrecision = "auto"
     """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; weights
     and optimizer states are always fp32."""

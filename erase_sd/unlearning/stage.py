@@ -14,6 +14,7 @@ from ..data.split import ConceptSets, split_by_concept
 from ..files import hash_folder
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
+from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.text_encoder import check_fit, load_clip, text_encoders
 from ..run import Run
@@ -21,6 +22,7 @@ from ..run.folder import refuse_other
 from ..run.records import EncoderResult, Origin
 from ..runtime import Progress, log
 from .closed_form import solve
+from .mentions import Mentions, log_mentions, mine_mentions, with_mentions
 from .pairs import dataset_of
 from .session import Session, open_session
 from .settings import UnlearnSettings
@@ -54,10 +56,13 @@ def unlearn(
     results: dict[str, EncoderResult] = {}
     with run.stage("unlearn", values, **entry) as stage:
         run.update(models=models.overrides)
+        mentions = _mine(settings, clip, sets)
+        concepts = with_mentions(settings.concepts, mentions)
+        sets = sets.also_mentioned(concepts) if mentions else sets
         for number, encoder in enumerate(encoders):
             clip = load_clip(clips[number], encoder) if number else clip
             weights[encoder.name], results[encoder.name] = _unlearn_encoder(
-                open_session(settings, clip, data, sets, run, encoder), progress
+                open_session(settings, clip, data, sets, concepts, run, encoder), progress
             )
         del clip
         runtime.free_memory()
@@ -65,11 +70,20 @@ def unlearn(
         held_out = next(iter(results.values())).held_out
         erased.save(
             run.erased, weights, models, concepts=settings.concepts, settings=values,
-            origin=started_from, held_out=held_out,
+            origin=started_from, held_out=held_out, mentions=mentions,
         )  # fmt: skip
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
+    log_mentions(mentions)
     return held_out
+
+
+def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
+    """What else the captions call the concepts; empty for methods that have no use for it."""
+    if not settings.mine_mentions or "hidden_states" not in settings.build().needs:
+        return {}
+    clip.model.to(runtime.device())
+    return mine_mentions(clip, sets, settings.concepts)
 
 
 def clips_of(models: Models) -> list[Path]:
