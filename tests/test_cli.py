@@ -117,7 +117,7 @@ def test_closed_choices_are_those_of_the_library() -> None:
     [
         ("export --to ", {"diffusers", "comfyui", "a1111", "hub-folder"}),
         ("unlearn --towers ", {"text", "both"}),
-        ("unlearn --method cliperase", {"cliperase", "cliperase-anchored"}),
+        ("unlearn --method cliperase", {"cliperase", "cliperase-anchored", "cliperase-hardened"}),
         ("generate --dtype ", {"auto", "fp32", "bf16", "fp16"}),
         ("prompts --split ", {"train", "validation", "held-out"}),
     ],
