@@ -44,8 +44,8 @@ class HardenedCLIPErase(Method):
     """Weight of the mean squared distance between the hidden states under adversarial embeddings and
     those of the concept-removed captions (ours); 0 switches hardening off."""
     neighbour_weight: float = 25.0
-    """Weight of the mean squared change of the retain captions' hidden states with one word replaced
-    by the noisy embedding of another (ours)."""
+    """Weight of the mean squared change of the hidden states of retain captions, twice as many as
+    `rows`, with one word replaced by the noisy embedding of another (ours)."""
     start: float = 0.1
     """Share of the steps (0-1) before the adversaries begin (ours)."""
     rows: int = minimum(1, 24)
@@ -177,7 +177,7 @@ class HardenedCLIPErase(Method):
     def _neighbours(self, student: Student, batch: Batch) -> Tensor:
         """Change of the hidden states of retain captions with a random, noisy word in them."""
         assert self.words is not None and self.original is not None
-        ids, random = batch.retain.ids, batch.generator
+        ids, random = batch.retain.ids[: 2 * self.rows], batch.generator
         last = self.original.ends(ids) - 1
         place = 1 + (torch.rand(len(ids), generator=random) * last).long().clamp(max=last - 1)
         word = self.words[torch.randint(len(self.words), (len(ids), 1), generator=random)]
