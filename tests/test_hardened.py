@@ -26,6 +26,7 @@ from erase_sd.models.clip import FreeEmbeddings
 from erase_sd.models.denoiser import open_denoiser
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.unlearning.checkpoint import Checkpoint, Snapshot, TrainerState
 from erase_sd.unlearning.stage import unlearn
 
 
@@ -175,6 +176,16 @@ def test_the_neighbour_term_is_the_change_under_a_word_that_the_caption_does_not
         task.clip.tokens(["apple"])
     ]
     assert method.words is not None and not (method.words == apple[0, 1]).all(1).any()
+
+
+def test_a_checkpoint_holds_what_a_method_remembers(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
+    memory = {"pool": torch.arange(6.0).reshape(3, 1, 2)}
+    weights = {"text_model.weight": torch.ones(2)}
+    checkpoint.save(Snapshot(TrainerState(batch_sizes=(2, 2)), weights, {}, memory))
+    snapshot = checkpoint.load()
+    assert snapshot is not None and same(dict(snapshot.memory), memory)
+    assert same(dict(snapshot.accepted), weights) and not snapshot.optimizer
 
 
 def test_a_resumed_run_continues_with_the_same_adversaries(tiny: Models) -> None:
