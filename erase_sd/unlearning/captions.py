@@ -133,6 +133,8 @@ def mention_ends(clip: Clip, pairs: Sequence[CaptionPair], concepts: Sequence[Co
     """Position of the last token of each caption's last mention, 0 if there is none, (n,)."""
     ends = torch.zeros(len(pairs), dtype=torch.long)
     for row, pair in enumerate(pairs):
+        if not pair.mentions:
+            continue
         if spans := [span for concept in concepts for span in concept.spans(pair.caption)]:
             last = max(end for _, end in spans)
             offsets = clip.tokenizer(pair.caption, return_offsets_mapping=True)["offset_mapping"]
