@@ -40,17 +40,21 @@ def unlearn(
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
     is a Flickr30K folder, or "synth" for pairs that the model generates itself. `settings` are fields
-    of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError.
+    of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
+    complete but the concept is still there.
     """
     from .models.presets import resolve
     from .unlearning.settings import UnlearnSettings, parse_concepts
+    from .unlearning.stage import check_erased
     from .unlearning.stage import unlearn as unlearn_stage
 
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     parsed = UnlearnSettings(concepts=parse_concepts(names, synonyms, keep_senses), **settings)
     folder = run_folder(run, tuple(names))
     models = resolve(preset, model, clip, data, revision=revision)
-    unlearn_stage(parsed, models, Run(folder), progress)
+    own = Run(folder)
+    unlearn_stage(parsed, models, own, progress)
+    check_erased(own, parsed.max_residual)
     return folder
 
 

@@ -38,6 +38,7 @@ def tokenized(ids: list[int], removed: list[int], mask: list[float]) -> Tokenize
         concept_removed_ids=torch.tensor(removed)[:, None],
         source=torch.zeros(2, 1, dtype=torch.long),
         mask=torch.tensor(mask)[:, None],
+        mention_end=torch.zeros(2, dtype=torch.long),
     )
 
 

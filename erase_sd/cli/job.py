@@ -34,6 +34,7 @@ def unlearn(
     validate_every: opt.ValidateEvery = None,
     forget_threshold: opt.ForgetThreshold = None,
     retain_floor: opt.RetainFloor = None,
+    max_residual: opt.MaxResidual = None,
     seed: opt.Seed = None,
     mine_mentions: opt.MineMentions = None,
     dtype: opt.TrainingDtype = None,
@@ -48,8 +49,8 @@ def unlearn(
     settings = opt.chosen(
         method=method, towers=towers, learning_rate=learning_rate, steps=steps, min_steps=min_steps,
         forget_batch=forget_batch, retain_batch=retain_batch, validate_every=validate_every,
-        forget_threshold=forget_threshold, retain_floor=retain_floor, seed=seed, dtype=dtype,
-        mine_mentions=mine_mentions,
+        forget_threshold=forget_threshold, retain_floor=retain_floor, max_residual=max_residual,
+        seed=seed, dtype=dtype, mine_mentions=mine_mentions,
     )  # fmt: skip
     _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,

@@ -157,6 +157,13 @@ ForgetThreshold = Annotated[
         show_default="the method's",
     ),
 ]
+MaxResidual = Annotated[
+    float | None,
+    typer.Option(
+        help="Held-out residual concept similarity above which unlearning fails with exit status 1.",
+        show_default="0.5",
+    ),
+]
 RetainFloor = Annotated[
     float | None,
     typer.Option(

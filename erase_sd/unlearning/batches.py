@@ -34,8 +34,10 @@ class Batches:
         self.sizes = (settings.forget_batch, settings.retain_batch)
         self._stored: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def at(self, step: int, steps: int, needs: frozenset[Need]) -> Batch:
-        """The batch of `step`, from 0, with the encodings that a method needs."""
+    def at(
+        self, step: int, steps: int, needs: frozenset[Need], memory: dict[str, Tensor] | None = None
+    ) -> Batch:
+        """The batch of `step`, from 0, with the encodings that a method needs and its memory."""
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
         forget = torch.randint(len(self.forget), (self.sizes[0],), generator=generator)
         retain = torch.randperm(len(self.retain), generator=generator)[: self.sizes[1]]
@@ -50,6 +52,7 @@ class Batches:
             concept_removed,
             step / steps,
             generator,
+            {} if memory is None else memory,
         )
 
     def shrink(self) -> None:

@@ -86,7 +86,12 @@ def tokenize_pairs(
         features = torch.stack([table[_image(pair)] for pair in kept])
     paths = [data.path_of(_image(pair)) for pair in kept]
     return TokenizedPairs(
-        kept, ids, features, paths, *concept_removed_ids(clip, kept, ids, concepts)
+        kept,
+        ids,
+        features,
+        paths,
+        *concept_removed_ids(clip, kept, ids, concepts),
+        mention_ends(clip, kept, concepts),
     )
 
 
@@ -121,6 +126,19 @@ def concept_removed_ids(
         source[row, : len(positions)] = torch.tensor(positions)
         mask[row] = 1
     return removed_ids, source, mask
+
+
+def mention_ends(clip: Clip, pairs: Sequence[CaptionPair], concepts: Sequence[Concept]) -> Tensor:
+    """Position of the last token of each caption's last mention, 0 if there is none, (n,)."""
+    ends = torch.zeros(len(pairs), dtype=torch.long)
+    for row, pair in enumerate(pairs):
+        if not pair.mentions:
+            continue
+        if spans := [span for concept in concepts for span in concept.spans(pair.caption)]:
+            last = max(end for _, end in spans)
+            offsets = clip.tokenizer(pair.caption, return_offsets_mapping=True)["offset_mapping"]
+            ends[row] = max(i for i, (start, end) in enumerate(offsets) if start < last and end)
+    return ends
 
 
 def position_map(

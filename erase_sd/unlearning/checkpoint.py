@@ -48,6 +48,8 @@ class Snapshot:
     """Weights of the last accepted validation, by parameter name."""
     optimizer: Mapping[str, Mapping[str, Tensor]]
     """Adam's state (`step`, `exp_avg`, `exp_avg_sq`) by parameter name; empty after a roll-back."""
+    memory: Mapping[str, Tensor]
+    """What the method carries from step to step."""
 
 
 class Checkpoint:
@@ -59,6 +61,7 @@ class Checkpoint:
     def save(self, snapshot: Snapshot) -> None:
         """Writes the snapshot, whole or not at all."""
         tensors = {f"accepted.{name}": tensor for name, tensor in snapshot.accepted.items()}
+        tensors |= {f"memory.{name}": tensor for name, tensor in snapshot.memory.items()}
         for name, adam in snapshot.optimizer.items():
             tensors |= {f"{key}.{name}": tensor for key, tensor in adam.items()}
         state = json.dumps(dataclasses.asdict(snapshot.state))
@@ -80,11 +83,14 @@ class Checkpoint:
             ) from None
         state.batch_sizes = (state.batch_sizes[0], state.batch_sizes[1])
         accepted: dict[str, Tensor] = {}
+        memory: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "accepted":
                 accepted[name] = tensor
+            elif kind == "memory":
+                memory[name] = tensor
             else:
                 optimizer.setdefault(name, {})[kind] = tensor
-        return Snapshot(state, accepted, optimizer)
+        return Snapshot(state, accepted, optimizer, memory)

@@ -13,6 +13,7 @@ from ..data.pair import Split
 from ..data.split import ConceptSets
 from ..methods.base import Task
 from ..models.clip import Clip
+from ..models.denoiser import open_denoiser
 from ..models.text_encoder import TextEncoder
 from ..run import Run
 from .captions import TokenizedSets, tokenize_sets
@@ -32,6 +33,8 @@ class Session:
     pairs: TokenizedSets
     checkpoint: Checkpoint
     log_path: Path
+    pipeline: Path
+    """The diffusers folder whose text encoder is unlearned."""
     originals: dict[Split, OriginalEncodings] = field(default_factory=dict)
     """The original's encodings of each split that was measured."""
 
@@ -44,6 +47,7 @@ class Session:
             forget=self.pairs.forget["train"],
             retain=self.pairs.retain["train"],
             seed=self.settings.seed,
+            open_denoiser=lambda: open_denoiser(self.pipeline),
         )
 
     def measure(self, split: Split) -> ErasureMetrics:
@@ -82,4 +86,5 @@ def open_session(
         pairs=pairs,
         checkpoint=Checkpoint(run.folder / f"checkpoint{suffix}.safetensors"),
         log_path=run.training_log(encoder.name),
+        pipeline=encoder.folder.parent,
     )

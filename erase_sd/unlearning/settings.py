@@ -55,6 +55,9 @@ class UnlearnSettings:
     min_steps: int = 100
     """Minimum number of steps before the forget threshold can end training, because images keep
     changing after the similarity has settled."""
+    max_residual: float = 0.5
+    """Residual concept similarity on the held-out images above which an unlearning counts as failed:
+    it ends with an error and exit status 1, and its files are kept."""
     seed: int = 0
     """Random seed of the batches and of the method's own samples; the data split is the same for every
     seed."""
@@ -106,6 +109,8 @@ class UnlearnSettings:
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise SettingError(f"needs a number above 0, got {rate}", field="learning_rate")
+        if not self.max_residual >= 0:
+            raise SettingError(f"needs at least 0, got {self.max_residual}", field="max_residual")
         for name in ("forget_threshold", "retain_floor"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

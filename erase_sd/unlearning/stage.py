@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import runtime
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, split_by_concept
+from ..errors import NotErasedError
 from ..files import hash_folder
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
@@ -84,6 +85,23 @@ def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
         return {}
     clip.model.to(runtime.device())
     return mine_mentions(clip, sets, settings.concepts)
+
+
+def check_erased(run: Run, max_residual: float) -> None:
+    """Raises NotErasedError if a finished run left the concept in one of its text encoders.
+
+    An unlearning that changed nothing leaves a residual concept similarity of 1.
+    """
+    record = run.unlearned()
+    for name, result in record.encoders.items():
+        residual = result.held_out["residual_concept_similarity"]
+        if residual > max_residual:
+            concepts = ", ".join(concept.name for concept in record.concepts)
+            raise NotErasedError(
+                f"{run.folder}: {concepts} not erased from {name}: residual concept similarity "
+                f"{residual:.2f} on the held-out captions, at most {max_residual:g} is allowed; the "
+                "run's files are kept; try more steps, another learning rate or synonyms"
+            )
 
 
 def clips_of(models: Models) -> list[Path]:

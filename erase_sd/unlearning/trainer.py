@@ -43,6 +43,7 @@ class Trainer:
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0
         self.log: list[TrainRecord] = []
+        self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
         self.begin(method)
 
@@ -136,6 +137,7 @@ class Trainer:
         self.accepted = {name: snapshot.accepted[name] for name in self.student.parameters}
         self.student.load(self.accepted)
         self._load_optimizer(snapshot)
+        self.memory = dict(snapshot.memory)
         records = read_records(self.session.log_path, TrainRecord)
         self.log = [record for record in records if record.step <= self.state.step]
 
@@ -168,7 +170,7 @@ class Trainer:
         """Computes the gradients of one batch, and returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.student.precision():
-            batch = self.batches.at(self.state.step, self.steps, self.method.needs)
+            batch = self.batches.at(self.state.step, self.steps, self.method.needs, self.memory)
         # In float32: a similarity times CLIP's temperature keeps no decimals in bf16.
         terms = self.method.loss(self.student, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -214,4 +216,4 @@ class Trainer:
             for name, parameter in self.parameters.items()
             if parameter in self.optimizer.state
         }
-        self.session.checkpoint.save(Snapshot(self.state, self.accepted, optimizer))
+        self.session.checkpoint.save(Snapshot(self.state, self.accepted, optimizer, self.memory))
