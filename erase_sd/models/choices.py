@@ -7,5 +7,5 @@ from typing import Literal, get_args
 Towers = Literal["text", "both"]
 """Towers of CLIP that train."""
 
-ExportFormat = Literal["diffusers", "comfyui", "a1111", "hub-folder"]
+ExportFormat = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

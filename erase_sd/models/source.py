@@ -30,7 +30,7 @@ UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 def fetch(field: str, source: Source, files: Sequence[str], revision: str | None = None) -> Path:
     """A folder itself, or a hub repository's files in the hub's cache, downloaded if missing.
 
-    The only function that uses the network; it logs that it does. Raises ModelError about `field` if
+    The only function that downloads anything; it logs that it does. Raises ModelError about `field` if
     `source` is neither a folder nor a repository that can be fetched.
     """
     if Path(source).is_dir():
