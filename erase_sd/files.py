@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,15 +57,17 @@ def _hash_file(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, *patterns: str) -> str:
+def hash_folder(
+    folder: Path, *patterns: str, without: Callable[[Path], bool] = lambda _: False
+) -> str:
     """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern.
 
-    Links to folders are followed; hidden files and folders are left out.
+    Links to folders are followed; hidden files, and those that are `without`, are left out.
     """
     files = sorted(
         path
         for path in walk_files(folder)
-        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
+        if any(fnmatch.fnmatchcase(path.name, p) for p in patterns) and not without(path)
     )
     return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
 

@@ -14,6 +14,7 @@ from .. import runtime
 from ..errors import ModelError, reason
 from ..files import read_json
 from .clip import Tap
+from .source import variant_of
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
 
@@ -40,6 +41,7 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=runtime.dtype(dtype),
+            variant=variant_of(folder / "unet"),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
@@ -54,6 +56,10 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
             field="model",
             value=folder,
         )
+    for name, encoder in encoders_of(pipe).items():
+        tokenizer, length = _tokenizer(pipe, name), encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
+            tokenizer.model_max_length = length
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
@@ -66,6 +72,10 @@ def encoders_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     """The pipeline's text encoders by name."""
     names = ("text_encoder", "text_encoder_2")
     return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+
+
+def _tokenizer(pipe: DiffusionPipeline, encoder: str) -> Any:
+    return getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
 
 
 def swap(pipe: DiffusionPipeline, encoders: Mapping[str, Any]) -> None:
@@ -125,7 +135,7 @@ def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
     """
     hidden_states, pooled = [], {}
     for name, encoder in encoders_of(pipe).items():
-        tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
+        tokenizer = _tokenizer(pipe, name)
         ids = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
         out = encoder(ids.to(pipe.device), output_hidden_states=True)
         last = Tap(encoder.config.num_hidden_layers, norm=True)

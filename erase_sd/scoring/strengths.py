@@ -50,7 +50,7 @@ class StrengthRate:
 
 
 def strength_rates(
-    run: Run, models: Models, lora: Path, strengths: Sequence[float] = STRENGTHS
+    run: Run, models: Models, lora: Path, strengths: Sequence[float]
 ) -> list[StrengthRate]:
     """Generates the run's prompts again, in the same batches, with the LoRA at every strength.
 
@@ -134,7 +134,7 @@ def main() -> None:
         if not files:
             raise RunError(f"{folder}: no LoRA; export it first")
         runtime.quiet_libraries()
-        rates = strength_rates(run, models_of_run(run), files[0])
+        rates = strength_rates(run, models_of_run(run), files[0], STRENGTHS)
     except EraseError as error:
         sys.exit(f"erase_sd.scoring.strengths: {error}")
     write_json(folder / "strengths.json", [asdict(rate) for rate in rates])
