@@ -22,6 +22,11 @@ from ..models import unpickle
 DEFAULT_SIZE = 640  # pixels; what YOLOv5's .pt files are trained at
 SCALES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}  # by the channels of the first layer
 STRIDES = (8, 16, 32)
+OPEN_VOCABULARY = ("WorldModel", "YOLOEModel", "YOLOESegModel")
+NO_TEXT_ENCODER = (
+    "an open-vocabulary detector (YOLO-World, YOLOE): its classes are written by a text encoder that is "
+    "not in the file and that ultralytics downloads, which erase-sd does not let it do; needs YOLOv5"
+)
 EXPECTED = "YOLOv5 n, s, m, l or x for detection, release 6 or later"
 
 
@@ -93,9 +98,13 @@ def _read_pt(path: Path) -> LoadedDetector:
     try:
         averaged = checkpoint.get("ema")
         stored = checkpoint["model"] if averaged is None else averaged
+        if stored.name.rpartition(".")[2] in OPEN_VOCABULARY:
+            raise ModelError(NO_TEXT_ENCODER)
         tensors = unpickle.tensors(stored)
         names = _names(stored.state["names"])
         activations = {m.name for name, m in unpickle.modules(stored) if name.endswith(".act.")}
+    except ModelError as error:
+        raise _error(path, error.rule) from None
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise _error(path, f"not a detector ({why}); needs {EXPECTED}") from None
