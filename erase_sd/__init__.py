@@ -1,6 +1,7 @@
 """Erases concepts from Stable Diffusion by unlearning its CLIP text encoder, and measures the result."""
 
 from .api import (
+    apply,
     attack,
     compare,
     concept_removed,
@@ -23,6 +24,7 @@ __all__ = [
     "ModelError",
     "RunError",
     "SettingError",
+    "apply",
     "attack",
     "compare",
     "concept_removed",

@@ -1,11 +1,11 @@
 """The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
-`explain`, `compare`, `load`; and `concept_removed`. Nothing heavy is imported before a call."""
+`explain`, `compare`; and `load`, `apply`, `concept_removed`. Nothing heavy is imported before a call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import RunError, SettingError
 from .run import RUNS, Run, run_folder
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .models.presets import Preset
     from .models.source import Source
     from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
+
+Pipeline = TypeVar("Pipeline")
 
 
 def unlearn(
@@ -243,16 +245,27 @@ def load(
     run: str | Path,
     encoder: str = "text_encoder",
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Precision | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> CLIPTextModel:
-    """The erased text encoder of a run, by name or folder: `pipe.text_encoder = load("apple")`.
+    """The erased text encoder of a run, by name or folder; SDXL has a second one, `text_encoder_2`.
 
-    SDXL has a second one, `text_encoder_2`. Raises EraseError.
+    In float32 on the CPU by default; `apply` puts it into a pipeline as it is. Raises EraseError.
     """
     from .models.erased import load as load_encoder
 
-    return load_encoder(run_folder(run), encoder, dtype, device)
+    return load_encoder(run, encoder, dtype, device)
+
+
+def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
+    """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
+
+    Every erased encoder is written into the pipeline's own, in its precision and on its device. LoRA
+    adapters and textual inversions may be loaded before or afterwards. Raises EraseError.
+    """
+    from .models.apply import apply as apply_to
+
+    return apply_to(pipe, run)
 
 
 def concept_removed(text: str, concept: str | Concept) -> str:

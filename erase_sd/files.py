@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import io
@@ -12,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,10 +57,34 @@ def _hash_file(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, *patterns: str) -> str:
-    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern."""
-    files = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
+def hash_folder(
+    folder: Path, *patterns: str, without: Callable[[Path], bool] = lambda _: False
+) -> str:
+    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern.
+
+    Links to folders are followed; hidden files, and those that are `without`, are left out.
+    """
+    files = sorted(
+        path
+        for path in walk_files(folder)
+        if any(fnmatch.fnmatchcase(path.name, p) for p in patterns) and not without(path)
+    )
     return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files in `folder`, at any depth, also behind links; none that are hidden (`._1.jpg`), nor
+    those of `__MACOSX`, which archives from a Mac contain."""
+    visited: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        state = Path(root).stat()
+        if (state.st_dev, state.st_ino) in visited:  # a link back
+            folders.clear()
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
+        paths = (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 @contextlib.contextmanager
@@ -184,9 +209,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for path_inside in partial.rglob("*"):
+            path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
+            if path_inside.is_file():
+                _sync(path_inside)
         partial.chmod(0o755)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)

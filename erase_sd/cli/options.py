@@ -56,7 +56,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Stable Diffusion in diffusers format: a folder or a hub id.",
+        help="Stable Diffusion: a diffusers folder, a hub id, or a single .safetensors file.",
         show_default="the preset's",
     ),
 ]

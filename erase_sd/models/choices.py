@@ -11,5 +11,5 @@ Sampler = Literal["ddim", "unipc", "dpm++"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 """Solvers of the diffusion ODE: DDIM, UniPC and DPM-Solver++ (2M)."""
 
-ExportFormat = Literal["diffusers", "comfyui", "a1111", "hub-folder"]
+ExportFormat = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -15,6 +15,7 @@ from ..errors import ModelError, reason
 from ..files import read_json
 from .choices import Sampler
 from .clip import Tap
+from .source import variant_of
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
 
@@ -52,6 +53,7 @@ def open_pipeline(
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True,
             dtype=runtime.dtype(runtime.image_precision(dtype)),
+            variant=variant_of(folder / "unet"),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
@@ -66,6 +68,10 @@ def open_pipeline(
             field="model",
             value=folder,
         )
+    for name, encoder in encoders_of(pipe).items():
+        tokenizer, length = tokenizer_of(pipe, name), encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
+            tokenizer.model_max_length = length
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError, reason
 from ..files import hash_file, hash_folder, key_of, read_json
 from .clip import Clip, Tap
-from .source import check_config, fingerprint
+from .source import check_config, fingerprint, variant_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -25,6 +25,8 @@ PIPELINES = {
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
+
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def load_weights(kind: Any, folder: Path) -> Any:
     check_config(folder)
     try:
         model, info = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            variant=variant_of(folder),
+        )  # fmt: skip
     except Exception as error:  # a damaged file raises different errors in different releases
         raise ModelError(f"{folder}: weights cannot be loaded ({reason(error)})") from None
     wrong = [*info["missing_keys"], *info.get("mismatched_keys", ())]
@@ -109,7 +112,9 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     model = load_weights(CLIPModel, folder)
     model.requires_grad_(False)
     if encoder:
-        model.load_state_dict(_text_weights(encoder.folder), strict=False)
+        weights = _text_weights(encoder.folder)
+        _add_tokens(model, len(weights[TOKEN_EMBEDDING]))
+        model.load_state_dict(weights, strict=False)
     return Clip(
         model=model,
         tokenizer=CLIPTokenizer.from_pretrained(
@@ -121,8 +126,20 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     )
 
 
+def _add_tokens(model: Any, vocabulary: int) -> None:
+    """Rows for the tokens that textual inversion added to the pipeline's encoder."""
+    config, old = model.config.text_config, model.text_model.get_input_embeddings()
+    if vocabulary > config.vocab_size:
+        model.text_model.set_input_embeddings(nn.Embedding(vocabulary, old.embedding_dim))
+        model.requires_grad_(False)
+        config.vocab_size = vocabulary
+
+
 def check_fit(clip: Path, encoder: Path) -> None:
-    """Raises ModelError unless `encoder` is CLIP's text tower, or the lower layers of it."""
+    """Raises ModelError unless `encoder` is CLIP's text tower, or the lower layers of it.
+
+    It may have more tokens than CLIP, as after textual inversion.
+    """
     check_config(clip)
     tower_config = read_json(clip / "config.json").get("text_config") or {}
     encoder_config = read_json(encoder / "config.json")
@@ -135,7 +152,8 @@ def check_fit(clip: Path, encoder: Path) -> None:
     theirs, ours = CLIPTextConfig(**tower_config), CLIPTextConfig(**encoder_config)
     for field in ("hidden_size", "intermediate_size", "num_attention_heads",
                   "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
-        if getattr(theirs, field) != getattr(ours, field):
+        added = field == "vocab_size" and ours.vocab_size > theirs.vocab_size
+        if getattr(theirs, field) != getattr(ours, field) and not added:
             raise ModelError(
                 f"not the CLIP of {encoder}, whose {field} is {getattr(ours, field)}, CLIP has "
                 f"{getattr(theirs, field)}",

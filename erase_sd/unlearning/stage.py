@@ -12,11 +12,11 @@ from .. import runtime
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import NotErasedError
-from ..files import hash_folder
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
 from ..models.clip import Clip
 from ..models.presets import Models
+from ..models.source import fingerprint
 from ..models.text_encoder import check_fit, load_clip, text_encoders
 from ..run import Run
 from ..run.folder import refuse_other
@@ -116,7 +116,7 @@ def origin(models: Models, data: Dataset | None) -> Origin:
     """
     return Origin(
         model=models.fingerprint(),
-        clip=tuple(hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)),
+        clip=tuple(fingerprint(folder) for folder in clips_of(models)),
         data=data.digest if data else "",
         missing_images=len(data.missing) if data else 0,
     )

@@ -15,7 +15,11 @@ from .gallery import Gallery, labelled_gallery
 
 def read_class_folders(folder: Path, concepts: Sequence[Concept]) -> Gallery:
     """The images in the sub-folders of `folder`. Raises DataError unless at least two have images."""
-    inside = [path for path in sorted(folder.glob("*/*")) if not path.parent.name.startswith(".")]
+    inside = [
+        path
+        for path in sorted(folder.glob("*/*"))
+        if not path.parent.name.startswith((".", "__MACOSX")) and not path.name.startswith(".")
+    ]
     images = [path for path in inside if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if len({path.parent for path in images}) < 2:
         raise DataError(

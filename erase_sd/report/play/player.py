@@ -37,7 +37,7 @@ class Player:
         stages = run.record.stages
         classes = stages.score.settings.get("classes", {}) if stages.score else {}
         self.targets: dict[str, str] = {
-            c.name: classes.get(c.name, c.name) for c in erasure.concepts
+            c.name: classes.get(c.name, c.name.lower()) for c in erasure.concepts
         }
         """The detector's class of each concept."""
         self.detector = models.detector_file()
