@@ -20,9 +20,7 @@ SHARED_COMMANDS = ("generate", "compare")
 def launch(
     command: Annotated[
         list[str],
-        typer.Argument(
-            metavar="COMMAND", help="Command with its options: generate or compare."
-        ),
+        typer.Argument(metavar="COMMAND", help="Command with its options: generate or compare."),
     ],
     processes: Annotated[
         int, typer.Option("--processes", "-n", min=1, help="Number of processes, one per GPU.")
