@@ -46,13 +46,22 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_each_command_has_the_options_it_is_given(line: str) -> None:
     name, *words = shlex.split(line)
-    known = {option for parameter in commands()[name].params for option in parameter.opts}
+    known = {
+        option
+        for parameter in commands()[name].params
+        for option in [*parameter.opts, *parameter.secondary_opts]
+    }
     assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
-    known = {o for command in commands().values() for p in command.params for o in p.opts}
-    others = {"--help", "--nproc_per_node", "--dist", "--size", "--compare"}  # of other programs
+    known = {
+        o
+        for command in commands().values()
+        for p in command.params
+        for o in (*p.opts, *p.secondary_opts)
+    }
+    others = {"--help", "--nproc_per_node", "--dist", "--size", "--compare"}  # torchrun, pytest, benchmark
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 
@@ -114,7 +123,7 @@ def test_the_python_of_the_readme_uses_what_the_package_offers() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "erase_sd"
     }
-    assert names == {"unlearn", "generate", "score", "apply"}
+    assert names == {"unlearn", "generate", "score", "apply", "concept_removed"}
     assert names <= set(erase_sd.__all__)
 
 
