@@ -49,7 +49,7 @@ def matches(group: RateGroup, kind: PromptKind, erased: int) -> list[Match]:
 def attack_record(name: str, hits: int) -> AttackRecord:
     ten, none = rate_of([i < hits for i in range(10)]), rate_of([False] * 10)
     return AttackRecord(
-        attack=name, concept="apple", row="1 token", access="white box", key="", attacked=ten,
+        attack=name, concept="apple", row="1 token", control=False, access="white box", key="", attacked=ten,
         no_attack=none, original=rate_of([True] * 10), same_input=None, found=(), images=(),
         original_images=(), seconds=1.0, settings={},
     )  # fmt: skip
@@ -93,6 +93,9 @@ def test_the_verdict_says_what_was_tried_only() -> None:
     assert synonym in without.evidence
     broken = verdict_of(report_data(attack_record("p4d", 3), attack_record("sweep", 1)), [])
     assert broken.judgements[:2] == (words, "Under attack it comes back in up to 30 % (p4d).")
+    yardstick = dataclasses.replace(attack_record("relearning", 9), control=True)
+    beside = verdict_of(report_data(attack_record("p4d", 3), yardstick), [])
+    assert beside.judgements[1] == broken.judgements[1]
     held = verdict_of(report_data(attack_record("p4d", 0)), [])
     assert held.judgements[1] == "No attack that was run brings it back in more than 5 %."
     assert depth_lines(report_data(attack_record("p4d", 3)), "apple")[1] == (

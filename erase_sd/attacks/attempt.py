@@ -146,6 +146,7 @@ class Attempt:
             attack=self.name,
             concept=self.target.concept.name,
             row=probe.name,
+            control=probe.control,
             access=self.attack.access if self.attack else "black box",
             key=key,
             attacked=attacked,

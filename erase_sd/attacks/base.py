@@ -29,6 +29,8 @@ class Probe:
     """The original model's encodings of the same input, if it can read it."""
     empty: Embeds | None = None
     """The encoding of the empty prompt, if the attack has changed the model."""
+    control: bool = False
+    """Whether it is a yardstick for the others rather than an attack, such as another word."""
     images: int | None = None
     """How many of the target's images to generate; None: all."""
 

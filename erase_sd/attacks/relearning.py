@@ -77,4 +77,5 @@ class Relearning(Attack):
                 embeds=encode_rows(target, student, rows),
                 empty=target.empty(student),
                 images=min(self.shown, target.n),
+                control=word is not None,
             )

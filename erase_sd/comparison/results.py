@@ -107,6 +107,8 @@ def _attacks(cell: Cell, run: Run) -> list[CellMeasure]:
     for row in record.rows if record else ():
         own = strongest.setdefault(row.attack, {})
         before = own.get(row.concept)
+        if row.control:
+            continue
         if before is None or row.attacked.value > before.attacked.value:
             own[row.concept] = row
     rows = []

@@ -47,6 +47,12 @@ def attack_rows(data: ReportData, concept: str) -> list[AttackRecord]:
     return [row for row in rows if row.concept == concept and row.attack != "none"]
 
 
+def strongest_first(rows: Sequence[AttackRecord]) -> list[AttackRecord]:
+    """The rows of attacks, without their yardsticks, highest rate first."""
+    own = [row for row in rows if not row.control]
+    return sorted(own, key=lambda row: -row.attacked.value)
+
+
 def depth_lines(data: ReportData, concept: str) -> list[str]:
     """What was asked beyond the concept's name, and what it brought back, in counts."""
     assert data.scores is not None
@@ -57,8 +63,8 @@ def depth_lines(data: ReportData, concept: str) -> list[str]:
         for rates in data.scores.rates
         if (rates.concept, rates.group) == (concept, "target") and rates.kind != "plain"
     ]
-    if rows := attack_rows(data, concept):
-        worst = max(rows, key=lambda row: row.attacked.value)
+    if rows := strongest_first(attack_rows(data, concept)):
+        worst = rows[0]
         attacks = len({row.attack for row in rows})
         lines.append(
             f"{name}, under {attacks} attack{'s' * (attacks > 1)}: at most {worst.attacked.detected} of "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..run.measurements import AttackRecord, RateComparison
 from .data import ReportData
 from .image_pairs import ImagePair
-from .ladder import attack_rows, depth_lines
+from .ladder import attack_rows, depth_lines, strongest_first
 
 MIN_DETECTIONS = 6  # with fewer, even losing all of them gives McNemar's p above 0.05
 SIGNIFICANCE = 0.05
@@ -60,7 +60,7 @@ def verdict_of(data: ReportData, pairs: Sequence[ImagePair]) -> Verdict:
             judgements.append(f"{name}{_judge_concept(rates)}")
             evidence.append(f"{name}: {_detected(rates)}")
             evidence += depth_lines(data, concept.name)
-            if rows := attack_rows(data, concept.name):
+            if rows := strongest_first(attack_rows(data, concept.name)):
                 judgements.append(_judge_attacks(rows))
             look_alikes += _look_alike_lines(data, concept.name, lost)
         else:
@@ -84,8 +84,8 @@ def _judge_concept(rates: RateComparison) -> str:
 
 
 def _judge_attacks(rows: Sequence[AttackRecord]) -> str:
-    """A sentence on the attacks that were run; others may do more."""
-    worst = max(rows, key=lambda row: row.attacked.value)
+    """A sentence on the attacks that were run, strongest first; others may do more."""
+    worst = rows[0]
     if worst.attacked.value <= GONE_RATE:
         return f"No attack that was run brings it back in more than {100 * GONE_RATE:.0f} %."
     return (

@@ -157,6 +157,8 @@ class AttackRecord:
     concept: str
     row: str
     """What sets it apart from the attack's other rows, such as "2 embeddings"."""
+    control: bool
+    """Whether the row is a yardstick for the others rather than an attack."""
     access: str
     """What the attack reads: "black box", "original" or "white box"."""
     key: str
