@@ -115,7 +115,7 @@ def test_closed_choices_are_those_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        ("export --to ", {"diffusers", "comfyui", "a1111", "hub-folder"}),
+        ("export --to ", {"diffusers", "comfyui", "a1111", "lora", "hub-folder"}),
         ("unlearn --towers ", {"text", "both"}),
         ("unlearn --method cliperase", {"cliperase", "cliperase-anchored", "cliperase-hardened"}),
         ("generate --dtype ", {"auto", "fp32", "bf16", "fp16"}),

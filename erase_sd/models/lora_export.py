@@ -99,8 +99,8 @@ def _change(
             value=rank,
         )
     log.info(
-        "%s: rank %d; %.0f%% of the erasure is left undone, because biases, norms and embeddings stay "
-        "as they were",
+        "%s: rank %d; hidden states keep %.0f%% of the original's distance from the erased encoder's; "
+        "biases, norms and embeddings are left out",
         name, rank, 100 * residual,
     )  # fmt: skip
     quality = LoraQuality(

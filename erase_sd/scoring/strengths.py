@@ -118,7 +118,7 @@ def strengths_png(rates: Sequence[StrengthRate], title: str) -> bytes:
             axes.axhline(100 * own[0].erased.value, color=colour, linestyle="--", linewidth=0.8)
         axes.set(xlabel="strength of the LoRA", ylabel="detection rate, %", ylim=(-3, 103))
         axes.set_title(title, fontsize=10)
-        axes.legend(loc="center left")
+        axes.legend(loc="center right")
 
     return plotting.render_png(draw, (6.4, 4.0))
 
