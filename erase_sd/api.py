@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RunError, SettingError
+from .errors import EraseError, RunError, SettingError
 from .run import RUNS, Run, run_folder
-from .runtime import Precision, Progress
+from .runtime import Precision, Progress, log
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,8 @@ def score(
     """Detects objects in the images of a run, by default of all under `runs/`, and returns the rates.
 
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
-    for a run that erased more than one. Raises EraseError.
+    for a run that erased more than one. Of all runs, one that cannot be scored is logged as an error and
+    left out. Raises EraseError.
     """
     from .models.presets import models_of_run
     from .scoring.stage import merge, runs_with_images
@@ -114,14 +115,18 @@ def score(
     if not runs:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
-    return merge(
-        *(
-            score_stage(
-                own, models_of_run(own, preset=preset, detector=detector), classes, progress
-            )
-            for own in runs
-        )
-    )
+    scores = []
+    for own in runs:
+        try:
+            models = models_of_run(own, preset=preset, detector=detector)
+            scores.append(score_stage(own, models, classes, progress))
+        except EraseError as error:
+            if run is not None:
+                raise
+            log.error("%s; left out of the table", error)
+    if not scores:
+        raise RunError(f"no run in {RUNS}/ could be scored")
+    return merge(*scores)
 
 
 def evaluate(

@@ -289,7 +289,7 @@ def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny:
     for change in changes:
         other = dataclasses.replace(here, origin=dataclasses.replace(here.origin, **change))
         assert not is_done(cell, other)
-    unknown_data = dataclasses.replace(here.origin, data="", missing_images=0)
+    unknown_data = dataclasses.replace(here.origin, data="", images="", missing_images=0)
     assert is_done(cell, dataclasses.replace(here, origin=unknown_data))
     own = path.read_text()
     record = json.loads(own)

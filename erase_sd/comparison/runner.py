@@ -83,6 +83,9 @@ def compare(
     cells = cells_of(concepts, methods, seeds, out)
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder)
+    if "MASTER_ADDR" not in os.environ:  # left over from a launcher; there is no one to join
+        for name in LAUNCHER_VARIABLES:
+            os.environ.pop(name, None)
     # accelerate assumes GPUs unless told otherwise. A process with few cells may wait hours for another.
     state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
     with state.main_process_first():

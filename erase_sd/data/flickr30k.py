@@ -7,11 +7,11 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import digest
+from ..files import digest, hash_file, key_of
 from .formats import FORMATS, CaptionRow
 from .formats import TOKEN_FILE as TOKEN_FILE
 from .images import IMAGE_SUFFIXES
@@ -49,11 +49,20 @@ class Dataset:
     items: tuple[CaptionedImage, ...]
     files: Mapping[str, Path]
     """Paths of the image files that exist, by file name."""
+    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+    """Images that were found not to be readable, and why; they are left out."""
 
     @functools.cached_property
     def missing(self) -> tuple[str, ...]:
         """Names of images that have captions but no file."""
         return tuple(item.image for item in self.items if item.image not in self.files)
+
+    @functools.cached_property
+    def images_digest(self) -> str:
+        """SHA-256 of the image files: their names and hashes."""
+        return key_of(
+            [[i.image, hash_file(self.files[i.image])] for i in self.items if i.image in self.files]
+        )
 
     def path_of(self, image_name: str) -> Path:
         """Path of an image. Raises DataError if the file is missing."""
@@ -117,10 +126,11 @@ def _find_files(folder: Path) -> tuple[Path, dict[str, Path]]:
             continue
         visited.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        sources += [here / n for n in files if n.lower() in FORMATS and n.lower() != "sentences"]
+        named = [here / n for n in files if n.lower() in FORMATS and n.lower() != "sentences"]
+        sources += [path for path in named if path.is_file()]
         sources += [here / n for n in folders if n.lower() == "sentences"]
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if name.lower().endswith(IMAGE_SUFFIXES) and (here / name).is_file():
                 images.setdefault(name, here / name)
     if not sources:
         raise DataError(

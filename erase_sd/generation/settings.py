@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from .. import runtime
 from ..errors import SettingError
 
+MOST = {"images_per_prompt": 10_000, "steps": 1000, "batch": 1000}
+"""Upper bounds; the schedulers of Stable Diffusion have 1,000 time steps."""
 MAX_SEED = 2**63 - 10**9  # leaves every image of a run a seed that torch accepts
 
 
@@ -29,10 +31,10 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         runtime.dtype(self.dtype)
-        for name in ("images_per_prompt", "steps", "batch"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"needs at least 1, got {value}", field=name)
+            if value is not None and not 1 <= value <= most:
+                raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
         if self.guidance is not None and not 1 <= self.guidance <= 100:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:

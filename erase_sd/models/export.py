@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checked import sweep
 from ..data.concept import slug
 from ..errors import ModelError, RunError, SettingError, reason
 from ..files import read_json, whole_folder, write_json, write_text
@@ -22,6 +23,7 @@ from .choices import EXPORT_FORMATS
 from .choices import ExportFormat as ExportFormat
 from .model_card import card
 from .presets import Models
+from .text_encoder import load_text_encoder
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,27 @@ def export(
     out = out or run.folder / "export" / to
     if out.exists() and not (out / "erase.json").is_file():
         raise SettingError("exists and is not an export", field="out", value=out)
-    with whole_folder(out) as partial:
-        write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
-        _WRITERS[to](partial, erasure)
+    with run.lock():
+        sweep(out.parent, out.name)
+        with whole_folder(out) as partial:
+            write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
+            _WRITERS[to](partial, erasure)
     return out
 
 
 def encoder_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`."""
-    with safe_open(folder / erased.WEIGHTS_FILE, framework="pt") as file:
-        return hub_names({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`.
+
+    Raises ModelError for weights that are not finite or do not fit their configuration.
+    """
+    path = folder / erased.WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = {n: t.shape for n, t in load_text_encoder(folder).state_dict().items()}
+    for name, shape in expected.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
+    return hub_names(tensors)
 
 
 def _diffusers(folder: Path, erasure: _Erasure) -> None:

@@ -26,9 +26,9 @@ def concept_sets_of(run: Run, models: Models) -> tuple[Dataset, ConceptSets]:
     """
     record = run.unlearned()
     data = dataset_of(models, record.concepts)
-    if data.digest != record.origin.data:
+    if (data.digest, data.images_digest) != (record.origin.data, record.origin.images):
         raise RunError(
-            f"{run.folder}: unlearned with other caption pairs than those of {data.folder}; use the "
+            f"{run.folder}: unlearned with other captions or images than those of {data.folder}; use the "
             "data that the run began with, or unlearn again"
         )
     return data, split_by_concept(data.items, record.concepts).present(data)
