@@ -54,9 +54,6 @@ class Program(TyperGroup):
             if not runtime.is_out_of_memory(error):
                 raise
             _fail("out of memory; smaller batches need less")
-        except Terminated:
-            _print_line("terminated; the same command continues from the last checkpoint")
-            raise typer.Exit(128 + signal.SIGTERM) from None
 
 
 def _fail(message: str) -> None:
@@ -133,4 +130,8 @@ def main() -> None:
     if not any(isinstance(handler, StderrLines) for handler in runtime.log.handlers):
         runtime.log.addHandler(StderrLines())
         runtime.log.setLevel(logging.INFO)
-    app()
+    try:
+        app()
+    except Terminated:
+        _print_line("terminated; the same command resumes from the last checkpoint")
+        sys.exit(128 + signal.SIGTERM)

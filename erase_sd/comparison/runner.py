@@ -211,6 +211,10 @@ def _in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
             return pool.submit(attempt, cell, setup).result()
         except BrokenProcessPool:
             return "its process was killed (out of memory?)"
+        except BaseException:  # a signal; leaving the block would wait for the cell
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _environment(index: int) -> dict[str, str]:

@@ -98,10 +98,14 @@ def _run_child(folder: Path, total: int, progress: Progress | None) -> str:
             text=True,
         ) as child,
     ):
-        for line in child.stdout or ():  # the number of images done so far
-            if progress and line.strip().isdecimal():
-                progress(int(line), total, "")
-        child.wait()
+        try:
+            for line in child.stdout or ():  # the number of images done so far
+                if progress and line.strip().isdecimal():
+                    progress(int(line), total, "")
+            child.wait()
+        except BaseException:  # a signal; leaving the block would wait for the child
+            child.kill()
+            raise
         stderr.seek(0)
         lines = stderr.read().strip().splitlines()
     return lines[-1] if lines else f"exit status {child.returncode}"

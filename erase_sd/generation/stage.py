@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+MANY_IMAGES = 2_000
+"""Their number is logged before the first one is generated."""
 BYTES_PER_PIXEL = 2.0
 """Of a generated image as PNG, about."""
 
@@ -84,6 +86,8 @@ def generate(
     total = sum(len(variant.texts) for variant in variants)
     runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
     log.info("%s: %s images", run.name, f"{total:,}")
+    if total >= MANY_IMAGES:
+        log.info("%s: %s images are to be generated", run.folder, f"{total:,}")
     with run.stage("generate", stage) as entry:
         records = _generate_all(pipe, variants, images, shape, run, progress)
         entry["batch"] = shape["batch"]

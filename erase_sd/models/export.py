@@ -101,7 +101,7 @@ def _diffusers(folder: Path, erasure: _Erasure) -> None:
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
     for source in erasure.encoders.values():
-        width = read_json(source / "config.json")["hidden_size"]
+        width = read_json(source / "config.json").get("hidden_size")
         file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
         save_file({n: t.half() for n, t in encoder_tensors(source).items()}, file)
 

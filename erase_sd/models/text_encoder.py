@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ModelError, reason
 from ..files import hash_file, hash_folder, key_of, read_json
 from .clip import Clip, Tap
-from .source import check_config, fingerprint
+from .source import check_config, fingerprint, foreign_files
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -54,7 +54,7 @@ def text_encoders(model: Path) -> list[TextEncoder]:
     output, which is taken from its last layer. Raises ModelError for another pipeline, and for a
     missing encoder.
     """
-    kind = read_json(model / "model_index.json").get("_class_name")
+    kind = str(read_json(model / "model_index.json").get("_class_name"))
     if kind not in PIPELINES:
         raise ModelError(
             f"is a {kind}; needs one of {', '.join(PIPELINES)}", field="model", value=model
@@ -62,7 +62,8 @@ def text_encoders(model: Path) -> list[TextEncoder]:
     encoders = []
     for number, name in enumerate(PIPELINES[kind]):
         check_config(model / name)
-        layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
+        with foreign_files(model / name):
+            layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
         last, penultimate = Tap(layers, norm=True), Tap(layers - 1, norm=False)
         if len(PIPELINES[kind]) == 1:
             taps: tuple[Tap, ...] = (last,)
@@ -110,12 +111,15 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     model.requires_grad_(False)
     if encoder:
         model.load_state_dict(_text_weights(encoder.folder), strict=False)
+    words = encoder.tokenizer if encoder else folder
+    with foreign_files(words):
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    with foreign_files(folder):
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     return Clip(
         model=model,
-        tokenizer=CLIPTokenizer.from_pretrained(
-            encoder.tokenizer if encoder else folder, local_files_only=True
-        ),
-        processor=CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        tokenizer=tokenizer,
+        processor=processor,
         digest=fingerprint(folder),
         taps=encoder.taps if encoder else (),
     )
@@ -132,7 +136,10 @@ def check_fit(clip: Path, encoder: Path) -> None:
         )
     from transformers import CLIPTextConfig
 
-    theirs, ours = CLIPTextConfig(**tower_config), CLIPTextConfig(**encoder_config)
+    with foreign_files(clip):
+        theirs = CLIPTextConfig(**tower_config)
+    with foreign_files(encoder):
+        ours = CLIPTextConfig(**encoder_config)
     for field in ("hidden_size", "intermediate_size", "num_attention_heads",
                   "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
         if getattr(theirs, field) != getattr(ours, field):
@@ -157,10 +164,11 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
 
     check_config(folder)
     kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
-    architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
-    if architectures[0] not in kinds:
-        raise ModelError(f"{folder}: is a {architectures[0]}; needs one of {', '.join(kinds)}")
-    encoder: CLIPTextModel = load_weights(kinds[architectures[0]], folder)
+    with foreign_files(folder):
+        architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
+        if (architecture := str(architectures[0])) not in kinds:
+            raise ModelError(f"{folder}: is a {architecture}; needs one of {', '.join(kinds)}")
+    encoder: CLIPTextModel = load_weights(kinds[architecture], folder)
     return encoder
 
 
