@@ -67,14 +67,15 @@ def generate(
 ) -> Path:
     """Generates images of the prompts with the original and the erased encoder, from the same seeds.
 
-    Returns the run folder; by default the first prompt file names the run. A `retain.txt` beside that
+    Returns the run folder; by default the first prompt file names the run, and `-` is standard input.
+    A `retain.txt` beside that
     file is included, with `kinds` also the files of the other prompt kinds (`apple.synonym.txt` beside
     `apple.txt`). `reference` adds the original's images of the concept-removed prompts. The model is
     the run's own unless another is named. `settings` are fields of
     `erase_sd.generation.settings.GenerateSettings`. Raises EraseError.
     """
     from .data.kinds import kind_files_beside, parse_prompt_file_name
-    from .data.prompts import locate_prompts
+    from .data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
     from .generation.settings import GenerateSettings
     from .generation.stage import generate as generate_stage
     from .models.presets import models_of_run
@@ -84,9 +85,10 @@ def generate(
     if not files:
         raise SettingError("needs a file, such as prompts/apple.txt", field="prompts")
     retain = files[0].with_name("retain.txt")
-    more = [*([retain] if retain.is_file() else []), *(kind_files_beside(files) if kinds else [])]
+    beside = files[0] not in STANDARD_INPUT and retain.is_file()
+    more = [*([retain] if beside else []), *(kind_files_beside(files) if kinds else [])]
     files += [file for file in more if file not in files]
-    own = Run(run_folder(run, (parse_prompt_file_name(files[0].stem)[0],)))
+    own = Run(run_folder(run, (parse_prompt_file_name(prompts_name(files[0]))[0],)))
     parsed = GenerateSettings(**settings)
     models = models_of_run(own, preset=preset, model=model, revision=revision)
     generate_stage(files, parsed, models, own, progress, reference)

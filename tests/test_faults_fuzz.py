@@ -253,6 +253,18 @@ def test_a_pickle_that_inflates_to_gigabytes_is_refused(tmp_path: Path, faults: 
         read_pickle(tmp_path / "bomb.pt")
 
 
+def test_a_pickle_with_a_huge_memo_is_refused(tmp_path: Path, faults: Faults) -> None:
+    memo = b"\x80\x02Nr" + (2**32 - 2).to_bytes(4, "little") + b"."
+    with zipfile.ZipFile(tmp_path / "memo.pt", "w") as file:
+        file.writestr("memo/data.pkl", memo)
+    with faults("malicious files", "detector: a memo of 32 GB"), pytest.raises(EraseError):
+        read_pickle(tmp_path / "memo.pt")
+    for name in ("meta", "test"):
+        (tmp_path / name).write_bytes(memo)
+    with faults("malicious files", "CIFAR-100: a memo of 32 GB"), pytest.raises(EraseError):
+        read_cifar100(tmp_path, [Concept("apple")])
+
+
 def test_cifar_pickles(tmp_path: Path, faults: Faults) -> None:
     import pickle
 

@@ -62,10 +62,10 @@ def assert_one_line(answer: subprocess.CompletedProcess[str], *parts: str) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB."""
+    """A file system of 8 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -73,7 +73,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @needs_root
 def test_full_and_read_only_disks(tiny: Models, small_disk: Path, faults: Faults) -> None:
     run = ("--run", str(small_disk / "apple"))
-    (small_disk / "ballast").write_bytes(b"\0" * 400_000)
+    (small_disk / "ballast").write_bytes(b"\0" * 7_900_000)
     with faults("full disks", "unlearn: the run"):
         assert_one_line(call(*words(tiny, *run)), str(small_disk))
     with faults("full disks", "unlearn: nothing half-written is left"):

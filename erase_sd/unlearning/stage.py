@@ -28,6 +28,10 @@ from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
 
+SPACE = 6
+"""Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
+the weights and Adam's two moments."""
+
 
 def unlearn(
     settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None = None
@@ -51,6 +55,8 @@ def unlearn(
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
+    files = [path for encoder in encoders for path in encoder.folder.glob("*.safetensors")]
+    runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_clip(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
