@@ -118,7 +118,7 @@ def test_commas_and_repeated_options_give_the_same_cells() -> None:
     ("concepts", "methods", "seeds", "message"),
     [
         ([" "], ["ga"], 1, "concepts: needs at least one word"),
-        (["apple"], ["ga"], 0, "seeds: needs at least 1, got 0"),
+        (["apple"], ["ga"], 0, "seeds: needs 1 to 1000, got 0"),
         (["apple"], [], 1, "methods: needs at least one of"),
         (["apple"], ["cliperaze"], 1, "methods cliperaze: unknown, similar: cliperase"),
         (["apple"], ["zzz"], 1, "methods zzz: unknown; needs one of cliperase,"),
@@ -333,7 +333,7 @@ def test_the_time_of_a_resumed_run_is_unknown() -> None:
 
 def test_bad_image_settings_are_reported_before_anything_starts(tiny: Models) -> None:
     write_prompts("apple")
-    with pytest.raises(SettingError, match="images_per_prompt: needs at least 1, got 0"):
+    with pytest.raises(SettingError, match="images_per_prompt: needs 1 to 10,000, got 0"):
         run_grid(tiny, ["apple"], ["ga"], images=True, images_per_prompt=0)
     assert not OUT.exists()
 

@@ -24,7 +24,10 @@ from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
         ({"forget_batch": 0}, "forget_batch: needs 1 to 100,000, got 0"),
         ({"retain_batch": 1}, "retain_batch: needs 2 to 100,000, got 1"),
         ({"validate_every": 0}, "validate_every: needs 1 to 1,000,000, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate: needs a number above 0 and up to 10, got nan"),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate: needs a number above 0 and up to 10, got nan",
+        ),
         ({"learning_rate": -1.0}, "learning_rate: needs a number above 0 and up to 10, got -1.0"),
         ({"retain_floor": 1.5}, "retain_floor: needs a number from 0 to 1, got 1.5"),
         ({"towers": "image"}, "towers image: unlearning needs one of text, both"),
