@@ -85,7 +85,6 @@ def generate(
     }
     total = sum(len(variant.texts) for variant in variants)
     runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
-    log.info("%s: %s images", run.name, f"{total:,}")
     if total >= MANY_IMAGES:
         log.info("%s: %s images are to be generated", run.folder, f"{total:,}")
     with run.stage("generate", stage) as entry:
