@@ -38,7 +38,7 @@ from erase_sd.run.records import ErasureRecord, ImageRecord, RunRecord, TrainRec
 
 pytestmark = pytest.mark.faults
 FUZZ = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 JSON = st.recursive(

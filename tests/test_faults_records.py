@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from faulty import Faults
 from report_run import scored_run
 
@@ -38,6 +39,11 @@ MODEL_FILES = (
 )  # fmt: skip
 
 
+def marked_slow(names: Sequence[str]) -> list[ParameterSet]:
+    """Parameters that are tried with `-m faults` alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def one_line(work: Callable[[], object]) -> None:
     """Does `work`; an EraseError has to be a single line."""
     try:
@@ -54,7 +60,7 @@ def finished(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", RUN_FILES)
+@pytest.mark.parametrize("name", ["run.json", *marked_slow(RUN_FILES[1:])])
 def test_every_reader_of_a_run_survives_every_shape(
     finished: Run, tiny: Models, name: str, faults: Faults
 ) -> None:
@@ -77,7 +83,7 @@ def test_every_reader_of_a_run_survives_every_shape(
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", MODEL_FILES)
+@pytest.mark.parametrize("name", marked_slow(MODEL_FILES))
 def test_every_reader_of_a_model_survives_every_shape(
     tiny: Models, name: str, faults: Faults, tmp_path: Path
 ) -> None:

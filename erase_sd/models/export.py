@@ -23,6 +23,7 @@ from .choices import EXPORT_FORMATS
 from .choices import ExportFormat as ExportFormat
 from .model_card import card
 from .presets import Models
+from .source import foreign_files
 from .text_encoder import load_text_encoder
 
 
@@ -101,7 +102,8 @@ def _diffusers(folder: Path, erasure: _Erasure) -> None:
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
     for source in erasure.encoders.values():
-        width = read_json(source / "config.json").get("hidden_size")
+        with foreign_files(source):
+            width = int(read_json(source / "config.json").get("hidden_size", 0))
         file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
         save_file({n: t.half() for n, t in encoder_tensors(source).items()}, file)
 
