@@ -184,8 +184,9 @@ def test_a_user_id_that_the_system_does_not_know(tiny: Models, faults: Faults) -
         pytest.skip("needs setpriv")
     with faults("environments", "a user without a name"):
         code = (
-            "import os; os.environ.pop('HOME'); os.environ.pop('ERASE_SD_CACHE'); os.setgid(54321); "
-            "os.setuid(54321); from erase_sd.files import cache_folder; print(cache_folder())"
+            "import os; from erase_sd.files import cache_folder; os.environ.pop('HOME', None); "
+            "os.environ.pop('ERASE_SD_CACHE'); os.environ.pop('XDG_CACHE_HOME', None); "
+            "os.setgid(54321); os.setuid(54321); print(cache_folder())"
         )
         answer = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
