@@ -34,10 +34,13 @@ def cache_folder() -> Path:
     """
     if own := os.environ.get("ERASE_SD_CACHE"):
         return Path(own)
-    own_cache = platformdirs.user_cache_path("erase-sd", appauthor=False)
+    try:
+        own_cache = platformdirs.user_cache_path("erase-sd", appauthor=False)
+    except RuntimeError:  # no home folder; some releases return a `~` instead
+        own_cache = Path("~")
     if own_cache.is_absolute():
         return own_cache
-    return Path(tempfile.gettempdir()) / f"erase-sd-{os.getuid()}"  # a `~` that nothing expands
+    return Path(tempfile.gettempdir()) / f"erase-sd-{os.getuid()}"
 
 
 def digest(data: bytes) -> str:
