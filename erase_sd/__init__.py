@@ -1,6 +1,17 @@
 """Erases concepts from Stable Diffusion by unlearning its CLIP text encoder, and measures the result."""
 
-from .api import compare, evaluate, explain, generate, load, score, unlearn
+from .api import (
+    apply,
+    attack,
+    compare,
+    concept_removed,
+    evaluate,
+    explain,
+    generate,
+    load,
+    score,
+    unlearn,
+)
 from .errors import DataError, DivergedError, EraseError, ModelError, RunError, SettingError
 from .runtime import version_of_package
 
@@ -13,7 +24,10 @@ __all__ = [
     "ModelError",
     "RunError",
     "SettingError",
+    "apply",
+    "attack",
     "compare",
+    "concept_removed",
     "evaluate",
     "explain",
     "generate",

@@ -1,11 +1,11 @@
-"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `evaluate`, `explain`,
-`compare`, `load`. Nothing heavy is imported before one of them is called."""
+"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
+`explain`, `compare`; and `load`, `apply`, `concept_removed`. Nothing heavy is imported before a call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import EraseError, RunError, SettingError
 from .run import RUNS, Run, run_folder
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
     from .comparison.runner import Comparison
+    from .data.concept import Concept
     from .models.presets import Preset
     from .models.source import Source
-    from .run.measurements import EvaluationRecord, ScoresRecord
+    from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
+
+Pipeline = TypeVar("Pipeline")
 
 
 def unlearn(
@@ -39,17 +42,21 @@ def unlearn(
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
     is a Flickr30K folder, or "synth" for pairs that the model generates itself. `settings` are fields
-    of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError.
+    of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
+    complete but the concept is still there.
     """
     from .models.presets import resolve
     from .unlearning.settings import UnlearnSettings, parse_concepts
+    from .unlearning.stage import check_erased
     from .unlearning.stage import unlearn as unlearn_stage
 
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     parsed = UnlearnSettings(concepts=parse_concepts(names, synonyms, keep_senses), **settings)
     folder = run_folder(run, tuple(names))
     models = resolve(preset, model, clip, data, revision=revision)
-    unlearn_stage(parsed, models, Run(folder), progress)
+    own = Run(folder)
+    unlearn_stage(parsed, models, own, progress)
+    check_erased(own, parsed.max_residual)
     return folder
 
 
@@ -131,6 +138,32 @@ def score(
     return merge(*scores)
 
 
+def attack(
+    run: str | Path,
+    *,
+    attacks: Sequence[str] = (),
+    budgets: Mapping[str, Any] | None = None,
+    detector: str | Path | None = None,
+    detector_class: str | Sequence[str] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AttacksRecord:
+    """Attacks a run's erased encoder and returns how often the concept is generated again.
+
+    `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
+    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. Raises EraseError.
+    """
+    from .attacks.settings import AttackSettings
+    from .attacks.stage import attack as attack_stage
+    from .models.presets import models_of_run
+
+    own = Run(run_folder(run))
+    settings |= {"attacks": tuple(attacks)} if attacks else {}
+    parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
+    classes = [detector_class] if isinstance(detector_class, str) else detector_class
+    return attack_stage(own, models_of_run(own, detector=detector), parsed, classes, progress)
+
+
 def evaluate(
     run: str | Path,
     *,
@@ -180,6 +213,7 @@ def compare(
     images_per_prompt: int = 1,
     dtype: Precision = "auto",
     images: bool = True,
+    attacks: Sequence[str] = (),
     preset: Preset = "mini",
     model: Source | None = None,
     revision: str | None = None,
@@ -192,7 +226,7 @@ def compare(
 
     Concepts joined by "+" are erased in one run; a method may carry settings, `cliperase:towers=both`.
     `seeds` counts training seeds; data split, prompts and image seeds are the same in all runs. `dtype`
-    is the precision of image generation; without `images` only CLIP-side measures are taken. Finished
+    is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks` are names. Finished
     runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
     Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
@@ -209,6 +243,7 @@ def compare(
         images_per_prompt=images_per_prompt,
         dtype=dtype,
         images=images,
+        attacks=attacks,
         progress=progress,
     )
 
@@ -217,13 +252,37 @@ def load(
     run: str | Path,
     encoder: str = "text_encoder",
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Precision | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> CLIPTextModel:
-    """The erased text encoder of a run, by name or folder: `pipe.text_encoder = load("apple")`.
+    """The erased text encoder of a run, by name or folder; SDXL has a second one, `text_encoder_2`.
 
-    SDXL has a second one, `text_encoder_2`. Raises EraseError.
+    In float32 on the CPU by default; `apply` puts it into a pipeline as it is. Raises EraseError.
     """
     from .models.erased import load as load_encoder
 
-    return load_encoder(run_folder(run), encoder, dtype, device)
+    return load_encoder(run, encoder, dtype, device)
+
+
+def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
+    """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
+
+    Every erased encoder is written into the pipeline's own, in its precision and on its device. LoRA
+    adapters and textual inversions may be loaded before or afterwards. Raises EraseError.
+    """
+    from .models.apply import apply as apply_to
+
+    return apply_to(pipe, run)
+
+
+def concept_removed(text: str, concept: str | Concept) -> str:
+    """`text` without what it says of the concept: "a man holding an apple in a park" becomes "a man in
+    a park".
+
+    Words that are kept keep their capitals; a text that does not mention the concept is returned as it
+    is. In a language other than English, only the noun is removed. Raises EraseError.
+    """
+    from .data.concept import Concept
+    from .data.removal import remove_concepts
+
+    return remove_concepts(text, [Concept(concept) if isinstance(concept, str) else concept])[0]

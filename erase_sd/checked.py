@@ -1,10 +1,12 @@
-"""Folders and tensor files that carry their own checksums, so that damage is noticed on reading."""
+"""Hashes of folders; folders and tensor files that carry their own checksums, so that damage is noticed."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from .errors import RunError, reason
-from .files import PARTIAL, hash_file, read_records, whole_file, whole_folder, write_records
+from .files import PARTIAL, hash_file, key_of, read_records, whole_file, whole_folder, write_records
 from .runtime import log
 
 if TYPE_CHECKING:
@@ -31,6 +33,36 @@ class ManifestEntry:
     size: int
     """Bytes."""
     sha256: str
+
+
+def hash_folder(
+    folder: Path, *patterns: str, without: Callable[[Path], bool] = lambda _: False
+) -> str:
+    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern.
+
+    Links to folders are followed; hidden files, and those that are `without`, are left out.
+    """
+    files = sorted(
+        path
+        for path in walk_files(folder)
+        if any(fnmatch.fnmatchcase(path.name, p) for p in patterns) and not without(path)
+    )
+    return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files in `folder`, at any depth, also behind links; none that are hidden (`._1.jpg`), nor
+    those of `__MACOSX`, which archives from a Mac contain."""
+    visited: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        state = Path(root).stat()
+        if (state.st_dev, state.st_ino) in visited:  # a link back
+            folders.clear()
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
+        paths = (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def cached_folder(path: Path, write: Callable[[Path], None]) -> Path:

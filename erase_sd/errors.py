@@ -5,7 +5,8 @@ EraseError
 ├── DataError       captions, images or prompts that cannot be used
 ├── ModelError      weights or an architecture that do not fit
 ├── RunError        a run folder that is missing, in use, damaged, or made with other settings
-└── DivergedError   training diverged; the last good weights are kept
+├── DivergedError   training diverged; the last good weights are kept
+└── NotErasedError  unlearning ended, and the concept is still there; the run's files are kept
 
 An error names the field it is about (`learning_rate`); the command line prints that field as its
 option (`--learning-rate`).
@@ -54,6 +55,10 @@ class RunError(EraseError):
 
 class DivergedError(EraseError):
     """Training diverged (NaN or infinite loss)."""
+
+
+class NotErasedError(EraseError):
+    """Unlearning ended, and the concept is still in the text encoder."""
 
 
 def reason(error: BaseException) -> str:

@@ -65,12 +65,6 @@ def _hash_file(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, *patterns: str) -> str:
-    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern."""
-    files = sorted({p for pattern in patterns for p in folder.rglob(pattern) if p.is_file()})
-    return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
-
-
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces `path` at the end, or is removed on an error.
@@ -208,9 +202,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for path_inside in partial.rglob("*"):
+            path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
+            if path_inside.is_file():
+                _sync(path_inside)
         partial.chmod(0o755)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,11 +38,16 @@ class Progress(Protocol):
 
 
 def device() -> torch.device:
-    """CUDA if available, else Apple's MPS, else the CPU."""
+    """CUDA if available, else Apple's MPS, else the CPU.
+
+    Of several processes on a machine (`erase-sd launch`, torchrun), each has a GPU of its own.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        if (process := os.environ.get("LOCAL_RANK")) is None:
+            return torch.device("cuda")
+        return torch.device("cuda", int(process) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -59,6 +65,20 @@ def dtype(name: Precision = "auto") -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
+def image_precision(name: Precision = "auto") -> Precision:
+    """The precision of image generation.
+
+    `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32. It
+    is read from the processor rather than timed, so that a machine always answers the same.
+    """
+    import torch
+
+    if name != "auto":
+        return name
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device().type == "cuda" or (device().type == "cpu" and native) else "fp32"
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for later tensors instead of returning it to the system.
 
@@ -73,10 +93,13 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> None:
-    """Releases cached device memory after a failed allocation."""
+    """Returns memory that nothing uses to the system and the device: after a failed allocation, and
+    between stages, of which the next would otherwise add to the freed memory of the last."""
     import torch
 
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -142,7 +165,7 @@ def peak_memory() -> int:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.max_memory_reserved(device())
     if sys.platform == "win32":
         import psutil
 

@@ -10,7 +10,7 @@ from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.split import split_by_concept
 from erase_sd.methods.base import Batch, EncodedPairs, Encodings, Task
 from erase_sd.mini import WEIGHTS
-from erase_sd.models.clip import Clip
+from erase_sd.models.clip import Clip, FreeEmbeddings
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip, text_encoders
 from erase_sd.unlearning.captions import tokenize_pairs
@@ -31,7 +31,9 @@ class LinearStudent:
         self.texts = torch.tensor(texts)
         self.gain = torch.tensor(gain, requires_grad=True)
 
-    def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+    def text(
+        self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self.texts[ids[:, 0].long()], torch.zeros(len(ids), 1, 1)
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:

@@ -37,9 +37,22 @@ def words(clip: Clip, ids: Tensor) -> list[str]:
 
 def test_removed_tokens_map_to_the_last_kept_token_before_them() -> None:
     # <start> "red apple pie" <end> without characters 0-9, "red apple".
-    offsets = [(0, 0), (0, 3), (4, 9), (10, 13), (0, 0)]
-    assert position_map(offsets, [(0, 9)]) == ([0, 3, 4], [0, 0, 0, 1, 2])
-    assert position_map(offsets, []) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    ids, offsets = [1, 11, 12, 13, 2], [(0, 0), (0, 3), (4, 9), (10, 13), (0, 0)]
+    assert position_map(ids, offsets, [(0, 9)], [1, 13, 2]) == [0, 0, 0, 1, 2]
+    assert position_map(ids, offsets, [], ids) == [0, 1, 2, 3, 4]
+
+
+def test_an_inserted_token_has_no_counterpart() -> None:
+    # "cup, dog, apple" becomes "cup and dog": the first comma is replaced, ", apple" is removed.
+    ids = [1, 11, 19, 12, 19, 13, 2]
+    offsets = [(0, 0), (0, 3), (3, 4), (5, 8), (8, 9), (10, 15), (0, 0)]
+    positions = position_map(ids, offsets, [(3, 4), (8, 15)], [1, 11, 18, 12, 2])
+    assert positions == [0, 1, 1, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("short", [[1, 14, 2], [1, 12, 11, 2], [1, 11, 2], [1, 11, 12, 2, 15]])
+def test_captions_that_do_not_align_have_no_map(short: list[int]) -> None:
+    assert position_map([1, 11, 12, 2], [(0, 0), (0, 3), (4, 9), (0, 0)], [], short) is None
 
 
 def test_kept_words_map_to_themselves_and_the_phrase_to_the_word_before_it(clip: Clip) -> None:
@@ -52,8 +65,8 @@ def test_kept_words_map_to_themselves_and_the_phrase_to_the_word_before_it(clip:
 
 def test_the_end_maps_to_the_end_and_padding_to_the_same_position(clip: Clip) -> None:
     _, source, _ = without(clip, "an apple in a park")
-    # <start> an apple in a park <end> becomes <start> in a park <end>: the end moves from 6 to 4.
-    assert source[:7].tolist() == [0, 0, 0, 1, 2, 3, 4]
+    # <start> an apple in a park <end> becomes <start> a park <end>: the end moves from 6 to 3.
+    assert source[:7].tolist() == [0, 0, 0, 0, 1, 2, 3]
     assert source[7:].tolist() == list(range(7, clip.length))
 
 

@@ -49,7 +49,7 @@ def options_of(models: Models, *names: str) -> list[str]:
 
 
 def unlearn_words(models: Models, *more: str) -> list[str]:
-    words = ["unlearn", "--concept", "apple", "--steps", "2"]
+    words = ["unlearn", "--concept", "apple", "--steps", "2", "--max-residual", "1e9"]
     return [*words, *options_of(models, "model", "clip", "data"), *more]
 
 
@@ -115,9 +115,9 @@ def test_closed_choices_are_those_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("words", "choices"),
     [
-        ("export --to ", {"diffusers", "comfyui", "a1111", "hub-folder"}),
+        ("export --to ", {"diffusers", "comfyui", "a1111", "lora", "hub-folder"}),
         ("unlearn --towers ", {"text", "both"}),
-        ("unlearn --method cliperase", {"cliperase", "cliperase-anchored"}),
+        ("unlearn --method cliperase", {"cliperase", "cliperase-anchored", "cliperase-hardened"}),
         ("generate --dtype ", {"auto", "fp32", "bf16", "fp16"}),
         ("prompts --split ", {"train", "validation", "held-out"}),
     ],
@@ -259,6 +259,21 @@ def test_a_concept_in_every_caption_leaves_nothing_to_retain(tiny: Models) -> No
     assert_fails(call(*words), "--concept apple: ")
 
 
+def test_an_unlearning_that_leaves_the_concept_is_one_line_and_keeps_its_files(
+    tiny: Models,
+) -> None:
+    words = unlearn_words(tiny, "--retain-floor", "1", "--max-residual", "0.5")
+    answer = call(*words)  # every validation is rolled back, and nothing changes
+    assert answer.returncode == 1
+    warning, error = answer.stderr.splitlines()
+    assert "every validation was rolled back" in warning
+    assert (
+        "runs/apple: apple not erased from text_encoder: residual concept similarity 1.00" in error
+    )
+    assert Path("runs/apple/erased/model.safetensors").is_file()
+    assert_fails(call(*words), "residual concept similarity 1.00")  # again, from the finished run
+
+
 def test_a_folder_that_cannot_be_written_is_named(tiny: Models) -> None:
     Path("file").write_text("")
     assert_fails(call(*unlearn_words(tiny, "--run", "file/apple")), "file/apple: cannot be written")
@@ -309,6 +324,8 @@ def test_a_killed_unlearning_resumes_to_the_same_weights(
         "apple",
         "--steps",
         "160",
+        "--max-residual",
+        "1e9",
         *options_of(tiny, "model", "clip", "data"),
     ]
     child = subprocess.Popen(

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erase_sd.data.coco import named_classes
-from erase_sd.data.concept import Concept, plurals_of, slug, with_article
+from erase_sd.data.concept import Concept, slug, with_article
+from erase_sd.data.nouns import plurals_of
 from erase_sd.data.removal import remove_concepts
 from erase_sd.errors import SettingError
 from erase_sd.unlearning.settings import parse_concepts
@@ -170,9 +171,9 @@ def test_a_slug_is_a_file_name() -> None:
     ("text", "remaining"),
     [
         ("an apple", ""),
-        ("apples on a plate", "on a plate"),
-        ("one ripe green apple on a plate", "on a plate"),
-        ("two big shiny apples on a plate", "on a plate"),
+        ("apples on a plate", "a plate"),
+        ("one ripe green apple on a plate", "a plate"),
+        ("two big shiny apples on a plate", "a plate"),
         ("a dog next to a red apple in a park", "a dog in a park"),
         ("a man holding an apple by a tree", "a man by a tree"),
         ("a plate behind his apple", "a plate"),
@@ -214,7 +215,7 @@ def test_removal_keeps_a_caption_without_mentions_unchanged(text: str) -> None:
 
 def test_removal_takes_all_of_several_concepts() -> None:
     caption = "an apple, a dog and a cat on grass"
-    assert remove_concepts(caption, [APPLE, Concept("dog")]) == ("and a cat on grass", [(0, 15)])
+    assert remove_concepts(caption, [APPLE, Concept("dog")]) == ("a cat on grass", [(0, 19)])
 
 
 WORDS = [
@@ -229,7 +230,7 @@ def test_the_remaining_caption_never_mentions_the_concept(text: str) -> None:
     remaining, removed = remove_concepts(text, [APPLE])
     assert not APPLE.in_text(remaining)
     assert bool(removed) == APPLE.in_text(text)
-    assert not set(remaining.split()) - set(text.split())
+    assert not set(remaining.split()) - set(text.split()) - {"a", "an", "and", "with"}
 
 
 def test_each_class_is_named_once_in_the_given_order() -> None:

@@ -390,6 +390,34 @@ def test_damaged_metadata_and_foreign_architectures_are_refused(
         read_detector(path)
 
 
+def test_an_open_vocabulary_detector_is_one_line(tmp_path: Path) -> None:
+    from ultralytics.nn.tasks import WorldModel
+
+    torch.save(
+        {"model": WorldModel("yolov8s-worldv2.yaml", nc=2, verbose=False)}, tmp_path / "w.pt"
+    )
+    with pytest.raises(
+        ModelError, match=r"w\.pt: an open-vocabulary detector .*YOLO-World"
+    ) as caught:
+        read_detector(tmp_path / "w.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_names_are_in_lower_case_and_may_be_numbered_by_text(
+    ultralytics_model: nn.Module, tiny: Models, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(ultralytics_model)
+    other.names = {str(i): name.title() for i, name in reversed(list(enumerate(NAMES)))}
+    torch.save({"model": other}, tmp_path / "own.pt")
+    assert read_detector(tmp_path / "own.pt").names == NAMES
+    path = tmp_path / "own.safetensors"
+    plain = read_detector(tiny.detector_file()).names
+    names = json.dumps({str(i): name.upper() for i, name in enumerate(plain)})
+    metadata = {"architecture": "yolov5n.yaml", "names": names, "size": "64"}
+    save_file(load_file(tiny.detector_file()), path, metadata=metadata)
+    assert read_detector(path).names == plain
+
+
 def test_an_architecture_file_in_the_working_directory_is_not_used(tiny: Models) -> None:
     for name in ("yolov5n.yaml", "yolov5.yaml"):
         Path(name).write_text("nc: 1\nactivation: exec(\"open('mark', 'w')\")\nbackbone: []\n")

@@ -9,17 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase_sd.errors import EraseError, ModelError, RunError, SettingError
-from erase_sd.models import erased
+from erase_sd.files import write_json
+from erase_sd.models import erased, lora_export
 from erase_sd.models.checkpoint_keys import open_clip_names
 from erase_sd.models.export import encoder_tensors, export
 from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
+from erase_sd.run.measurements import Change, Rate, RateComparison, ScoresRecord
 
+RATE = Rate(value=0.95, n=20, detected=19, low=0.76, high=0.99)
+SCORES = ScoresRecord(
+    threshold=0.25, detectors=(), by_class=(), sweep=(),
+    rates=(
+        RateComparison(
+            run="apple", concept="apple", group="target", kind="plain", class_name=None,
+            threshold=0.25, original=RATE, erased=dataclasses.replace(RATE, value=0.05),
+            change=Change(difference=-0.9, p_value=1e-3),
+        ),
+    ),
+)  # fmt: skip
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 
 
@@ -102,16 +116,13 @@ def test_diffusers_converts_open_clip_names_back_to_the_same_encoder(erased_run:
 def test_a_hub_folder_needs_scores_and_has_a_model_card(tiny: Models, erased_run: Run) -> None:
     with pytest.raises(RunError, match="score first"):
         export(erased_run, tiny, "hub-folder")
-    for stage in ("generate", "score"):
-        with erased_run.stage(stage, {}):
-            pass
-    (erased_run.folder / "scores.md").write_text("| apple | 3 % |\n")
+    scored(erased_run)
     out = export(erased_run, tiny, "hub-folder")
     assert (out / "text_encoder" / "model.safetensors").is_file()
     text = (out / "README.md").read_text()
     assert "| apple | 3 % |" in text
     assert '"method": "cliperase-anchored"' in text
-    assert 'CLIPTextModel.from_pretrained("this-folder", subfolder="text_encoder")' in text
+    assert 'CLIPTextModel.from_pretrained(".", subfolder="text_encoder")' in text
     assert tiny.fingerprint() in text
     assert "http" not in text
 
@@ -135,13 +146,20 @@ def test_a_model_card_names_the_licence_and_the_base_of_its_model(
     fields = {key: json.loads(value) for key, value in header.items()}
     assert (fields["license"], fields.get("base_model")) == (licence, base_model)
     assert f"The text encoder of {title.format(models.model)}, unlearned" in text
-    assert f'from_pretrained("{base_model or "path/to/the/base-model"}")' in text
+    assert fields["pipeline_tag"] == "text-to-image" and fields["library_name"] == "diffusers"
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "README.md", "exec")
+    assert f'base = "{base_model}"' in code if base_model else "resolve().folder" in code
 
 
 @pytest.mark.parametrize(
     ("to", "base", "message"),
     [
-        ("onnx", None, "to onnx: unknown; needs one of diffusers, comfyui, a1111, hub-folder"),
+        (
+            "onnx",
+            None,
+            "to onnx: unknown; needs one of diffusers, comfyui, a1111, lora, hub-folder",
+        ),
         ("a1111", None, "base: a1111 needs a single-file checkpoint"),
         ("diffusers", Path("base.safetensors"), "no other format takes one"),
         ("a1111", Path("missing.safetensors"), "base missing.safetensors: not a readable"),
@@ -181,3 +199,80 @@ def test_only_an_earlier_export_is_overwritten(tiny: Models, erased_run: Run) ->
     assert Path("mine/notes.txt").read_text() == "keep me"
     first = export(erased_run, tiny, "diffusers", Path("out"))
     assert export(erased_run, tiny, "diffusers", Path("out")) == first
+
+
+def scored(run: Run) -> None:
+    """Completes the run as far as an export can tell."""
+    for stage in ("generate", "score"):
+        with run.stage(stage, {}):  # type: ignore[arg-type]
+            pass
+    (run.folder / "scores.md").write_text("| apple | 3 % |\n")
+    write_json(run.folder / "scores.json", dataclasses.asdict(SCORES))
+
+
+@pytest.mark.parametrize("to", ["diffusers", "comfyui", "lora", "a1111", "hub-folder"])
+def test_an_export_is_readable_by_all_and_names_no_folder_of_this_machine(
+    tiny: Models, erased_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Any
+) -> None:
+    monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)
+    scored(erased_run)
+    tensors = encoder_tensors(erased_run.erased)
+    base = checkpoint(tmp_path, "cond_stage_model.transformer.", tensors) if to == "a1111" else None
+    out = export(erased_run, tiny, to, base=base)
+    for path in out.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(Path(tiny.model).parent).encode() not in content, path
+            assert str(tmp_path).encode() not in content, path
+    assert json.loads((out / "erase.json").read_text())["base"]["model"] == "sd"
+
+
+@pytest.mark.parametrize("to", ["diffusers", "comfyui", "lora"])
+def test_every_safetensors_file_says_where_it_comes_from(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch, to: Any
+) -> None:
+    monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)
+    files = list(export(erased_run, tiny, to).rglob("*.safetensors"))
+    assert files
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        assert metadata["format"] == "pt"
+        assert metadata["erase_sd.concepts"] == "apple"
+        assert metadata["erase_sd.method"] == "cliperase-anchored"
+        assert metadata["erase_sd.base_fingerprint"] == tiny.fingerprint()
+
+
+def test_the_precision_of_an_export_can_be_chosen(tiny: Models, erased_run: Run) -> None:
+    from transformers import CLIPTextModel
+
+    out = export(erased_run, tiny, "diffusers", dtype="fp16")
+    assert CLIPTextModel.from_pretrained(out / "text_encoder").dtype == torch.float16
+    out = export(erased_run, tiny, "comfyui", dtype="fp32")
+    assert {t.dtype for t in load_file(out / "clip_32.safetensors").values()} == {torch.float32}
+
+
+def test_a_width_that_no_program_has_a_slot_for_is_said(
+    tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(erased_run, tiny, "comfyui")
+    assert caplog.messages == [
+        "clip_32.safetensors: no text encoder slot takes a width of 32; ComfyUI has slots for 768 "
+        "(clip_l), 1024 (clip_h), 1280 (clip_g)"
+    ]
+
+
+def test_the_snippet_of_a_model_card_runs_as_it_stands(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(erased_run)
+    out = export(erased_run, tiny, "hub-folder")
+    text = (out / "README.md").read_text()
+    header = dict(line.split(": ", 1) for line in text.split("---")[1].strip().splitlines())
+    [model] = json.loads(header["model-index"])
+    assert [metric["value"] for metric in model["results"][0]["metrics"]] == [95.0, 5.0]
+    (out / "sd").symlink_to(tiny.model)  # the base model, by the name that the card gives it
+    monkeypatch.chdir(out)
+    exec(compile(text.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
+    assert Path("without.png").is_file()

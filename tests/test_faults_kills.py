@@ -15,7 +15,8 @@ from faulty import Faults, calls_of, killed_at
 from report_run import known_answers
 from unlearn_runs import short
 
-from erase_sd.files import PARTIAL, hash_folder
+from erase_sd.checked import hash_folder
+from erase_sd.files import PARTIAL
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models.export import export

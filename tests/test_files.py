@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from erase_sd.checked import hash_folder
 from erase_sd.errors import RunError
 from erase_sd.files import (
     hash_file,
-    hash_folder,
     key_of,
     read_json,
     read_record,

@@ -441,3 +441,47 @@ def test_mentions_in_real_captions_agree_with_hand_checked_rules(
     assert len(names["forget"]) == images
     assert len(set(every)) == len(every) == 31_014
     assert all(sets.images(s, split) for s in CONCEPT_SETS for split in SPLITS)
+
+
+EXCEL = {
+    "UTF-8 with a mark": ("|", "utf-8-sig", "\n"),
+    "CRLF": ("|", "utf-8", "\r\n"),
+    "commas": (",", "utf-8-sig", "\r\n"),
+    "semicolons": (";", "cp1252", "\r\n"),
+    "Windows-1252": ("|", "cp1252", "\r\n"),
+    "quoted cells": ('"', "cp1252", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("form", EXCEL)
+def test_a_results_file_that_a_spreadsheet_saved_again_is_the_same_dataset(
+    tmp_path: Path, form: str
+) -> None:
+    separator, encoding, end = EXCEL[form]
+    rows = [("image_name", "comment_number", "comment")]
+    rows += [(i.image, str(n), t) for i in ITEMS for n, t in enumerate(i.captions)]
+    if separator == '"':  # one cell a line
+        cells = ["| ".join(row).replace('"', '""') for row in rows]
+        lines = [cells[0], *(f'"{cell}"' for cell in cells[1:])]
+    elif separator == "|":
+        lines = ["| ".join(row) for row in rows]
+    else:
+        lines = [
+            separator.join(f'"{c.replace(chr(34), chr(34) * 2)}"' for c in row) for row in rows
+        ]
+        lines[0] = separator.join(rows[0])
+    text = "".join(line + end for line in lines)
+    (tmp_path / "results.csv").write_bytes(text.encode(encoding))
+    read = read_flickr30k(tmp_path)
+    assert [(i.image, i.captions) for i in read.items] == [(i.image, i.captions) for i in ITEMS]
+
+
+def test_files_in_upper_case_are_found_and_hidden_ones_are_not_images(tmp_path: Path) -> None:
+    write_token(tmp_path, ITEMS)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("images/11.JPG", "images/._2.jpg", "__MACOSX/2.jpg", "images/30.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    data = read_flickr30k(tmp_path)
+    assert data.path_of("11.jpg") == tmp_path / "images" / "11.JPG"
+    assert data.missing == ("2.jpg",)

@@ -22,8 +22,8 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 ROOMS = (
     "errors", "files", "runtime", "checked", "plotting", "data", "run", "mini", "models", "methods", "unlearning",
-    "generation", "detection", "scoring", "evaluation", "report", "comparison", "mini.training", "api",
-    "__init__", "cli", "__main__",
+    "generation", "detection", "scoring", "attacks", "evaluation", "report", "comparison", "mini.training",
+    "bench", "api", "__init__", "cli", "__main__",
 )  # fmt: skip
 """A room imports from those before it."""
 POSIX = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -111,7 +111,7 @@ def test_only_the_presets_know_the_miniature_world() -> None:
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("diffusers", {"runtime", "models", "mini.training"}),
+        ("diffusers", {"runtime", "models", "mini.training", "bench"}),
         ("ultralytics", {"detection", "mini.training"}),
     ],
 )

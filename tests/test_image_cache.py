@@ -10,38 +10,40 @@ import pytest
 
 from erase_sd.files import cache_folder, whole_folder
 from erase_sd.generation import cache
-from erase_sd.generation.cache import cached_batch, store_batch
+from erase_sd.generation.cache import cached_batch, image_cache, store_batch
 
 BATCH = [b"one", b"two"]
 
 
 def test_only_a_complete_and_intact_batch_is_returned() -> None:
-    store_batch("key", BATCH)
-    assert cached_batch("key", 2) == BATCH
-    assert cached_batch("key", 3) == [] == cached_batch("other", 2)
+    store_batch(image_cache(), "key", BATCH)
+    assert cached_batch(image_cache(), "key", 2) == BATCH
+    assert cached_batch(image_cache(), "key", 3) == [] == cached_batch(image_cache(), "other", 2)
     first = min((cache_folder() / "images" / "key").iterdir())
     first.write_bytes(b"damaged")
-    assert cached_batch("key", 2) == []
-    store_batch("key", BATCH)
-    assert cached_batch("key", 2) == BATCH
+    assert cached_batch(image_cache(), "key", 2) == []
+    store_batch(image_cache(), "key", BATCH)
+    assert cached_batch(image_cache(), "key", 2) == BATCH
 
 
 @pytest.mark.parametrize("other", [BATCH, [b"three"]])
 def test_losing_a_race_is_an_error_only_if_the_winner_stored_another_batch(
     monkeypatch: pytest.MonkeyPatch, other: list[bytes]
 ) -> None:
+    root = image_cache()
+
     @contextmanager
     def overtaken(folder: Path) -> Iterator[Path]:
         with whole_folder(folder.with_name("mine")) as partial:
             yield partial
         monkeypatch.undo()
-        store_batch(folder.name, other)
+        store_batch(root, folder.name, other)
         raise OSError("Directory not empty")
 
     monkeypatch.setattr(cache, "whole_folder", overtaken)
     if other == BATCH:
-        store_batch("key", BATCH)
-        assert cached_batch("key", 2) == BATCH
+        store_batch(root, "key", BATCH)
+        assert cached_batch(root, "key", 2) == BATCH
     else:
         with pytest.raises(OSError, match="not empty"):
-            store_batch("key", BATCH)
+            store_batch(root, "key", BATCH)

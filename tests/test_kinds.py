@@ -138,8 +138,8 @@ def test_missing_kinds_end_a_run_before_it_unlearns(
 
 
 def test_the_reference_is_the_originals_image_of_the_concept_removed_prompt(run: Run) -> None:
-    removed = ("", "a dog", "in a park")  # with the seeds and batches of the prompts
-    Path("removed.txt").write_text("a cup\na dog\nin a park\n")
+    removed = ("", "a dog", "a park")  # with the seeds and batches of the prompts
+    Path("removed.txt").write_text("a cup\na dog\na park\n")
     erase_sd.generate(["apple.txt", "removed.txt"], kinds=True, reference=True, **QUICK)
     images = {(i.variant, i.prompt_file, i.prompt): i for i in run.images()}
     references = [image for image in images.values() if image.variant == "reference"]

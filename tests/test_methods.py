@@ -23,6 +23,7 @@ from erase_sd.methods.losses import contrast
 from erase_sd.methods.multidelete import MultiDelete
 from erase_sd.methods.npo import NPO
 from erase_sd.methods.registry import METHODS
+from erase_sd.models.clip import FreeEmbeddings
 from erase_sd.models.presets import Models
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
@@ -38,7 +39,9 @@ class FixedStudent:
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         return self.encodings[int(pairs.ids[0, 0])]
 
-    def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+    def text(
+        self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
         encodings = self.encodings[int(ids[0, 0])]
         return encodings.text, encodings.hidden_states
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from erase_sd.data.pair import CaptionPair
 from erase_sd.methods.base import TokenizedPairs
 from erase_sd.models.clip import Clip
-from erase_sd.unlearning.metrics import ErasureMetrics, erasure_metrics
+from erase_sd.unlearning.metrics import ErasureMetrics, encode_originals, erasure_metrics
 
 
 class FixedClip:
@@ -38,6 +38,7 @@ def tokenized(ids: list[int], removed: list[int], mask: list[float]) -> Tokenize
         concept_removed_ids=torch.tensor(removed)[:, None],
         source=torch.zeros(2, 1, dtype=torch.long),
         mask=torch.tensor(mask)[:, None],
+        mention_end=torch.zeros(2, dtype=torch.long),
     )
 
 
@@ -51,10 +52,11 @@ def test_the_metrics_match_hand_computed_values() -> None:
     before = {1: [0.8, 0.6], 2: [0.2, 0.0], 3: [1.0, 0.0], 4: [-1.0, 0.0]}
     after = before | {1: [0.35, 0.0], 3: [1.0, 0.4]}
     original, student = (cast(Clip, FixedClip(features)) for features in (before, after))
-    metrics = erasure_metrics(student, original, forget, retain)
+    encodings = encode_originals(original, forget, retain)
+    metrics = erasure_metrics(student, encodings)
     assert metrics.residual_concept_similarity == pytest.approx(0.25)
     assert metrics.retained_fidelity == pytest.approx(1 - 0.04 / 0.5)
-    unchanged = erasure_metrics(original, original, forget, retain)
+    unchanged = erasure_metrics(original, encodings)
     assert unchanged == ErasureMetrics(residual_concept_similarity=1.0, retained_fidelity=1.0)
 
 

@@ -103,7 +103,7 @@ def test_embeddings_and_unlearned_hidden_states_are_those_of_the_pipeline_itself
 ) -> None:
     models: Models = request.getfixturevalue(kind)
     texts = ["a red apple in a park", "a dog"]
-    pipe = pipeline.open_pipeline(models.folder)
+    pipe = pipeline.open_pipeline(models.folder, "fp32")
     ours = pipeline.embed(pipe, texts)
     theirs = pipe.encode_prompt(
         prompt=texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -128,7 +128,7 @@ def test_other_pipelines_run_from_pairs_to_images(
     Path("apple.txt").write_text("an apple on a table\n")
     images = generate([Path("apple.txt")], GenerateSettings(steps=2), models, run)
     assert len({image.sha256 for image in images}) == 2
-    pipe = pipeline.open_pipeline(models.folder)
+    pipe = pipeline.open_pipeline(models.folder, "fp32")
     before = pipeline.embed(pipe, ["an apple", "a dog"])
     encoders = {e.name: erased.load(run.folder, e.name) for e in text_encoders(models.folder)}
     layers = pipe.text_encoder.config.num_hidden_layers
@@ -144,7 +144,7 @@ def test_other_pipelines_run_from_pairs_to_images(
 def test_the_second_encoder_keeps_the_projection_of_the_pipeline(sdxl: Models) -> None:
     run = Run(Path("runs/apple"))
     unlearn(QUICK, sdxl, run)
-    pipe = pipeline.open_pipeline(sdxl.folder)
+    pipe = pipeline.open_pipeline(sdxl.folder, "fp32")
     second: Any = erased.load(run.folder, "text_encoder_2")
     assert torch.equal(second.text_projection.weight, pipe.text_encoder_2.text_projection.weight)
     with pytest.raises(EraseError, match=r"has no text_encoder_3; it has text_encoder, text_enc"):
@@ -209,15 +209,15 @@ def test_a_unet_of_another_width_is_refused(tiny: Models, tmp_path: Path) -> Non
 
 
 def test_an_encoder_of_another_depth_is_not_swapped_in(tiny: Models, sdxl: Models) -> None:
-    pipe = pipeline.open_pipeline(tiny.folder)
-    own, other = pipe.text_encoder, pipeline.open_pipeline(sdxl.folder).text_encoder_2
+    pipe = pipeline.open_pipeline(tiny.folder, "fp32")
+    own, other = pipe.text_encoder, pipeline.open_pipeline(sdxl.folder, "fp32").text_encoder_2
     with pytest.raises(ModelError, match=r"text_encoder: num_hidden_layers is 3, .* own has 2"):
         pipeline.swap(pipe, {"text_encoder": other})
     assert pipe.text_encoder is own
 
 
 def test_the_pipeline_reads_prompts_up_to_its_tokenizers_length(tiny: Models) -> None:
-    limit = pipeline.pipeline_token_limit(pipeline.open_pipeline(tiny.folder))
+    limit = pipeline.pipeline_token_limit(pipeline.open_pipeline(tiny.folder, "fp32"))
     assert limit.limit == 32
     assert limit.fits("dog " * (limit.limit - 2)) and not limit.fits("dog " * (limit.limit - 1))
 

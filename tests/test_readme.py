@@ -25,7 +25,7 @@ COMMANDS = sorted(
         line
         for text in TEXTS.values()
         for line in re.findall(
-            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare)\b[^\n#`&();]*)",
+            r"erase[-_]sd ((?:unlearn|generate|score|run|show|report|play|export|data|prompts|evaluate|explain|methods|compare|attack)\b[^\n#`&();]*)",
             text,
         )
     }
@@ -46,13 +46,28 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_each_command_has_the_options_it_is_given(line: str) -> None:
     name, *words = shlex.split(line)
-    known = {option for parameter in commands()[name].params for option in parameter.opts}
+    known = {
+        option
+        for parameter in commands()[name].params
+        for option in [*parameter.opts, *parameter.secondary_opts]
+    }
     assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
-    known = {o for command in commands().values() for p in command.params for o in p.opts}
-    others = {"--help", "--nproc_per_node", "--dist", "--size"}  # torchrun, pytest, benchmark
+    known = {
+        o
+        for command in commands().values()
+        for p in command.params
+        for o in (*p.opts, *p.secondary_opts)
+    }
+    others = {
+        "--help",
+        "--nproc_per_node",
+        "--dist",
+        "--size",
+        "--compare",
+    }  # torchrun, pytest, benchmark
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 
@@ -97,20 +112,45 @@ def test_each_module_and_file_that_a_page_names_exists(page: Path) -> None:
         assert (ROOT / file).is_file(), file
 
 
-def test_the_python_of_the_readme_uses_what_the_package_offers() -> None:
-    import erase_sd
-
+def readme_python() -> str:
+    """The README's Python example."""
     [block] = re.findall(
         r"(?:^    .*\n|^\n)+", TEXTS[README].split("The same in Python:")[1], re.MULTILINE
     )[:1]
-    tree = ast.parse(re.sub(r"^    ", "", block.strip("\n"), flags=re.MULTILINE))
+    return re.sub(r"^    ", "", block.strip("\n"), flags=re.MULTILINE)
+
+
+def test_the_python_of_the_readme_uses_what_the_package_offers() -> None:
+    import erase_sd
+
+    tree = ast.parse(readme_python())
     names = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "erase_sd"
     }
-    assert names == {"unlearn", "generate", "score", "load"}
+    assert names == {"unlearn", "generate", "score", "apply", "concept_removed"}
     assert names <= set(erase_sd.__all__)
+
+
+def test_the_python_of_the_readme_runs_in_an_empty_folder_given_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer training and denoising steps, and with two prompts of the file that comes along."""
+    import functools
+
+    import erase_sd
+    from erase_sd.data import prompts
+
+    Path("prompts").mkdir()
+    lines = prompts.find_prompts("apple").read_text(encoding="utf-8").splitlines()[:2]
+    Path("prompts/apple.txt").write_text("\n".join(lines))
+    quick = {"steps": 2, "validate_every": 2, "forget_batch": 4, "retain_batch": 4}
+    monkeypatch.setattr(erase_sd, "unlearn", functools.partial(erase_sd.unlearn, **quick))
+    monkeypatch.setattr(erase_sd, "generate", functools.partial(erase_sd.generate, steps=1))
+    exec(compile(readme_python(), "README.md", "exec"), {})
+    assert "apple" in capsys.readouterr().out
+    assert Path("without-apple.png").is_file()
 
 
 def test_the_rooms_of_the_readme_are_the_folders_of_the_package() -> None:

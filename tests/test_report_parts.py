@@ -63,13 +63,13 @@ def verdict(target: list[Match], others: list[Match]) -> tuple[str, list[str]]:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ((1, 41, 0, 8), "Apple is gone."),
-        ((2, 40, 1, 7), "Apple is mostly gone."),
+        ((1, 41, 0, 8), "Apple is gone from prompts that name it."),
+        ((2, 40, 1, 7), "Apple is mostly gone from prompts that name it."),
         ((30, 12, 0, 8), "Apple is weakened, not gone."),
         ((39, 3, 2, 6), "Apple is still there."),
         ((0, 0, 30, 20), "Apple: too few detections to judge."),
         ((0, 5, 0, 45), "Apple: too few detections to judge."),
-        ((0, 6, 0, 44), "Apple is gone."),
+        ((0, 6, 0, 44), "Apple is gone from prompts that name it."),
         ((10, 0, 20, 20), "Apple is still there."),
     ],
 )
@@ -101,7 +101,10 @@ def test_the_verdict_on_other_objects_follows_their_counts(
     others = matches("retained_same", "dog", *same_prompts) + matches(
         "retained_other", "car", *other_prompts
     )
-    assert verdict(matches("target", "apple", 0, 42, 0, 8), others)[0] == f"Apple is gone. {words}"
+    assert (
+        verdict(matches("target", "apple", 0, 42, 0, 8), others)[0]
+        == f"Apple is gone from prompts that name it. {words}"
+    )
 
 
 def test_the_evidence_names_every_count() -> None:
@@ -110,6 +113,7 @@ def test_the_evidence_names_every_count() -> None:
     )
     assert verdict(matches("target", "apple", 1, 41, 0, 8), others)[1] == [
         "Apple: detected in 42 of 50 original images and in 1 of 50 erased images.",
+        "Apple was not attacked (erase-sd attack --run apple).",
         "Other objects: 90 of the 93 in the original images are still there; of the 100 named in the "
         "prompts, 93 were detected before and 93 after.",
         "Look-alike orange: 1 lost; detected in 61 of 64 images before and in 60 after.",
@@ -121,7 +125,7 @@ def test_what_no_prompt_names_gets_no_verdict() -> None:
     words, evidence = verdict([], others)
     assert words == "Apple: no prompt names it. Other objects are retained."
     assert verdict(matches("target", "apple", 0, 9, 0, 1), [])[0] == (
-        "Apple is gone. Other objects: too few detections to judge."
+        "Apple is gone from prompts that name it. Other objects: too few detections to judge."
     )
     assert len(evidence) == 1
 

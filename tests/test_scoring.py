@@ -159,3 +159,8 @@ def test_a_run_without_images_is_refused(tiny: Models) -> None:
     (run.folder / "images.jsonl").unlink()
     with pytest.raises(RunError, match=r"images\.jsonl: missing or empty; generate again"):
         scoring.score(run, tiny)
+
+
+def test_a_detectors_class_is_the_same_in_upper_and_lower_case() -> None:
+    assert classes_of([Concept("Apple")], []) == {"Apple": "apple"}
+    assert classes_of([Concept("apple")], ["Granny Smith "]) == {"apple": "granny smith"}

@@ -48,6 +48,26 @@ def test_images_captions_and_mentions_are_counted() -> None:
         assert not images.own_split
 
 
+def test_reductions_are_counted_and_shown() -> None:
+    summary = summarize(read_flickr30k(folder()), [APPLE], word_counts, 4)
+    reductions = summary.reductions
+    assert (reductions.captions, reductions.empty, reductions.unreduced) == (40, 20, [])
+    assert reductions.examples == [("an apple", "")] * 20
+    lines = dict(summary_lines(summary))
+    assert lines["without the concept"].startswith("40 captions in ")
+    assert lines["without the concept"].endswith("20 name nothing else; 0 cannot be reduced")
+    assert lines["  example"] == "an apple -> (empty)"
+
+
+def test_captions_that_cannot_be_reduced_are_shown() -> None:
+    pairs = folder()
+    with (pairs / "results_20130124.token").open("a") as file:
+        file.write("0.jpg#3\thot hot dog dog\n1.jpg#3\ta hot dog\n2.jpg#3\ta hot dog\n")
+    summary = summarize(read_flickr30k(pairs), [Concept("hot dog")], word_counts, 4)
+    assert summary.reductions.unreduced == ["hot hot dog dog"]
+    assert ("  cannot be reduced", "hot hot dog dog") in summary_lines(summary)
+
+
 def test_each_set_has_three_examples() -> None:
     summary = summarize(read_flickr30k(folder()), [APPLE], word_counts, 4)
     assert summary.forget.examples == ["an apple"] * 3  # the first caption that mentions it

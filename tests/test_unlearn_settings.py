@@ -30,6 +30,7 @@ from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
         ),
         ({"learning_rate": -1.0}, "learning_rate: needs a number above 0 and up to 10, got -1.0"),
         ({"retain_floor": 1.5}, "retain_floor: needs a number from 0 to 1, got 1.5"),
+        ({"max_residual": -1.0}, "max_residual: needs at least 0, got -1.0"),
         ({"towers": "image"}, "towers image: unlearning needs one of text, both"),
         ({"dtype": "fp16"}, "dtype fp16: unlearning needs one of auto, fp32, bf16"),
         ({"concepts": ()}, "concept: needs at least one word"),
@@ -93,6 +94,6 @@ def test_a_concept_given_twice_is_refused() -> None:
 def test_settings_and_the_list_of_methods_import_no_torch() -> None:
     code = (
         "import sys, erase_sd.unlearning.settings; from erase_sd.methods.registry import METHODS; "
-        "assert 'ga' in METHODS and len(list(METHODS)) == 11; assert 'torch' not in sys.modules"
+        "assert 'ga' in METHODS and len(list(METHODS)) == 12; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

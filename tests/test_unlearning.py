@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from unlearn_runs import original_weights, same, short, weights
 
+from erase_sd.checked import hash_folder
 from erase_sd.data.concept import Concept
 from erase_sd.data.split import ConceptSets, split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
-from erase_sd.files import hash_folder
 from erase_sd.methods.base import Batch, Student
 from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.registry import METHODS
-from erase_sd.models.clip import Clip
+from erase_sd.models.clip import Clip, FreeEmbeddings
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.unlearning import stage
@@ -55,9 +55,11 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
         autocast["loss"].add(torch.is_autocast_enabled("cpu"))
         return original_loss(self, student, batch)
 
-    def tower(self: Clip, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+    def tower(
+        self: Clip, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
         autocast["tower"].add(torch.is_autocast_enabled("cpu"))
-        return encode_text(self, ids, unit)
+        return encode_text(self, ids, unit, free)
 
     monkeypatch.setattr(AnchoredCLIPErase, "loss", loss)
     monkeypatch.setattr(Clip, "encode_text", tower)

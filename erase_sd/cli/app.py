@@ -14,8 +14,10 @@ from typer.core import TyperGroup
 
 from .. import runtime
 from ..errors import EraseError
+from .attack import attack
 from .data import data, prompts
 from .job import generate, run, score, unlearn
+from .launch import launch
 from .research import WordLists, compare, evaluate, explain, methods
 from .results import export, play, report, show
 
@@ -91,15 +93,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "The job": (unlearn, generate, score, run),
+    "The job": (unlearn, generate, score, run, launch),
     "Results of a run": (report, show, play, export),
     "Data": (data, prompts),
-    "Research": (methods, compare, evaluate, explain),
+    "Research": (methods, compare, attack, evaluate, explain),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
         kind = WordLists if command is compare else None
-        app.command(cls=kind, rich_help_panel=panel)(command)
+        # What follows launch's command belongs to that command.
+        settings = {"allow_interspersed_args": command is not launch}
+        app.command(cls=kind, rich_help_panel=panel, context_settings=settings)(command)
 
 
 def _print_version(wanted: bool) -> None:

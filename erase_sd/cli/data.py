@@ -23,6 +23,12 @@ def data(
     keep_senses: opt.KeepSenses = None,
     preset: opt.PresetName = "mini",
     clip: opt.ClipFolders = None,
+    mentions: Annotated[
+        bool,
+        typer.Option(
+            "--mentions", help="Also find, with CLIP, what else the captions call the concept."
+        ),
+    ] = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Summarize a Flickr30K folder: its captions, the concept in them, and how they would be split."""
@@ -32,16 +38,20 @@ def data(
     from ..data.summary import summarize, summary_lines
     from ..models.presets import resolve
     from ..models.tokens import token_limit_of
+    from ..unlearning.mentions import mention_lines, mentions_of
     from ..unlearning.settings import parse_concepts
 
     models = resolve(preset, clip=clip, data=data)
     parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
     dataset, tokens = read_flickr30k(models.pairs()), token_limit_of(models)
     summary = summarize(dataset, parsed, tokens.counts, tokens.limit)
+    mined = mentions_of(models, dataset, parsed) if mentions else {}
     if as_json:
-        print(json.dumps(asdict(summary)))
+        print(json.dumps(asdict(summary) | ({"mentions": mined} if mentions else {})))
     else:
         facts_table(summary.folder, summary_lines(summary))
+        for line in mention_lines(mined):
+            print(line)
 
 
 def prompts(

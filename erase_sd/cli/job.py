@@ -34,7 +34,9 @@ def unlearn(
     validate_every: opt.ValidateEvery = None,
     forget_threshold: opt.ForgetThreshold = None,
     retain_floor: opt.RetainFloor = None,
+    max_residual: opt.MaxResidual = None,
     seed: opt.Seed = None,
+    mine_mentions: opt.MineMentions = None,
     dtype: opt.TrainingDtype = None,
     preset: opt.PresetName = "mini",
     model: opt.Model = None,
@@ -47,7 +49,8 @@ def unlearn(
     settings = opt.chosen(
         method=method, towers=towers, learning_rate=learning_rate, steps=steps, min_steps=min_steps,
         forget_batch=forget_batch, retain_batch=retain_batch, validate_every=validate_every,
-        forget_threshold=forget_threshold, retain_floor=retain_floor, seed=seed, dtype=dtype,
+        forget_threshold=forget_threshold, retain_floor=retain_floor, max_residual=max_residual,
+        seed=seed, dtype=dtype, mine_mentions=mine_mentions,
     )  # fmt: skip
     _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
@@ -63,6 +66,7 @@ def generate(
     reference: opt.Reference = False,
     images_per_prompt: opt.ImagesPerPrompt = None,
     steps: opt.DenoisingSteps = None,
+    sampler: opt.SamplerChoice = None,
     guidance: opt.Guidance = None,
     seed: opt.ImageSeed = None,
     batch: opt.BatchSize = None,
@@ -77,8 +81,8 @@ def generate(
     The first prompt file names the run unless --run does.
     """
     settings = opt.chosen(
-        images_per_prompt=images_per_prompt, steps=steps, guidance=guidance, seed=seed, batch=batch,
-        dtype=dtype,
+        images_per_prompt=images_per_prompt, steps=steps, sampler=sampler, guidance=guidance,
+        seed=seed, batch=batch, dtype=dtype,
     )  # fmt: skip
     _generate(
         quiet, prompts=prompts or [], run=run, kinds=kinds, reference=reference, preset=preset,
@@ -117,6 +121,7 @@ def run(
     run: opt.RunName = None,
     method: opt.MethodChoice = None,
     hyperparameters: opt.SetOptions = None,
+    mine_mentions: opt.MineMentions = None,
     prompts: opt.Prompts = None,
     kinds: opt.Kinds = False,
     reference: opt.Reference = False,
@@ -151,7 +156,8 @@ def run(
     precision = opt.chosen(dtype=dtype)
     folder = _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
-        hyperparameters=opt.parse_hyperparameters(hyperparameters), **opt.chosen(method=method),
+        hyperparameters=opt.parse_hyperparameters(hyperparameters),
+        **opt.chosen(method=method, mine_mentions=mine_mentions),
         **precision, **sources,
     )  # fmt: skip
     _generate(

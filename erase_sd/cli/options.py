@@ -9,6 +9,7 @@ import typer
 
 from ..errors import SettingError
 from ..methods.registry import MethodName
+from ..models.choices import Sampler
 from ..models.presets import Preset
 from ..runtime import Precision
 
@@ -49,14 +50,13 @@ RunName = Annotated[
 OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
 PresetName = Annotated[Preset, typer.Option("--preset", help=PRESET_HELP)]
 RunPreset = Annotated[
-    Preset | None,
-    typer.Option("--preset", help=PRESET_HELP, show_default="the run's own"),
+    Preset | None, typer.Option("--preset", help=PRESET_HELP, show_default="the run's own")
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Stable Diffusion in diffusers format: a folder or a hub id.",
+        help="Stable Diffusion: a diffusers folder, a hub id, or a single .safetensors file.",
         show_default="the preset's",
     ),
 ]
@@ -157,6 +157,13 @@ ForgetThreshold = Annotated[
         show_default="the method's",
     ),
 ]
+MaxResidual = Annotated[
+    float | None,
+    typer.Option(
+        help="Held-out residual concept similarity above which unlearning fails with exit status 1.",
+        show_default="0.5",
+    ),
+]
 RetainFloor = Annotated[
     float | None,
     typer.Option(
@@ -165,11 +172,19 @@ RetainFloor = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the training batches.", show_default="0")]
+MineMentions = Annotated[
+    bool | None,
+    typer.Option(
+        "--mentions/--no-mentions",
+        help="Also erase what else captions call the concept, found with CLIP.",
+        show_default="True",
+    ),
+]
 TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(
         "--dtype",
-        help="Precision of training; auto is bf16 on CUDA, fp32 elsewhere.",
+        help="Precision; auto trains in bf16 on CUDA, else in fp32.",
         show_default="auto",
     ),
 ]
@@ -197,6 +212,10 @@ ImagesPerPrompt = Annotated[
 DenoisingSteps = Annotated[
     int | None, typer.Option("--steps", help="Denoising steps.", show_default="the preset's")
 ]
+SamplerChoice = Annotated[
+    Sampler | None,
+    typer.Option("--sampler", help="Solver that denoises.", show_default="the preset's"),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(help="Scale of classifier-free guidance.", show_default="the preset's"),
@@ -212,7 +231,8 @@ ImageDtype = Annotated[
     Precision | None,
     typer.Option(
         "--dtype",
-        help="Precision of image generation; auto is bf16 on CUDA, fp32 elsewhere.",
+        help="Precision of image generation; auto is bf16 on CUDA and on CPUs with bfloat16 "
+        "instructions, else fp32.",
         show_default="auto",
     ),
 ]

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import api
+from ..attacks.registry import ATTACKS
 from ..methods.registry import MethodName
 from . import options as opt
 from .terminal import Bar, comparison_tables, evaluation_table, methods_list
@@ -57,18 +58,26 @@ PromptsFolder = Annotated[
         show_default="prompts, else those that come with erase-sd",
     ),
 ]
+GridAttacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ATTACK...",
+        help="Attacks on every erased encoder, such as textual-inversion p4d; `all` for all.",
+        show_default="none",
+    ),
+]
 SkipImages = Annotated[bool, typer.Option("--skip-images", help="Take CLIP-side measures only.")]
 
 
 class WordLists(TyperCommand):
-    """A command whose --concepts and --methods take all words up to the next option."""
+    """A command whose --concepts, --methods and --attacks take all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words: list[str] = []
         option = ""
         for word in args:
             if word.startswith("-"):
-                option = word if word in ("--concepts", "--methods") else ""
+                option = word if word in ("--concepts", "--methods", "--attacks") else ""
             elif option and words[-1] != option:
                 words.append(option)
             words.append(word)
@@ -83,6 +92,7 @@ def compare(
     prompts_folder: PromptsFolder = None,
     images_per_prompt: opt.ImagesPerPrompt = None,
     dtype: opt.ImageDtype = None,
+    attacks: GridAttacks = None,
     skip_images: SkipImages = False,
     preset: opt.PresetName = "mini",
     model: opt.Model = None,
@@ -103,7 +113,13 @@ def compare(
     )  # fmt: skip
     with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as progress:
         comparison = api.compare(
-            concepts, methods, images=not skip_images, preset=preset, progress=progress, **settings
+            concepts,
+            methods,
+            attacks=ATTACKS if attacks == ["all"] else attacks or (),
+            images=not skip_images,
+            preset=preset,
+            progress=progress,
+            **settings,
         )
     if comparison.tables:
         comparison_tables(comparison.tables)

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import RunError
+from ..runtime import Precision
 from . import options as opt
 
-FormatChoice = Literal["diffusers", "comfyui", "a1111", "hub-folder"]
+FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 """`models.export.ExportFormat`, whose module imports PyTorch; a test compares them."""
 
 
@@ -76,6 +77,23 @@ def export(
             help="Single-file checkpoint (.safetensors) to put the encoder in; a1111 only."
         ),
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the LoRA; lora only.", show_default="32")
+    ] = None,
+    dtype: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Precision of the weights.",
+            show_default="fp32; fp16 for comfyui; the checkpoint's own for a1111",
+        ),
+    ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HUB_ID",
+            help="Model hub repository (owner/name) to upload a hub-folder to, with your login.",
+        ),
+    ] = None,
 ) -> None:
     """Export the erased encoder for another program."""
     from ..models.export import export as write_export
@@ -83,6 +101,8 @@ def export(
     from ..run import Run, run_folder
 
     own = Run(run_folder(run))
-    folder = write_export(own, models_of_run(own), to, out, base)
+    folder = write_export(
+        own, models_of_run(own), to, out, base, rank=rank, dtype=dtype, push_to=push_to
+    )  # fmt: skip
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(file)

@@ -22,7 +22,7 @@ def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
     from ..scoring.table import note_of, table_of
 
     headings, lines = table_of(rates)
-    table = _plain_table("Detection rates", headings, text_columns=2)
+    table = plain_table("Detection rates", headings, text_columns=2)
     for line in lines:
         table.add_row(*line)
     Console().print(table, Text(note_of(scores)))
@@ -35,14 +35,14 @@ def evaluation_table(record: EvaluationRecord) -> None:
 
     from ..evaluation.stage import EVALUATION_HEADINGS, evaluation_lines, evaluation_note
 
-    table = _plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
+    table = plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
     lines = evaluation_lines(record)
     for line, following in zip(lines, [*lines[1:], [""]], strict=True):
         table.add_row(*line, end_section=line[0] != following[0])
     Console().print(table, Text(evaluation_note(record)))
 
 
-def _plain_table(
+def plain_table(
     title: str, headings: Sequence[str], text_columns: int, caption: str = ""
 ) -> RichTable:
     """An empty table without a frame; its first `text_columns` hold text, the others numbers."""
@@ -102,7 +102,7 @@ def comparison_tables(tables: Sequence[Table]) -> None:
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=240)
     for table in tables:
-        printed = _plain_table(table.title, table.headings, table.text_columns, table.note)
+        printed = plain_table(table.title, table.headings, table.text_columns, table.note)
         for line in table.lines:
             printed.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in line))
         console.print(printed)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import runtime
+from ..attacks.settings import AttackSettings
+from ..attacks.stage import attack
 from ..errors import EraseError
 from ..evaluation.galleries import HELD_OUT
 from ..evaluation.stage import TEMPLATES, evaluate
@@ -36,6 +38,8 @@ class GridSetup:
     generation: GenerateSettings
     images: bool
     """Whether images are generated and scored."""
+    attacks: AttackSettings | None = None
+    """Attacks on every erased encoder; None: none."""
 
     def prompt_files(self, cell: Cell) -> list[Path]:
         """The cell's prompt files, `retain.txt` last."""
@@ -62,6 +66,8 @@ def _run(cell: Cell, setup: GridSetup) -> None:
     if setup.images:
         generate(setup.prompt_files(cell), setup.generation, setup.models, run)
         score(run, setup.models)
+    if setup.attacks:
+        attack(run, setup.models, setup.attacks)
     if not _is_evaluated(run):
         evaluate(run, setup.models, None, TEMPLATES)
 
@@ -75,6 +81,8 @@ def is_done(cell: Cell, setup: GridSetup) -> bool:
         or not _is_erased(cell, setup, run)
     ):
         return False
+    if setup.attacks and not _is_attacked(run, setup.attacks):
+        return False
     if not setup.images:
         return True
     if run.status("generate") != "done" or run.status("score") != "done":
@@ -83,7 +91,8 @@ def is_done(cell: Cell, setup: GridSetup) -> bool:
     return bool(
         generated["prompts"] == {file.name: hash_file(file) for file in setup.prompt_files(cell)}
         and generated["images_per_prompt"] == setup.generation.images_per_prompt
-        and f"torch.{generated['dtype']}" == str(runtime.dtype(setup.generation.dtype))
+        and generated["dtype"] == runtime.image_precision(setup.generation.dtype)
+        and (generated["sampler"], generated["steps"]) == (setup.models.sampler, setup.models.steps)
         and scored["detector_sha256"] == setup.models.detector_hash()
     )
 
@@ -112,3 +121,12 @@ def _is_evaluated(run: Run) -> bool:
         and evaluation.about["data"]["kind"] == HELD_OUT
         and evaluation.about["templates"] == list(TEMPLATES)
     )
+
+
+def _is_attacked(run: Run, settings: AttackSettings) -> bool:
+    """Whether `attacks.json` has rows of every attack, with these many images and this seed."""
+    record = run.attacks()
+    rows = record.rows if record else ()
+    shape = {"images": settings.images, "seed": settings.seed}
+    done = {row.attack for row in rows if shape.items() <= row.settings.items()}
+    return {*settings.attacks} <= done

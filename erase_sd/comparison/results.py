@@ -9,13 +9,13 @@ from typing import Any
 from ..errors import EraseError
 from ..files import write_csv, write_text
 from ..run import Run
-from ..run.measurements import RateComparison
+from ..run.measurements import AttackRecord, RateComparison
 from ..run.records import Variant
 from ..scoring.stats import wilson
 from .grid import Cell
 from .markdown import tables_markdown
 from .plots import plot_concept_counts, plot_pareto
-from .rows import COLUMNS, DIVERGED, FAILED, CellMeasure
+from .rows import ATTACK, COLUMNS, DIVERGED, FAILED, CellMeasure
 from .tables import Table, tables
 
 ENCODER = "text_encoder"
@@ -31,7 +31,8 @@ def measures_of(cell: Cell, images: bool = True, reason: str = "") -> list[CellM
     try:
         if not reason:
             run = Run(cell.folder)
-            return [*_costs(cell, run), *(_rates(cell, run) if images else ()), *_clip(cell, run)]
+            rates = [*_rates(cell, run), *_attacks(cell, run)] if images else []
+            return [*_costs(cell, run), *rates, *_clip(cell, run)]
     except EraseError as error:
         reason = str(error)
     return [_measure(cell, FAILED, reason=reason)]
@@ -97,6 +98,33 @@ def _pooled(cell: Cell, comparisons: Sequence[RateComparison], variant: Variant)
         cell, "detection_rate", group=comparisons[0].group, variant=variant, value=detected / n, n=n,
         low=low, high=high,
     )  # fmt: skip
+
+
+def _attacks(cell: Cell, run: Run) -> list[CellMeasure]:
+    """The strongest row of each attack, pooled over the concepts of the run."""
+    record = run.attacks()
+    strongest: dict[str, dict[str, AttackRecord]] = {}
+    for row in record.rows if record else ():
+        own = strongest.setdefault(row.attack, {})
+        before = own.get(row.concept)
+        if row.control:
+            continue
+        if before is None or row.attacked.value > before.attacked.value:
+            own[row.concept] = row
+    rows = []
+    for name, own in strongest.items():
+        variants: tuple[Variant, ...] = ("original", "erased")
+        for variant in variants if name != "none" else ():
+            rates = [r.original if variant == "original" else r.attacked for r in own.values()]
+            detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
+            low, high = wilson(detected, n)
+            rows.append(
+                _measure(
+                    cell, f"{ATTACK}{name}", group="target", variant=variant, value=detected / n,
+                    n=n, low=low, high=high,
+                )
+            )  # fmt: skip
+    return rows
 
 
 def _clip(cell: Cell, run: Run) -> list[CellMeasure]:

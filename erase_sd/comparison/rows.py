@@ -12,6 +12,8 @@ from ..run.measurements import RateGroup
 from ..run.records import Variant
 from ..scoring.stats import wilson
 
+ATTACK = "attack_"
+"""What the measures of attacks begin with."""
 FAILED = "failed"
 """Measure of a row that only states why its cell has no results."""
 DIVERGED = "diverged"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import runtime
+from ..attacks.settings import AttackSettings
 from ..data.concept import slug
 from ..data.flickr30k import read_flickr30k
 from ..data.prompts import find_prompts, read_prompts
@@ -69,6 +70,7 @@ def compare(
     images_per_prompt: int,
     dtype: Precision,
     images: bool,
+    attacks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Comparison:
     """Runs the grid and writes `comparison.csv`, `comparison.md`, the figures and a contact sheet of
@@ -96,8 +98,9 @@ def compare(
                 read_prompts(file)
                 read_prompts(file.with_name("retain.txt"))
     setup = GridSetup(
-        models=models, origin=start, prompts=prompts, generation=generation, images=images
-    )
+        models=models, origin=start, prompts=prompts, generation=generation, images=images,
+        attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,
+    )  # fmt: skip
     reasons = _run_all(cells, setup, state, progress)
     if not state.is_main_process:
         return Comparison(out, [], [])
@@ -164,6 +167,8 @@ def _command(
         for one in value if isinstance(value, list) else [value]:
             if one != "mini":
                 words += [f"--{option}", Path(one).name if Path(one).exists() else str(one)]
+    if setup.attacks:
+        words += ["--attacks", *setup.attacks.attacks]
     if not setup.images:
         return shlex.join([*words, "--skip-images"])
     generation = setup.generation

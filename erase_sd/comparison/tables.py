@@ -10,6 +10,7 @@ from statistics import fmean
 
 from .columns import COSTS, RETAINED, RETAINED_GROUPS, Column, forget_and_retain
 from .rows import (
+    ATTACK,
     DIVERGED,
     CellMeasure,
     Group,
@@ -28,6 +29,10 @@ HARMONIC_MEAN_NOTE = (
     "other objects' detections that was retained (mean of the two columns, capped at 1), relative to "
     "the original. Computed on prompts from validation images it can choose settings; on any other "
     "prompts it is only a summary."
+)
+ATTACKS_NOTE = (
+    "Detection rates of the concept under each attack, its strongest row; the original: on captions "
+    "that name it. What an attack reached with its budget, not what a stronger one would."
 )
 COSTS_NOTE = (
     "Unlearning only, mean ± standard deviation over seeds; memory is the peak of the process. "
@@ -68,10 +73,13 @@ def tables(rows: Sequence[CellMeasure]) -> list[Table]:
     images = [c for k in (1, 5, 10) for c in forget_and_retain(f"image_retrieval_r{k}", f"R@{k}")]
     texts = [c for k in (1, 5, 10) for c in forget_and_retain(f"text_retrieval_r{k}", f"R@{k}")]
     short = [Column("target", "detection_rate", ("target",)), *RETAINED, *zero_shot, *images[:2]]
+    attacks = dict.fromkeys(row.measure for row in single if row.measure.startswith(ATTACK))
+    attacked = [Column(name.removeprefix(ATTACK), name, ("target",)) for name in attacks]
     every = [
         _with_harmonic_mean(
             _table("Detection rates (Table 6)", [*target, *every_target, *RETAINED], single), single
         ),
+        _table("Under attack", attacked, single, ATTACKS_NOTE),
         _table(
             "Zero-shot prediction and retrieval (Table 2)",
             [*zero_shot, *zero_shot_retrieval],

@@ -8,28 +8,16 @@ import unicodedata
 from dataclasses import dataclass
 
 from ..errors import SettingError
+from .nouns import forms_of, inflect_module
 
 Span = tuple[int, int]
 """Start and end character offsets."""
 
 
 @functools.cache
-def plurals_of(noun: str) -> tuple[str, ...]:
-    """English plurals of a noun phrase, the usual one first, then the classical one if it differs:
-    `orange` -> `oranges`; `person` -> `people`, `persons`."""
-    import inflect
-
-    usual, classical = inflect.engine(), inflect.engine()
-    classical.classical(all=True)
-    return tuple(dict.fromkeys(engine.plural_noun(noun) or noun for engine in (usual, classical)))
-
-
-@functools.cache
 def with_article(noun: str) -> str:
     """A noun phrase with its indefinite article: `an apple`, `a unicorn`, `an hourglass`."""
-    import inflect
-
-    return str(inflect.engine().a(noun))
+    return str(inflect_module().engine().a(noun))
 
 
 def slug(name: str) -> str:
@@ -41,9 +29,10 @@ def slug(name: str) -> str:
 class Concept:
     """A concept to erase.
 
-    A mention is the name, a synonym, or a plural of either, as whole words in any case. "Apple's"
-    mentions an apple; "apple-shaped" and "pineapple" do not. Words are matched, not meanings: "an
-    orange shirt" mentions an orange, unless "orange shirt" is a kept sense.
+    A mention is the name or a synonym, in singular or plural, as whole words in any case. "Apple's"
+    mentions an apple; "apple-shaped" and "pineapple" do not. Accents match in any Unicode form, and
+    apostrophes and hyphens in any shape; scripts that write no spaces match anywhere. Words are matched,
+    not meanings: "an orange shirt" mentions an orange, unless "orange shirt" is a kept sense.
     """
 
     name: str
@@ -72,20 +61,42 @@ class Concept:
 
 
 _HYPHEN = r"[-\u2010\u2011]"
+_APOSTROPHES = "'\u2019\u02bc"
+_MARK = r"\u0300-\u036f"
+"""Accents of decomposed letters, which belong to the word."""
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters: written without spaces between words."""
+_HANGUL = r"\uac00-\ud7a3"
+"""Korean syllables: particles follow a noun without a space."""
 
 
 @functools.cache
 def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches any of the phrases or their plurals as whole words, longest first.
+    """Matches any of the phrases, in singular or plural, as whole words, longest first.
 
     The words of a phrase may be separated by spaces or a hyphen, or written as one ("hot dog",
     "hot-dog", "hotdog"). A word that is hyphenated to another is not a whole word.
     """
-    forms = {form for phrase in phrases for form in (phrase, *plurals_of(phrase))}
+    forms = {unicodedata.normalize("NFC", f) for phrase in phrases for f in forms_of(phrase)}
     ordered = sorted(forms, key=lambda form: (-len(form), form))
-    between = rf"\s*{_HYPHEN}?\s*"
-    options = "|".join(
-        between.join(map(re.escape, re.findall(rf"(?:(?!{_HYPHEN})\S)+", form)))
-        for form in (unicodedata.normalize("NFC", form) for form in ordered)
-    )
-    return re.compile(rf"(?<!\w)(?<!\w{_HYPHEN})(?:{options})(?!\w)(?!{_HYPHEN}\w)", re.IGNORECASE)
+    return re.compile("|".join(map(_whole_words, ordered)), re.IGNORECASE)
+
+
+def _whole_words(form: str) -> str:
+    """Pattern of one form; a side in a script without spaces needs no word boundary."""
+    words = re.findall(rf"(?:(?!{_HYPHEN})\S)+", form)
+    between = rf"\s*{_HYPHEN}?\s*".join("".join(map(_any_form, word)) for word in words)
+    bound = rf"[\w{_MARK}]"
+    before = "" if re.match(f"[{_UNSPACED}]", form) else rf"(?<!{bound})(?<!\w{_HYPHEN})"
+    after = rf"(?!{bound})(?!{_HYPHEN}\w)"
+    if re.search(f"[{_UNSPACED}{_HANGUL}]$", form):
+        after = ""
+    return f"{before}{between}{after}"
+
+
+def _any_form(char: str) -> str:
+    """Pattern of a character, composed or decomposed, an apostrophe in any shape."""
+    if char in _APOSTROPHES:
+        return f"[{_APOSTROPHES}]"
+    forms = dict.fromkeys((char, unicodedata.normalize("NFD", char)))
+    return "(?:" + "|".join(map(re.escape, forms)) + ")" if len(forms) > 1 else re.escape(char)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checked import walk_files
 from ..errors import DataError
 from ..files import digest, hash_file, key_of
 from .formats import FORMATS, CaptionRow
@@ -84,6 +84,10 @@ def read_flickr30k(folder: Path) -> Dataset:
     captions, splits = _collect(caption_format.rows(source))
     if not captions:
         raise DataError(f"{source}: holds no captions")
+    by_lower = {name.lower(): path for name, path in files.items()}
+    for image in captions:  # a file 1.JPG is the image 1.jpg
+        if image not in files and image.lower() in by_lower:
+            files[image] = by_lower[image.lower()]
     splits = splits or _listed_splits(source.parent, captions)
     items = tuple(CaptionedImage(i, tuple(c), splits.get(i)) for i, c in captions.items())
     content = json.dumps([[item.image, item.split, *item.captions] for item in items])
@@ -115,23 +119,16 @@ def _collect(rows: Iterable[CaptionRow]) -> tuple[dict[str, list[str]], dict[str
 
 def _find_files(folder: Path) -> tuple[Path, dict[str, Path]]:
     """The captions nearest to the top of the folder, and all image files by name."""
-    sources: list[Path] = []
+    sources: set[Path] = set()
     images: dict[str, Path] = {}
-    visited: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        here = Path(root)
-        state = here.stat()
-        if (state.st_dev, state.st_ino) in visited:  # a link back
-            folders.clear()
-            continue
-        visited.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        named = [here / n for n in files if n.lower() in FORMATS and n.lower() != "sentences"]
-        sources += [path for path in named if path.is_file()]
-        sources += [here / n for n in folders if n.lower() == "sentences"]
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and (here / name).is_file():
-                images.setdefault(name, here / name)
+    for path in walk_files(folder):
+        name = path.name.lower()
+        if name in FORMATS and name != "sentences":
+            sources.add(path)
+        elif path.parent.name.lower() == "sentences":
+            sources.add(path.parent)
+        elif name.endswith(IMAGE_SUFFIXES):
+            images.setdefault(path.name, path)
     if not sources:
         raise DataError(
             f"not a Flickr30K folder; needs one of {', '.join(FORMATS)}", field="data", value=folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -47,18 +48,48 @@ def _token_rows(path: Path) -> Iterator[CaptionRow]:
 
 def _kaggle_rows(path: Path) -> Iterator[CaptionRow]:
     """`image_name| comment_number| comment`. One row of the published file has white space instead
-    of the second bar."""
-    lines = _lines(path)
-    at, header = next(lines, (f"{path}:1", ""))
-    if [name.strip() for name in header.split("|")] != ["image_name", "comment_number", "comment"]:
+    of the second bar.
+
+    Saved again by a spreadsheet, a line is one quoted cell, or three cells with commas, semicolons or
+    tabs, in UTF-8 or Windows-1252.
+    """
+    names = ["image_name", "comment_number", "comment"]
+    text = _text(path, fallback="cp1252")
+    first = text.partition("\n")[0].strip()
+    separator = next(
+        (s for s in "|,;\t" if [n.strip(' "') for n in first.split(s)][:3] == names), ""
+    )
+    if not separator:
         raise DataError(
-            f"{at}: needs the header `image_name| comment_number| comment`, got {header[:60]!r}"
+            f"{path}:1: needs the header `image_name| comment_number| comment`, got {first[:60]!r}"
         )
-    for at, line in lines:
+    if separator != "|":
+        return _spreadsheet_rows(path, text, separator)
+    return _bar_rows(path, text)
+
+
+def _bar_rows(path: Path, text: str) -> Iterator[CaptionRow]:
+    for number, raw in enumerate(re.split(r"\r\n|\n|\r", text.rstrip("\r\n"))[1:], 2):
+        at = f"{path}:{number}"
+        line = ",".join(next(csv.reader([raw]), [])) if raw.startswith('"') else raw
+        line = line.rstrip(",")  # a spreadsheet pads its rows
         match = re.fullmatch(r"([^|]+)\|\s*\d+\s*(?:\||\s)([^|].*)", line)
         if not match:
             raise DataError(f"{at}: needs `image.jpg| 0| caption`, got {line[:60]!r}")
         yield CaptionRow(at, match[1].strip(), match[2])
+
+
+def _spreadsheet_rows(path: Path, text: str, separator: str) -> Iterator[CaptionRow]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    next(reader)
+    for cells in reader:
+        at = f"{path}:{reader.line_num}"
+        if not any(cells):
+            continue
+        if len(cells) < 3 or not cells[1].strip().isdecimal():
+            raise DataError(f"{at}: needs image, number and caption, got {cells!r:.60}")
+        caption = separator.join(cells[2:]).rstrip(separator)  # a caption's own commas, or padding
+        yield CaptionRow(at, cells[0].strip(), caption)
 
 
 def _karpathy_rows(path: Path) -> Iterator[CaptionRow]:
@@ -121,10 +152,15 @@ def _bytes(path: Path) -> bytes:
         raise DataError(f"{path}: damaged, cannot be decompressed ({error})") from None
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, fallback: str | None = None) -> str:
+    """The file as UTF-8, or else in the encoding `fallback`."""
+    data = _bytes(path)
     try:
-        return _bytes(path).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        with contextlib.suppress(UnicodeDecodeError):
+            if fallback:
+                return data.decode(fallback)
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
 
 

@@ -1,52 +1,174 @@
-"""Captions without a concept: each mention is removed with its determiner, adjectives and link."""
+"""Captions without a concept, as a person would write them: what cannot stand without it goes too.
+
+"A man holding an apple in a park" becomes "A man in a park", and "an apple and a dog" becomes "a dog".
+The rules read the caption's syntax tree (`syntax`). A caption whose language the parser does not know
+loses the mention alone, which is logged once.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from .concept import Concept, Span
+from ..runtime import log
+from .concept import Concept, Span, with_article
+from .removal_cuts import PRONOUN_TAGS, Cuts
+from .removal_phrases import cut_mention
+from .syntax import RELATIONAL_NOUNS, is_english, parse
 
-_DETERMINERS = r"(?:an?|the|one|some|this|that|these|those|his|her|its|their|my|your|our|two|three)"
-_LINK_WORDS = (
-    r"(?:next to|in front of|on top of|to the (?:left|right) of|close to|along with|together with"
-    r"|beside|besides|near|behind|with|by|holding|carrying|and|or)"
-)
-_LINK = rf"(?:,|(?<![\w-]){_LINK_WORDS})"
-_ADJECTIVES = rf"(?:(?!{_LINK_WORDS}\b)[^\W\d_]+\s+){{0,2}}?"
-_BEFORE = re.compile(
-    rf"(?P<link>{_LINK}\s+)?(?:(?<![\w-]){_DETERMINERS}\s+{_ADJECTIVES})?$", re.IGNORECASE
-)
-_AFTER = re.compile(rf"\s*{_LINK}(?!\w)", re.IGNORECASE)
-_POSSESSIVE = re.compile(r"(?:\s?['\u2019]s|(?<=s)['\u2019])(?!\w)", re.IGNORECASE)
+if TYPE_CHECKING:
+    from spacy.tokens import Doc, Token
+
+Removed = tuple[str, list[Span]]
+"""A caption without the concepts, and the spans of the caption that were removed or replaced."""
+
+_CLOSING = frozenset(",.;:!?")
+_LEADING_TAGS = PRONOUN_TAGS - {"CD", "PRP$", "PDT"} | {"CC"}
 
 
-def phrase_span(text: str, mention: Span) -> Span:
-    """The span of a mention's phrase: determiner, up to two adjectives, and the link before it.
+def remove_concepts(text: str, concepts: Iterable[Concept]) -> Removed:
+    """`text` without the concepts, and the spans of `text` that were removed or replaced.
 
-    In "a dog next to a red apple in a park" it is "next to a red apple". Without a link before the
-    phrase, the one after it belongs to it: "an apple and a dog" becomes "a dog". After a possessive
-    the noun stays: "the dog's tail" becomes "tail".
+    Raises ModelError if the English parser is not installed.
     """
-    start, end = mention
-    if possessive := _POSSESSIVE.match(text, end):
-        end = possessive.end()
-    before = _BEFORE.search(text[:start])
-    assert before is not None  # matches the empty string
-    start = before.start()
-    if before["link"] is None and (after := _AFTER.match(text[end:])):
-        end += after.end()
-    return start, end
+    return remove_concepts_from([text], concepts)[0]
 
 
-def remove_concepts(text: str, concepts: Iterable[Concept]) -> tuple[str, list[Span]]:
-    """`text` without the phrases that mention a concept, and the spans of `text` that were removed."""
-    removed: list[Span] = []
-    for start, end in sorted(phrase_span(text, m) for c in concepts for m in c.spans(text)):
-        if removed and start <= removed[-1][1]:
-            removed[-1] = (removed[-1][0], max(end, removed[-1][1]))
-        else:
-            removed.append((start, end))
-    bounds = [0, *(offset for span in removed for offset in span), len(text)]
-    pieces = (text[i:j].strip() for i, j in zip(bounds[::2], bounds[1::2], strict=True))
-    return re.sub(r"\s+", " ", " ".join(pieces)).strip(), removed
+def remove_concepts_from(texts: Iterable[str], concepts: Iterable[Concept]) -> list[Removed]:
+    """`remove_concepts` of many captions; only those with a mention are parsed."""
+    concepts, removed = tuple(concepts), [(text, list[Span]()) for text in texts]
+    spans = [sorted({s for c in concepts for s in c.spans(text)}) for text, _ in removed]
+    rows = [row for row, own in enumerate(spans) if own]
+    for row, doc in zip(rows, parse(removed[row][0] for row in rows), strict=True):
+        removed[row] = remove_spans(removed[row][0], doc, spans[row])
+    return removed
+
+
+def remove_spans(text: str, doc: Doc, spans: Sequence[Span]) -> Removed:
+    """`text`, whose syntax tree is `doc`, without the phrases at `spans`."""
+    mentions = [[t for t in doc if t.idx < end and start < t.idx + len(t)] for start, end in spans]
+    whole = all(
+        start <= tokens[0].idx and tokens[-1].idx + len(tokens[-1]) <= end
+        for (start, end), tokens in zip(spans, mentions, strict=True)
+    )
+    if not whole or not is_english(doc):
+        if not is_english(doc):
+            log_unknown_language()
+        return _without_nouns(text, spans)
+    cuts = Cuts(doc)
+    for tokens in mentions:
+        cut_mention(cuts, tokens)
+    return _rendered(text, cuts)
+
+
+@functools.cache
+def log_unknown_language() -> None:
+    """Logs, the first time only, that captions in other languages lose the noun alone."""
+    log.warning("captions that are not in English: only the noun is removed from them")
+
+
+def _without_nouns(text: str, spans: Sequence[Span]) -> Removed:
+    """`text` without the mentions alone."""
+    bounds = [0, *(offset for span in spans for offset in span), len(text)]
+    pieces = (text[i:j] for i, j in zip(bounds[::2], bounds[1::2], strict=True))
+    return re.sub(r"\s+", " ", "".join(pieces)).strip(), list(spans)
+
+
+def _rendered(text: str, cuts: Cuts) -> Removed:
+    """What the cuts leave, with its stray commas and pronouns removed and its articles agreeing."""
+    kept = [token for token in cuts.doc if cuts.keeps(token) and not token.is_space]
+    for tidy in (_without_leading_words, _without_trailing_pronouns, _without_stray_commas):
+        kept = tidy(kept, cuts)
+    for token, following in pairwise(kept):
+        if token.lower_ in ("a", "an") and following.i > token.i + 1:
+            cuts.replaced[token.i] = _article(text[token.idx : token.idx + len(token)], following)
+    out, last = "", -1
+    for token in kept:
+        word = cuts.replaced.get(token.i, text[token.idx : token.idx + len(token)])
+        before = cuts.doc[token.i - 1].whitespace_ if token.i else ""
+        if last >= 0 and not word.startswith(" "):
+            apart = token.i > last + 1 and token.text not in _CLOSING
+            out += " " if apart else before
+        out, last = out + word, token.i
+    return out.strip(), _removed_spans(text, kept, cuts)
+
+
+def _removed_spans(text: str, kept: Sequence[Token], cuts: Cuts) -> list[Span]:
+    """Runs of tokens that are not kept as they are."""
+    same = {t.i for t in kept if cuts.replaced.get(t.i, "") in ("", text[t.idx : t.idx + len(t)])}
+    spans: list[Span] = []
+    previous = -2
+    for token in cuts.doc:
+        if token.i in same or token.is_space:
+            continue
+        start = token.idx
+        if previous == token.i - 1:
+            start = spans.pop()[0]
+        spans.append((start, token.idx + len(token)))
+        previous = token.i
+    return spans
+
+
+def _without_leading_words(kept: list[Token], cuts: Cuts) -> list[Token]:
+    """A caption that lost its subject does not begin with a preposition or conjunction."""
+    first = 0
+    if cuts.lost_subject and kept and kept[0].i > 0:
+        function_words = ("ADP", "PART", "PUNCT", "CCONJ", "SCONJ", "AUX")
+        while first < len(kept) and kept[first].pos_ in function_words:
+            first += 1
+            if complex_end := _complex_preposition(kept[first : first + 3]):
+                first += complex_end
+    return kept[first:]
+
+
+def _complex_preposition(tokens: Sequence[Token]) -> int:
+    """How many of the next three tokens still belong to a preposition: "the left of"."""
+    words = [token.lower_ for token in tokens]
+    noun = 1 if words[:1] == ["the"] else 0
+    if words[noun + 1 : noun + 2] in (["of"], ["to"]) and words[noun] in RELATIONAL_NOUNS:
+        return noun + 2
+    return 0
+
+
+def _without_trailing_pronouns(kept: list[Token], cuts: Cuts) -> list[Token]:
+    """A conjunction or pronoun at the end has lost what it led to."""
+    words = [token for token in kept if token.text not in _CLOSING]
+    if not words or not cuts.gone & {words[-1].i + 1}:
+        return kept
+    left = words
+    while len(left) > 1 and (left[-1].tag_ in _LEADING_TAGS or left[-1].dep_ == "cc"):
+        left = left[:-1]
+    return [token for token in kept if token not in words or token in left]
+
+
+def _without_stray_commas(kept: list[Token], cuts: Cuts) -> list[Token]:
+    """Removes the commas around a clause that is gone, and those at the beginning and the end."""
+    pairs = [(a, b) for a, b in pairwise(kept) if a.text == "," and b.text == "," and b.i > a.i + 1]
+    kept = [token for token in kept if not any(token in pair for pair in pairs)]
+    following = [*kept[1:], None]
+    kept = [
+        t for t, n in zip(kept, following[: len(kept)], strict=True) if not _is_stray(t, n, cuts)
+    ]
+    while kept and (kept[0].text in _CLOSING or (kept[0].dep_ == "cc" and kept[0].i)):
+        kept = kept[1:]
+    return kept
+
+
+def _is_stray(token: Token, following: Token | None, cuts: Cuts) -> bool:
+    """Whether a comma or conjunction has nothing left to join to what follows."""
+    if token.i in cuts.replaced:
+        return False
+    at_gap = following is None or following.i > token.i + 1
+    if token.text in (",", ";", ":"):
+        return following is None or (at_gap and following.text in _CLOSING)
+    joins = token.lower_ in ("and", "or")
+    return joins and following is not None and at_gap and following.lower_ in ("and", "or")
+
+
+def _article(article: str, following: Token) -> str:
+    """The indefinite article that `following` needs, capitalized as before."""
+    new = with_article(following.text).split()[0]
+    return new.capitalize() if article[0].isupper() else new

@@ -63,6 +63,22 @@ class ConceptSets:
             for caption, mentions in zip(item.captions, self.mentions[item.image], strict=True)
         )
 
+    def also_mentioned(self, concepts: Sequence[Concept]) -> ConceptSets:
+        """The sets with every mention of `concepts`, which know more synonyms, in the training split.
+
+        Training images of the retain set that any caption gives such a mention are left out.
+        """
+
+        def mentions_in(item: CaptionedImage) -> tuple[tuple[str, ...], ...]:
+            return tuple(
+                tuple(c.name for c in concepts if c.in_text(caption)) for caption in item.captions
+            )
+
+        forget = {item.image: mentions_in(item) for item in self.images("forget", "train")}
+        retain = [i for i in self.images("retain", "train") if not any(mentions_in(i))]
+        by_split = {**self.by_split, ("retain", "train"): tuple(retain)}
+        return replace(self, by_split=by_split, mentions={**self.mentions, **forget})
+
     def present(self, data: Dataset) -> ConceptSets:
         """The sets without missing image files. Raises DataError if that empties a split."""
         if not data.missing:

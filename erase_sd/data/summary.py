@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .concept import Concept
 from .flickr30k import Dataset
 from .pair import SPLITS, ConceptSet, Split
-from .split import ConceptSets, split_by_concept
+from .removal import remove_concepts_from
+from .split import ConceptSets, hash_order, split_by_concept
 
 EXAMPLES = 3
+REDUCTION_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,20 @@ class SetSummary:
     """Whether the set follows the dataset's own split rather than ours."""
     examples: list[str]
     """A few training captions."""
+
+
+@dataclass(frozen=True)
+class ReductionSummary:
+    """The captions that mention a concept, with the concept removed."""
+
+    captions: int
+    unreduced: list[str]
+    """Captions that still mention a concept after the removal; unlearning leaves them out."""
+    empty: int
+    """Captions that name nothing else."""
+    seconds: float
+    examples: list[tuple[str, str]]
+    """Some captions of different images, with and without the concept."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class DatasetSummary:
     """Captions with more tokens than that."""
     forget: SetSummary
     retain: SetSummary
+    reductions: ReductionSummary
 
 
 def summarize(
@@ -85,6 +103,29 @@ def summarize(
         too_long=sum(count > context_length for count in tokens),
         forget=_summarize_set(data, sets, "forget"),
         retain=_summarize_set(data, sets, "retain"),
+        reductions=_summarize_reductions(data, sets, concepts),
+    )
+
+
+def _summarize_reductions(
+    data: Dataset, sets: ConceptSets, concepts: Sequence[Concept]
+) -> ReductionSummary:
+    by_image = [
+        [c for c, names in zip(item.captions, sets.mentions[item.image], strict=True) if names]
+        for item in hash_order(data.items)
+    ]
+    began = time.monotonic()
+    captions = [caption for own in by_image for caption in own]
+    reduced = [text for text, _ in remove_concepts_from(captions, concepts)]
+    seconds = time.monotonic() - began
+    pairs = dict(zip(captions, reduced, strict=True))
+    examples = [(own[0], pairs[own[0]]) for own in by_image if own]
+    return ReductionSummary(
+        captions=len(captions),
+        unreduced=[c for c, text in pairs.items() if any(k.in_text(text) for k in concepts)],
+        empty=sum(not text for text in reduced),
+        seconds=round(seconds, 1),
+        examples=examples[:REDUCTION_EXAMPLES],
     )
 
 
@@ -122,9 +163,15 @@ def summary_lines(summary: DatasetSummary) -> list[tuple[str, str]]:
         lines.append((f"{title} images", f"{_counts(images.images)}; {split}"))
         if s.missing_images:
             lines.append(("  with a file", _counts(images.images_present)))
-    return lines + [
-        (f"{title} example", text) for title, images in sets for text in images.examples
-    ]
+    lines += [(f"{title} example", text) for title, images in sets for text in images.examples]
+    return lines + _reduction_lines(s.reductions)
+
+
+def _reduction_lines(r: ReductionSummary) -> list[tuple[str, str]]:
+    counts = f"{r.captions:,} captions in {r.seconds:.1f} s; {r.empty:,} name nothing else; "
+    lines = [("without the concept", f"{counts}{len(r.unreduced):,} cannot be reduced")]
+    lines += [("  cannot be reduced", caption) for caption in r.unreduced[:EXAMPLES]]
+    return lines + [("  example", f"{a} -> {b or '(empty)'}") for a, b in r.examples]
 
 
 def _counts(images: dict[Split, int]) -> str:

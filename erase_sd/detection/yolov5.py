@@ -22,6 +22,11 @@ from ..models import unpickle
 DEFAULT_SIZE = 640  # pixels; what YOLOv5's .pt files are trained at
 SCALES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}  # by the channels of the first layer
 STRIDES = (8, 16, 32)
+OPEN_VOCABULARY = ("WorldModel", "YOLOEModel", "YOLOESegModel")
+NO_TEXT_ENCODER = (
+    "an open-vocabulary detector (YOLO-World, YOLOE): its classes are written by a text encoder that is "
+    "not in the file and that ultralytics downloads, which erase-sd does not let it do; needs YOLOv5"
+)
 EXPECTED = "YOLOv5 n, s, m, l or x for detection, release 6 or later"
 
 
@@ -93,10 +98,13 @@ def _read_pt(path: Path) -> LoadedDetector:
     try:
         averaged = checkpoint.get("ema")
         stored = checkpoint["model"] if averaged is None else averaged
+        if stored.name.rpartition(".")[2] in OPEN_VOCABULARY:
+            raise ModelError(NO_TEXT_ENCODER)
         tensors = unpickle.tensors(stored)
-        names = stored.state["names"]  # a list, or a dict by number
-        names = [names[i] for i in range(len(names))]
+        names = _names(stored.state["names"])
         activations = {m.name for name, m in unpickle.modules(stored) if name.endswith(".act.")}
+    except ModelError as error:
+        raise _error(path, error.rule) from None
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise _error(path, f"not a detector ({why}); needs {EXPECTED}") from None
@@ -104,7 +112,7 @@ def _read_pt(path: Path) -> LoadedDetector:
         raise _error(path, f"uses {min(foreign)} where YOLOv5 uses SiLU")
     first = tensors.get("model.0.conv.weight")
     scale = None if first is None else SCALES.get(len(first))
-    if scale is None or not all(isinstance(name, str) for name in names):
+    if scale is None:
         raise _error(path, f"not a supported detector; needs {EXPECTED}")
     anchor_based = "model.24.anchors" in tensors
     model = _build(scale, len(names), anchor_based)
@@ -130,14 +138,28 @@ def _read_safetensors(path: Path) -> LoadedDetector:
         name = metadata["architecture"]
         raise _error(path, f"architecture {name} is not supported; needs {EXPECTED}")
     try:
-        names, size = [str(n) for n in json.loads(metadata["names"])], int(metadata["size"])
-    except (TypeError, ValueError) as error:
+        names, size = _names(json.loads(metadata["names"])), int(metadata["size"])
+    except (TypeError, ValueError, KeyError) as error:
         raise _error(path, f"damaged metadata ({error})") from None
     if size < STRIDES[-1] or size % STRIDES[-1]:
         raise _error(path, f"damaged metadata (size {size}, needs a multiple of {STRIDES[-1]})")
     model = _build(architecture[1], len(names), anchor_based=False)
     _load_weights(path, model, tensors)
     return LoadedDetector(model, names, size, f"yolov5{architecture[1]} anchor-free")
+
+
+def _names(stored: Any) -> list[str]:
+    """Class names in lower case, as captions are compared with them.
+
+    `stored` is a list, or a dict by number, which may be written as text. Raises TypeError or KeyError
+    if it is neither.
+    """
+    if isinstance(stored, dict):
+        by_number = {int(number): name for number, name in stored.items()}
+        stored = [by_number[number] for number in range(len(by_number))]
+    if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
+        raise TypeError("class names are not text")
+    return [name.strip().lower() for name in stored]
 
 
 def _build(scale: str, classes: int, anchor_based: bool) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from ..files import digest, hash_file, key_of, write_bytes
 from ..models.pipeline import generate_batch
 from ..run import Run
 from ..run.records import ImageRecord, Variant
-from .cache import cached_batch, store_batch
+from ..runtime import log
+from .cache import cached_batch, image_cache, store_batch
 from .plan import PlannedImage
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class ImageBatch:
                 steps=self.shape["steps"],
                 guidance=self.shape["guidance"],
                 size=self.shape["size"],
+                sampler=self.shape["sampler"],
+                dtype=self.shape["dtype"],
                 scheduler=self.shape["scheduler"],
                 weights=self.weights,
                 batch=self.number,
@@ -81,24 +84,27 @@ def hashes_on_disk(
     return hashes
 
 
-def write_batch(batch: ImageBatch, pipe: DiffusionPipeline, run: Run) -> list[str]:
+def write_batch(batch: ImageBatch, pngs: Sequence[bytes], run: Run) -> list[str]:
     """Writes the batch's images into the run folder; returns their hashes."""
-    pngs = _pngs(batch, pipe)
     for image, data in zip(batch.texts, pngs, strict=True):
         write_bytes(run.folder / batch.file(image), data)
     return [digest(data) for data in pngs]
 
 
-def _pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
+def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
     """The images as PNG; those of the original model from the cache if it has them."""
     cacheable = batch.variant != "erased"
-    if cacheable and (cached := cached_batch(batch.key, len(batch.texts))):
+    if cacheable and (cached := cached_batch(image_cache(), batch.key, len(batch.texts))):
         return cached
     texts, seeds = list(batch.texts.values()), [image.seed for image in batch.texts]
     images = generate_batch(pipe, texts, seeds, batch.shape["steps"], batch.shape["guidance"])
     pngs = [_png(image) for image in images]
     if cacheable:
-        store_batch(batch.key, pngs)
+        try:
+            store_batch(image_cache(), batch.key, pngs)
+        except OSError as error:
+            why = error.strerror or error
+            log.warning("%s: the original's images are not cached (%s)", image_cache(), why)
     return pngs
 
 

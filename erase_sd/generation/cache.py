@@ -1,28 +1,33 @@
-"""Cache of the original's images, shared by all runs: one folder per batch, file names carry hashes."""
+"""Batches of images as folders, file names carry hashes; the original's are cached for all runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..files import cache_folder, digest, whole_folder
-from ..runtime import log
 
 
-def store_batch(key: str, batch: Sequence[bytes]) -> None:
-    """Stores the PNGs of a batch, all or none; a warning if the cache cannot be written."""
-    folder = cache_folder() / "images" / key
+def image_cache() -> Path:
+    """Folder of the original's images."""
+    return cache_folder() / "images"
+
+
+def store_batch(root: Path, key: str, batch: Sequence[bytes]) -> None:
+    """Stores the PNGs of a batch in a folder of its own in `root`, all or none; OSError if it cannot."""
+    folder = root / key
     try:
         with whole_folder(folder) as partial:
             for i, data in enumerate(batch):
                 (partial / f"{i:04}-{digest(data)[:32]}.png").write_bytes(data)
-    except OSError as error:
-        if not cached_batch(key, len(batch)):  # else another process has stored the same batch
-            log.warning("%s: the original's images are not cached (%s)", folder, error.strerror)
+    except OSError:
+        if not cached_batch(root, key, len(batch)):  # else another process has stored it
+            raise
 
 
-def cached_batch(key: str, count: int) -> list[bytes]:
+def cached_batch(root: Path, key: str, count: int) -> list[bytes]:
     """The `count` PNGs of a batch; empty if one is missing or does not match its hash."""
-    folder = cache_folder() / "images" / key
+    folder = root / key
     try:
         files = sorted(folder.glob("*.png"))
         batch = [file.read_bytes() for file in files]

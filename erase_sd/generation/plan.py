@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..data.concept import Concept
 from ..data.pair import CaptionPair
 from ..data.prompts import PromptFile
-from ..data.removal import remove_concepts
+from ..data.removal import remove_concepts_from
 from ..errors import DataError
 
 MAX_IMAGES = 1_000_000  # of each variant; the seeds of a run leave room for as many
@@ -60,11 +60,9 @@ def reference_texts(
     images: Sequence[PlannedImage], concepts: Sequence[Concept]
 ) -> dict[PlannedImage, str]:
     """Concept-removed prompts of the images that are to show a concept and whose prompt mentions one."""
-    return {
-        image: remove_concepts(image.prompt, concepts)[0]
-        for image in images
-        if image.pair.set == "forget" and image.pair.mentions
-    }
+    named = [image for image in images if image.pair.set == "forget" and image.pair.mentions]
+    removed = remove_concepts_from([image.prompt for image in named], concepts)
+    return {image: text for image, (text, _) in zip(named, removed, strict=True)}
 
 
 def batches_of(images: Sequence[PlannedImage], size: int) -> list[list[PlannedImage]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .. import runtime
 from ..errors import SettingError
+from ..models.choices import SAMPLERS, Sampler
 
 MOST = {"images_per_prompt": 10_000, "steps": 1000, "batch": 1000}
 """Upper bounds; the schedulers of Stable Diffusion have 1,000 time steps."""
@@ -19,7 +20,9 @@ class GenerateSettings:
     images_per_prompt: int = 1
     """Images of each prompt, each with its own seed."""
     steps: int | None = None
-    """Denoising steps. None: the preset's (mini 25, others 50)."""
+    """Denoising steps. None: the preset's (mini 10, others 50)."""
+    sampler: Sampler | None = None
+    """Solver that denoises. None: the preset's (mini dpm++, others the model's own scheduler)."""
     guidance: float | None = None
     """Scale of classifier-free guidance. None: the preset's (mini 3.5, others 7.5)."""
     seed: int = 1000
@@ -27,7 +30,7 @@ class GenerateSettings:
     batch: int | None = None
     """Images per batch, which changes pixels slightly. None: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
     dtype: runtime.Precision = "auto"
-    """Precision of the pipeline. auto: bf16 on CUDA, fp32 elsewhere."""
+    """Precision of the pipeline. auto: bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32."""
 
     def __post_init__(self) -> None:
         runtime.dtype(self.dtype)
@@ -35,6 +38,10 @@ class GenerateSettings:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise SettingError(
+                f"needs one of {', '.join(SAMPLERS)}", field="sampler", value=self.sampler
+            )
         if self.guidance is not None and not 1 <= self.guidance <= 100:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import ModelError
 from ..files import key_of, write_records
 from ..models import erased
 from ..models.pipeline import (
+    default_batch,
     encoders_of,
     image_size,
     open_pipeline,
@@ -28,6 +30,7 @@ from ..runtime import Progress, log
 from .batch import ImageBatch, hashes_on_disk, write_batch
 from .plan import PlannedImage, batches_of, plan, reference_texts
 from .settings import GenerateSettings
+from .share import Share
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -62,7 +65,8 @@ def generate(
 
     With `reference`, the original also generates the concept-removed prompts, from the same seeds.
     The original's images are shared between runs through the cache. If memory runs out, every variant
-    starts over with batches of half the size. Raises RunError if the run is not unlearned from
+    starts over with batches of half the size. Of several processes (`Share`), the first writes the run,
+    and the others return nothing. Raises RunError if the run is not unlearned from
     `models`, DataError if a prompt file cannot be used, and SettingError if a kind file belongs to
     none of the run's concepts.
     """
@@ -72,7 +76,8 @@ def generate(
     erasure = erased.check_base(run, models)
     files = [read_prompt_file(path) for path in prompts]
     images = plan(files, concepts, settings.images_per_prompt, settings.seed)
-    pipe = open_pipeline(models.folder, settings.dtype)
+    sampler = settings.sampler or models.sampler
+    pipe = open_pipeline(models.folder, settings.dtype, sampler)
     limit = pipeline_token_limit(pipe)
     for image in images:
         limit.check([image.prompt], image.prompt_file)
@@ -85,12 +90,16 @@ def generate(
     }
     total = sum(len(variant.texts) for variant in variants)
     runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
+    share = Share.of_process(run.folder)
+    if not share.writes:
+        return _generate_all(pipe, variants, images, shape, run, None, share)
     if total >= MANY_IMAGES:
         log.info("%s: %s images are to be generated", run.folder, f"{total:,}")
     with run.stage("generate", stage) as entry:
-        records = _generate_all(pipe, variants, images, shape, run, progress)
+        records = _generate_all(pipe, variants, images, shape, run, progress, share)
         entry["batch"] = shape["batch"]
         _remove_stale_images(run, records)
+        share.clear()
     return records
 
 
@@ -130,10 +139,11 @@ def _shape(
         "size": size,
         "steps": settings.steps or models.steps,
         "guidance": settings.guidance or models.guidance,
-        "batch": settings.batch or max(1, min(25, 2**21 // size**2)),
+        "batch": settings.batch or default_batch(pipe),
+        "sampler": settings.sampler or models.sampler,
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": runtime.image_precision(settings.dtype),
         "device": pipe.device.type,
     }
 
@@ -145,17 +155,20 @@ def _generate_all(
     shape: dict[str, Any],
     run: Run,
     progress: Progress | None,
+    share: Share,
 ) -> list[ImageRecord]:
     """All images; halves `shape["batch"]` and starts over each time memory runs out."""
     while True:
         try:
             batches = _batches(variants, images, shape)
-            return _generate_batches(pipe, batches, run, progress)
+            return _generate_batches(pipe, batches, run, progress, share)
         except Exception as error:
             if not runtime.is_out_of_memory(error):
                 raise
             if shape["batch"] == 1:
                 raise ModelError("out of memory with one image", field="model") from None
+            if share.count > 1:  # the others would go on with the larger batches
+                raise ModelError("out of memory; needs smaller batches", field="batch") from None
             shape["batch"] //= 2
         runtime.free_memory()
         log.warning("out of memory; starting over with %s images per batch", shape["batch"])
@@ -186,15 +199,21 @@ def _generate_batches(
     planned: Sequence[tuple[_VariantPlan, list[ImageBatch]]],
     run: Run,
     progress: Progress | None,
+    share: Share,
 ) -> list[ImageRecord]:
-    """Completes every batch; `images.jsonl` grows with each."""
+    """Completes every batch; `images.jsonl` grows with each. Empty for a process that does not write."""
     earlier = {record.file: record for record in run.images()}
     total = sum(len(batch.texts) for _, batches in planned for batch in batches)
     records: list[ImageRecord] = []
+    index = itertools.count()
     for variant, batches in planned:
         swap(pipe, variant.encoders)
         for batch in batches:
-            hashes = hashes_on_disk(batch, run, earlier) or write_batch(batch, pipe, run)
+            number, hashes = next(index), hashes_on_disk(batch, run, earlier)
+            pngs = [] if hashes else share.pngs(number, batch, pipe)
+            if not share.writes:
+                continue
+            hashes = hashes or write_batch(batch, pngs, run)
             records += batch.records(hashes)
             write_records(run.folder / "images.jsonl", records)
             if progress:

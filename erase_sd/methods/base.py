@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data.pair import CaptionPair
-from ..models.clip import Clip
+from ..models.clip import Clip, FreeEmbeddings
+from ..models.denoiser import Denoiser
 
 Need = Literal["images", "features", "hidden_states", "image_tower"]
 
@@ -89,6 +90,8 @@ class Batch:
     """Share of the steps already taken (0-1)."""
     generator: torch.Generator
     """Random numbers on the CPU, seeded by the step, so that a resumed run samples the same."""
+    memory: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Tensors that the method carries from step to step; the checkpoint holds them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class TokenizedPairs:
     """Position in the concept-removed caption that each position corresponds to, (n, tokens)."""
     mask: Tensor
     """1 for captions that have a concept-removed counterpart, else 0, (n, tokens)."""
+    mention_end: Tensor
+    """Position of the last token of the last mention, 0 if there is none, (n,)."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -125,6 +130,8 @@ class Task:
     retain: TokenizedPairs
     """Training pairs that show none."""
     seed: int
+    open_denoiser: Callable[[], Denoiser] | None = None
+    """Opens the pipeline's U-Net, if there is one; raises ModelError if it cannot be used."""
 
 
 class Student(Protocol):
@@ -134,7 +141,9 @@ class Student(Protocol):
     def scale(self) -> float:
         """CLIP's temperature, which multiplies similarities."""
 
-    def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+    def text(
+        self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features (n, projection), normalized if `unit`, and hidden states (n, tokens, width)."""
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:

@@ -117,7 +117,9 @@ def _moments(
 
 def _layer_activations(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Input of the layer's output matrix, (n, tokens, inner), and the layer's output."""
-    layer = tower.encoder.layers[number]
+    layers = tower.encoder.layers
+    layer = layers[number]
+    tower.encoder.layers = layers[: number + 1]  # those above change nothing that is read
     activations: dict[str, Tensor] = {}
     hooks = [
         layer.mlp.fc2.register_forward_pre_hook(
@@ -131,4 +133,5 @@ def _layer_activations(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[
     finally:
         for hook in hooks:
             hook.remove()
+        tower.encoder.layers = layers
     return activations["key"], activations["out"]

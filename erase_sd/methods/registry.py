@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MethodName = Literal[
     "cliperase",
     "cliperase-anchored",
+    "cliperase-hardened",
     "ga",
     "graddiff",
     "kl",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,16 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class FreeEmbeddings:
+    """Input embeddings that stand in the place of tokens, as an attack optimizes them."""
+
+    mask: Tensor
+    """Whether a token is replaced, bool (n, tokens)."""
+    embeddings: Tensor
+    """Their values, (n, tokens, width); ignored elsewhere."""
+
+
+@dataclass(frozen=True)
 class Clip:
     """A CLIP with its tokenizer and image processor."""
 
@@ -52,6 +63,11 @@ class Clip:
     def length(self) -> int:
         """Context length: texts are padded to this many tokens."""
         return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states that are returned."""
+        return int(self.model.config.text_config.hidden_size) * max(1, len(self.taps))
 
     @property
     def token_limit(self) -> TokenLimit:
@@ -77,10 +93,16 @@ class Clip:
         """
         return ids[:, : int(self.ends(ids).max()) + 1]
 
-    def encode_text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
-        """Features (n, projection), normalized if `unit`, and hidden states (n, tokens, width)."""
+    def encode_text(
+        self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (n, projection), normalized if `unit`, and hidden states (n, tokens, width).
+
+        `free` embeddings replace those of the tokens in their place.
+        """
         tower = self.model.text_model
-        out = tower(input_ids=ids.to(self.device), output_hidden_states=bool(self.taps))
+        with _replacing(tower.embeddings.token_embedding, free):
+            out = tower(input_ids=ids.to(self.device), output_hidden_states=bool(self.taps))
         text = self.model.text_projection(out.pooler_output).float()
         text = F.normalize(text, dim=-1) if unit else text
         last = Tap(self.model.config.text_config.num_hidden_layers, norm=True)
@@ -113,6 +135,24 @@ class Clip:
     def process(self, images: Sequence[Image.Image]) -> Tensor:
         """Images as input of the image tower, (n, 3, size, size)."""
         return torch.as_tensor(self.processor(list(images), return_tensors="pt")["pixel_values"])
+
+
+@contextlib.contextmanager
+def _replacing(table: nn.Module, free: FreeEmbeddings | None) -> Iterator[None]:
+    """Lets the embedding table return the free embeddings in the place of the tokens' own."""
+    if free is None:
+        yield
+        return
+
+    def replaced(table: nn.Module, arguments: object, own: Tensor) -> Tensor:
+        del table, arguments
+        return torch.where(free.mask[..., None], free.embeddings.to(own.dtype), own)
+
+    hook = table.register_forward_hook(replaced)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:

@@ -37,6 +37,7 @@ def save(
     settings: dict[str, Any],
     origin: Origin,
     held_out: dict[str, float],
+    mentions: Mapping[str, Mapping[str, int]] | None = None,
 ) -> ErasureRecord:
     """Writes the pipeline's text encoders with the unlearned `weights`, whole or not at all.
 
@@ -61,6 +62,7 @@ def save(
             settings=settings,
             origin=origin,
             held_out=held_out,
+            mentions={name: dict(phrases) for name, phrases in (mentions or {}).items()},
             base=Base(model=str(models.model), revision=models.revision, fingerprint=origin.model),
             weights_sha256=text_hashes,
             image_tower_sha256=image_hashes,
@@ -127,6 +129,15 @@ def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
     return with_weights(clip, own, tower if tower.is_file() else None)
 
 
+def erased_folder(run_or_folder: str | Path) -> Path:
+    """The folder of erased encoders: of a run's name under `runs/`, of a run folder, or the folder
+    itself."""
+    folder = run_folder(run_or_folder)
+    if not folder.is_dir():
+        folder = Path(run_or_folder)
+    return folder / "erased" if (folder / "erased").is_dir() else folder
+
+
 def load(
     run_or_folder: str | Path,
     encoder: str = "text_encoder",
@@ -139,11 +150,7 @@ def load(
     SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device`
     say otherwise. Raises RunError if there is no such encoder or its weights are damaged.
     """
-    folder = run_folder(run_or_folder)
-    if not folder.is_dir():
-        folder = Path(run_or_folder)
-    if (folder / "erased").is_dir():
-        folder /= "erased"
+    folder = erased_folder(run_or_folder)
     names = check(folder).weights_sha256
     if encoder not in names:
         raise RunError(f"{folder}: has no {encoder}; it has {', '.join(names)}")

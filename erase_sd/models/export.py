@@ -7,22 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import runtime
 from ..checked import sweep
 from ..data.concept import slug
 from ..errors import ModelError, RunError, SettingError, reason
 from ..files import read_json, whole_folder, write_json, write_text
 from ..run import Run
 from ..run.records import ErasureRecord
+from ..runtime import log
 from . import erased
 from .checkpoint_keys import ENCODER_PLACES, FILE_NAMES, hub_names, open_clip_names
 from .choices import EXPORT_FORMATS
 from .choices import ExportFormat as ExportFormat
+from .lora_export import write_lora
 from .model_card import card
 from .presets import Models
+from .publish import check_hub_id, push
 from .source import foreign_files
 from .text_encoder import load_text_encoder
 
@@ -34,7 +39,27 @@ class _Erasure:
     run: Run
     models: Models
     record: ErasureRecord
-    base: Path | None
+    """Without paths of this machine."""
+    base: Path | None = None
+    rank: int | None = None
+    dtype: torch.dtype | None = None
+    """Precision of the weights; None: the format's own."""
+    hub_id: str | None = None
+    """Where a `hub-folder` will be uploaded."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Provenance, for the header of every safetensors file."""
+        record = self.record
+        return {
+            "format": "pt",
+            "erase_sd.concepts": ", ".join(concept.name for concept in record.concepts),
+            "erase_sd.method": str(record.settings.get("method", "")),
+            "erase_sd.base": record.base.model,
+            "erase_sd.base_revision": record.base.revision or "",
+            "erase_sd.base_fingerprint": record.base.fingerprint,
+            "erase_sd.version": record.versions.get("erase-sd", ""),
+        }
 
     @property
     def encoders(self) -> dict[str, Path]:
@@ -48,12 +73,18 @@ def export(
     to: ExportFormat,
     out: Path | None = None,
     base: Path | None = None,
+    *,
+    rank: int | None = None,
+    dtype: runtime.Precision | None = None,
+    push_to: str | None = None,
 ) -> Path:
     """Writes the run's erased encoders as a folder, `out` or `export/<to>` in the run; returns it.
 
     Formats: `diffusers`, text encoder folders with the key names that transformers 4 and 5 read;
     `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file checkpoint
-    `base` with the erased encoders in it; `hub-folder`, `diffusers` with a model card.
+    `base` with the erased encoders in it; `lora`, the change alone, at `rank`, with a strength that
+    every program can set; `hub-folder`, `diffusers` with a model card, which with `push_to` is uploaded
+    to that repository. `dtype` is the weights' precision. No file names a folder of this machine.
     """
     if to not in EXPORT_FORMATS:
         raise SettingError(
@@ -64,7 +95,15 @@ def export(
             "a1111 needs a single-file checkpoint (.safetensors); no other format takes one",
             field="base", value=base,
         )  # fmt: skip
-    erasure = _Erasure(run, models, erased.check_base(run, models), base)
+    if rank is not None and to != "lora":
+        raise SettingError("only a lora has a rank", field="rank", value=rank)
+    if push_to is not None:
+        if to != "hub-folder":
+            raise SettingError("only a hub-folder is uploaded", field="push_to", value=push_to)
+        check_hub_id(push_to)
+    record = shareable(erased.check_base(run, models), models)
+    precision = None if dtype is None else runtime.dtype(dtype)
+    erasure = _Erasure(run, models, record, base, rank, precision, push_to)
     out = out or run.folder / "export" / to
     if out.exists() and not (out / "erase.json").is_file():
         raise SettingError("exists and is not an export", field="out", value=out)
@@ -73,10 +112,20 @@ def export(
         with whole_folder(out) as partial:
             write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
             _WRITERS[to](partial, erasure)
+    if push_to is not None:
+        log.info("%s: uploaded", push(out, push_to))
     return out
 
 
-def encoder_tensors(folder: Path) -> dict[str, Tensor]:
+def shareable(record: ErasureRecord, models: Models) -> ErasureRecord:
+    """The record with a local model's name in place of its path."""
+    if models.hub_id:
+        return record
+    named = dataclasses.replace(record.base, model=Path(record.base.model).name)
+    return dataclasses.replace(record, base=named)
+
+
+def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`.
 
     Raises ModelError for weights that are not finite or do not fit their configuration.
@@ -88,16 +137,19 @@ def encoder_tensors(folder: Path) -> dict[str, Tensor]:
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
-    return hub_names(tensors)
+    return {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
 
 
 def _diffusers(folder: Path, erasure: _Erasure) -> None:
     for name, source in erasure.encoders.items():
         (folder / name).mkdir()
-        save_file(
-            encoder_tensors(source), folder / name / erased.WEIGHTS_FILE, metadata={"format": "pt"}
-        )
-        write_json(folder / name / "config.json", read_json(source / "config.json"))
+        tensors = encoder_tensors(source, erasure.dtype)
+        save_file(tensors, folder / name / erased.WEIGHTS_FILE, metadata=erasure.metadata)
+        config = read_json(source / "config.json")
+        config.pop("_name_or_path", None)
+        if erasure.dtype:
+            config["dtype"] = str(erasure.dtype).removeprefix("torch.")
+        write_json(folder / name / "config.json", config)
 
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
@@ -105,7 +157,13 @@ def _comfyui(folder: Path, erasure: _Erasure) -> None:
         with foreign_files(source):
             width = int(read_json(source / "config.json").get("hidden_size", 0))
         file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
-        save_file({n: t.half() for n, t in encoder_tensors(source).items()}, file)
+        if width not in FILE_NAMES:
+            log.warning(
+                "%s: no text encoder slot takes a width of %d; ComfyUI has slots for %s",
+                file.name, width, ", ".join(f"{w} ({name})" for w, name in FILE_NAMES.items()),
+            )  # fmt: skip
+        tensors = encoder_tensors(source, erasure.dtype or torch.float16)
+        save_file(tensors, file, metadata=erasure.metadata)
 
 
 def _a1111(folder: Path, erasure: _Erasure) -> None:
@@ -113,7 +171,7 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
     assert base is not None  # checked by `export`
     try:
         with safe_open(base, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = {**(file.metadata() or {}), **erasure.metadata}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelError(
@@ -143,7 +201,14 @@ def _replace_encoder(
                 field="base",
                 value=erasure.base,
             )
-        tensors[place.prefix + key] = tensor.to(own.dtype)
+        tensors[place.prefix + key] = tensor.to(erasure.dtype or own.dtype)
+
+
+def _lora(folder: Path, erasure: _Erasure) -> None:
+    write_lora(
+        folder, erasure.encoders, erasure.models, erasure.record, rank=erasure.rank,
+        dtype=erasure.dtype, metadata=erasure.metadata,
+    )  # fmt: skip
 
 
 def _hub_folder(folder: Path, erasure: _Erasure) -> None:
@@ -152,12 +217,15 @@ def _hub_folder(folder: Path, erasure: _Erasure) -> None:
         raise RunError(f"{run.folder}: a model card needs the table of rates; score first")
     _diffusers(folder, erasure)
     table = scores.read_text(encoding="utf-8")
-    write_text(folder / "README.md", card(erasure.record, erasure.models, table))
+    rates = run.scores().rates
+    text = card(erasure.record, erasure.models, table, rates, erasure.hub_id)
+    write_text(folder / "README.md", text)
 
 
 _WRITERS: dict[ExportFormat, Callable[[Path, _Erasure], None]] = {
     "diffusers": _diffusers,
     "comfyui": _comfyui,
     "a1111": _a1111,
+    "lora": _lora,
     "hub-folder": _hub_folder,
 }

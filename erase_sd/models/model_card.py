@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
+from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
 from .presets import Models
 
@@ -14,8 +17,14 @@ ENCODER_CLASSES = {
 }
 
 
-def card(record: ErasureRecord, models: Models, scores: str) -> str:
-    """Markdown with the hub's header; `scores` is the run's table of rates.
+def card(
+    record: ErasureRecord,
+    models: Models,
+    scores: str,
+    rates: Sequence[RateComparison] = (),
+    hub_id: str | None = None,
+) -> str:
+    """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be.
 
     An erased encoder is derived from its base and keeps the base's licence; for a model that is not a
     preset's, the user has to fill it in.
@@ -23,7 +32,7 @@ def card(record: ErasureRecord, models: Models, scores: str) -> str:
     concepts = ", ".join(concept.name for concept in record.concepts)
     base = models.title or record.base.model
     return f"""---
-{_header(models)}
+{_header(models, concepts, rates)}
 ---
 
 # Text encoder without: {concepts}
@@ -32,7 +41,7 @@ The text encoder of {base}, unlearned with erase-sd so that the pipeline no long
 "{concepts}". Everything else in the pipeline is unchanged.
 
 ```python
-{_usage(list(record.weights_sha256), models.hub_id or "path/to/the/base-model")}
+{_usage(record, models, hub_id)}
 ```
 
 ## What was measured
@@ -52,28 +61,62 @@ Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.
 """
 
 
-def _usage(encoders: list[str], base: str) -> str:
-    """Python that puts the erased encoders into the pipeline."""
+def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
+    """Python that puts the erased encoders into the pipeline; without `hub_id`, run in this folder."""
+    encoders = list(record.weights_sha256)
     pipeline = PIPELINE_CLASSES[len(encoders)]
+    source = json.dumps(hub_id or ".")
     lines = [
         f"from diffusers import {pipeline}",
         f"from transformers import {', '.join(ENCODER_CLASSES[name] for name in encoders)}",
-        "",
-        f'pipe = {pipeline}.from_pretrained("{base}")',
     ]
+    if models.own_data:  # the model comes with erase-sd
+        lines += ["from erase_sd.models.presets import resolve", "", "base = resolve().folder"]
+    elif models.hub_id:
+        lines += ["", f"base = {json.dumps(models.hub_id)}"]
+    else:
+        lines += ["", f"base = {json.dumps(record.base.model)}  # the folder of the base model"]
+    lines.append(f"pipe = {pipeline}.from_pretrained(base)")
     for name in encoders:
-        load = f"{ENCODER_CLASSES[name]}.from_pretrained"
-        lines.append(f'pipe.{name} = {load}("this-folder", subfolder="{name}")')
+        load = f"{ENCODER_CLASSES[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
+        lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
+    concept = record.concepts[0].name
+    lines.append(f'pipe({json.dumps(f"a photo of {concept}")}).images[0].save("without.png")')
     return "\n".join(lines)
 
 
-def _header(models: Models) -> str:
-    """The fields that the hub reads, as YAML."""
-    fields = {
+def _header(models: Models, concepts: str, rates: Sequence[RateComparison]) -> str:
+    """The fields that the hub reads, as YAML: one field a line, each value as JSON."""
+    fields: dict[str, Any] = {
         "license": models.licence,
         "library_name": "diffusers",
-        "tags": ["unlearning", "erase-sd"],
+        "pipeline_tag": "text-to-image",
+        "tags": ["unlearning", "concept-erasure", "erase-sd"],
     }
     if models.hub_id:
         fields["base_model"] = models.hub_id
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())
+    if metrics := [metric for rate in rates for metric in _metrics(rate)]:
+        result = {
+            "task": {"type": "text-to-image"},
+            "dataset": {"name": "held-out prompts of the run", "type": "prompts"},
+            "metrics": metrics,
+        }
+        fields["model-index"] = [{"name": f"without {concepts}", "results": [result]}]
+    return "\n".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()
+    )
+
+
+def _metrics(rate: RateComparison) -> list[dict[str, Any]]:
+    """One comparison as two metrics, percent: with the original and with the erased encoder."""
+    group = {"target": "", "retained_same": ", retained, same prompts",
+             "retained_other": ", retained, other prompts"}[rate.group]  # fmt: skip
+    kind = "" if rate.kind == "plain" else f", {rate.kind} prompts"
+    return [
+        {
+            "type": "detection_rate",
+            "name": f"detection rate %, {rate.concept}{group}{kind}, {variant}",
+            "value": round(100 * value.value, 1),
+        }
+        for variant, value in (("original", rate.original), ("erased", rate.erased))
+    ]

@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import runtime
 from ..errors import ModelError, reason
 from ..files import read_json
+from .choices import Sampler
 from .clip import Tap
+from .source import variant_of
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
 
@@ -22,11 +24,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionPipeline:
+SCHEDULERS: dict[Sampler, str] = {
+    "ddim": "DDIMScheduler",  # Song et al., ICLR 2021, arXiv 2010.02502
+    "unipc": "UniPCMultistepScheduler",  # Zhao et al., NeurIPS 2023, arXiv 2302.04867
+    "dpm++": "DPMSolverMultistepScheduler",  # DPM-Solver++ 2M, Lu et al., 2022, arXiv 2211.01095
+}
+"""The diffusers class of each sampler."""
+
+
+def open_pipeline(
+    folder: Path, dtype: runtime.Precision = "auto", sampler: Sampler | None = None
+) -> DiffusionPipeline:
     """A Stable Diffusion 1, 2 or XL folder on the device, without its safety checker.
 
-    The checker would blacken images, and no detector finds an apple in those. Raises ModelError if
-    the folder cannot be opened.
+    The checker would blacken images, and no detector finds an apple in those. Without a `sampler`, the
+    folder's own scheduler runs. Raises ModelError if the folder cannot be opened.
     """
     import diffusers
 
@@ -39,7 +51,9 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
     parameters = inspect.signature(kind.__init__).parameters
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=runtime.dtype(dtype),
+            folder, use_safetensors=True, local_files_only=True,
+            dtype=runtime.dtype(runtime.image_precision(dtype)),
+            variant=variant_of(folder / "unet"),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
@@ -54,11 +68,20 @@ def open_pipeline(folder: Path, dtype: runtime.Precision = "auto") -> DiffusionP
             field="model",
             value=folder,
         )
+    for name, encoder in encoders_of(pipe).items():
+        tokenizer, length = tokenizer_of(pipe, name), encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
+            tokenizer.model_max_length = length
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
     _check_finite(pipe, folder)
+    if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
+        for model in (pipe.unet, pipe.vae):
+            model.to(memory_format=torch.channels_last)
+    if sampler:
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
     pipe.taps = taps
     return pipe
 
@@ -105,6 +128,11 @@ def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
     return TokenLimit(pipe.tokenizer, int(pipe.tokenizer.model_max_length))
 
 
+def default_batch(pipe: DiffusionPipeline) -> int:
+    """Images per batch: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
+    return max(1, min(25, 2**21 // image_size(pipe) ** 2))
+
+
 def generate_batch(
     pipe: DiffusionPipeline,
     prompts: Sequence[str],
@@ -113,20 +141,33 @@ def generate_batch(
     guidance: float,
 ) -> list[Image]:
     """One batch of images, each from the noise of its own seed, which is sampled on the CPU."""
+    with torch.inference_mode():
+        embeds, empty = embed(pipe, prompts), embed(pipe, [""])
+    return generate_embedded(pipe, embeds, empty, seeds, steps, guidance)
+
+
+@torch.inference_mode()
+def generate_embedded(
+    pipe: DiffusionPipeline,
+    embeds: Mapping[str, Tensor],
+    empty: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+) -> list[Image]:
+    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt."""
     size = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    with torch.inference_mode():
-        embeds, empty = embed(pipe, prompts), embed(pipe, [""])
-        if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
-            empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
-        out = pipe(
-            **embeds,
-            **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-            latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-        )
+    if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
+        empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
+    out = pipe(
+        **embeds,
+        **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
+        latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
     return list(out.images)
 
 
@@ -135,11 +176,25 @@ def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
 
     `prompt_embeds` (n, tokens, width), with SDXL also `pooled_prompt_embeds` (n, projection).
     """
+    ids = {}
+    for name in encoders_of(pipe):
+        tokenizer = tokenizer_of(pipe, name)
+        ids[name] = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
+    return embed_ids(pipe, encoders_of(pipe), ids)
+
+
+def tokenizer_of(pipe: DiffusionPipeline, encoder: str) -> Any:
+    """The tokenizer of the text encoder of that name."""
+    return getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
+
+
+def embed_ids(
+    pipe: DiffusionPipeline, encoders: Mapping[str, Any], ids: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`embed` of padded token ids (n, tokens), by any text encoders of the pipeline's kind."""
     hidden_states, pooled = [], {}
-    for name, encoder in encoders_of(pipe).items():
-        tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
-        ids = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
-        out = encoder(ids.to(pipe.device), output_hidden_states=True)
+    for name, encoder in encoders.items():
+        out = encoder(ids[name].to(pipe.device), output_hidden_states=True)
         last = Tap(encoder.config.num_hidden_layers, norm=True)
         first = pipe.taps[name][0]
         hidden_states.append(

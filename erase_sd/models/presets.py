@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 from ..errors import DataError, ModelError, SettingError
 from ..files import hash_file
 from ..run import Run
+from .choices import Sampler
+from .single_file import folder_of, is_single_file
 from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 
 PairSource = Path | Literal["synth"]
@@ -25,7 +27,7 @@ class Models:
     """The models and data of a run; nothing is fetched or opened before it is used."""
 
     model: Source
-    """A diffusers Stable Diffusion."""
+    """A diffusers Stable Diffusion, or a single-file checkpoint (.safetensors)."""
     clips: tuple[Source, ...]
     """The CLIP of each of its text encoders."""
     data: PairSource | None
@@ -36,6 +38,8 @@ class Models:
     """Branch, tag or commit of a `model` on the hub."""
     steps: int = 50
     """Default number of denoising steps."""
+    sampler: Sampler | None = None
+    """Default sampler; None is the model's own scheduler."""
     guidance: float = 7.5
     """Default classifier-free guidance scale."""
     overrides: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -49,7 +53,12 @@ class Models:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """The diffusers folder, fetched from the hub on first use; ModelError if it is not one."""
+        """The diffusers folder, fetched from the hub on first use; ModelError if it is not one.
+
+        A single-file checkpoint is written as one into the cache.
+        """
+        if is_single_file(self.model):
+            return folder_of(Path(self.model))
         folder = fetch("model", self.model, SD_FILES, self.revision)
         if not (folder / "model_index.json").is_file():
             raise ModelError(
@@ -60,7 +69,7 @@ class Models:
     @property
     def hub_id(self) -> str | None:
         """The model's hub id; None for a local folder."""
-        local = isinstance(self.model, Path) or Path(self.model).is_dir()
+        local = isinstance(self.model, Path) or Path(self.model).exists()
         return None if local else str(self.model)
 
     def clip_folder(self, encoder: int) -> Path:
@@ -185,6 +194,6 @@ def _mini() -> Models:
 
     return Models(
         mini.WEIGHTS / "sd", (mini.WEIGHTS / "clip",), None, mini.WEIGHTS / "detector.safetensors",
-        steps=25, guidance=3.5, title="the miniature world of erase-sd", licence="agpl-3.0",
+        steps=10, sampler="dpm++", guidance=3.5, title="the miniature world of erase-sd", licence="agpl-3.0",
         own_data=mini.dataset,
     )  # fmt: skip

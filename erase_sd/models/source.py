@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..checked import hash_folder, walk_files
 from ..errors import EraseError, ModelError, reason
-from ..files import hash_folder, read_json
+from ..files import read_json
 from ..runtime import is_out_of_memory, log
 
 Source = str | Path
@@ -23,6 +24,7 @@ SD_FILES = (
                    "*.safetensors.index.json")),
     *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
 )  # fmt: skip
+CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
 TOKENIZER_FILES = ("*.json", "*.txt")
 UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
@@ -31,7 +33,7 @@ UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 def fetch(field: str, source: Source, files: Sequence[str], revision: str | None = None) -> Path:
     """A folder itself, or a hub repository's files in the hub's cache, downloaded if missing.
 
-    The only function that uses the network; it logs that it does. Raises ModelError about `field` if
+    The only function that downloads anything; it logs that it does. Raises ModelError about `field` if
     `source` is neither a folder nor a repository that can be fetched.
     """
     if Path(source).is_dir():
@@ -73,8 +75,23 @@ def foreign_files(folder: Path) -> Iterator[None]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of a model folder's weights and settings."""
-    return hash_folder(folder, "*.safetensors", "*.json")
+    """Hash of a model folder's weights and settings.
+
+    Without a `vocab.json` beside a `tokenizer.json`, which holds the same vocabulary.
+    """
+    copies = {path.parent for path in walk_files(folder) if path.name == "tokenizer.json"}
+    return hash_folder(
+        folder,
+        "*.safetensors",
+        "*.json",
+        without=lambda path: path.name == "vocab.json" and path.parent in copies,
+    )
+
+
+def variant_of(folder: Path) -> str | None:
+    """`fp16` for a component that is there in half precision only (`model.fp16.safetensors`)."""
+    names = [path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 def check_config(folder: Path) -> None:

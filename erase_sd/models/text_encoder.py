@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import hash_file, hash_folder, key_of, read_json
+from ..files import hash_file, key_of, read_json
 from .clip import Clip, Tap
-from .source import check_config, fingerprint, foreign_files
+from .source import check_config, fingerprint, foreign_files, variant_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -25,6 +26,8 @@ PIPELINES = {
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
+
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ def load_weights(kind: Any, folder: Path) -> Any:
     check_config(folder)
     try:
         model, info = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            variant=variant_of(folder),
+        )  # fmt: skip
     except Exception as error:  # a damaged file raises different errors in different releases
         raise ModelError(f"{folder}: weights cannot be loaded ({reason(error)})") from None
     wrong = [*info["missing_keys"], *info.get("mismatched_keys", ())]
@@ -110,7 +114,9 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     model = load_weights(CLIPModel, folder)
     model.requires_grad_(False)
     if encoder:
-        model.load_state_dict(_text_weights(encoder.folder), strict=False)
+        weights = _text_weights(encoder.folder)
+        _add_tokens(model, len(weights[TOKEN_EMBEDDING]))
+        model.load_state_dict(weights, strict=False)
     words = encoder.tokenizer if encoder else folder
     with foreign_files(words):
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
@@ -125,8 +131,20 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     )
 
 
+def _add_tokens(model: Any, vocabulary: int) -> None:
+    """Rows for the tokens that textual inversion added to the pipeline's encoder."""
+    config, old = model.config.text_config, model.text_model.get_input_embeddings()
+    if vocabulary > config.vocab_size:
+        model.text_model.set_input_embeddings(nn.Embedding(vocabulary, old.embedding_dim))
+        model.requires_grad_(False)
+        config.vocab_size = vocabulary
+
+
 def check_fit(clip: Path, encoder: Path) -> None:
-    """Raises ModelError unless `encoder` is CLIP's text tower, or the lower layers of it."""
+    """Raises ModelError unless `encoder` is CLIP's text tower, or the lower layers of it.
+
+    It may have more tokens than CLIP, as after textual inversion.
+    """
     check_config(clip)
     tower_config = read_json(clip / "config.json").get("text_config") or {}
     encoder_config = read_json(encoder / "config.json")
@@ -142,20 +160,19 @@ def check_fit(clip: Path, encoder: Path) -> None:
         ours = CLIPTextConfig(**encoder_config)
     for field in ("hidden_size", "intermediate_size", "num_attention_heads",
                   "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
-        if getattr(theirs, field) != getattr(ours, field):
+        added = field == "vocab_size" and ours.vocab_size > theirs.vocab_size
+        if getattr(theirs, field) != getattr(ours, field) and not added:
             raise ModelError(
                 f"not the CLIP of {encoder}, whose {field} is {getattr(ours, field)}, CLIP has "
                 f"{getattr(theirs, field)}",
-                field="clip",
-                value=clip,
-            )
+                field="clip", value=clip,
+            )  # fmt: skip
     if ours.num_hidden_layers > theirs.num_hidden_layers:
         raise ModelError(
             f"not the CLIP of {encoder}, which has {ours.num_hidden_layers} layers, CLIP has "
             f"{theirs.num_hidden_layers}",
-            field="clip",
-            value=clip,
-        )
+            field="clip", value=clip,
+        )  # fmt: skip
 
 
 def load_text_encoder(folder: Path) -> CLIPTextModel:
@@ -168,8 +185,7 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
         architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
         if (architecture := str(architectures[0])) not in kinds:
             raise ModelError(f"{folder}: is a {architecture}; needs one of {', '.join(kinds)}")
-    encoder: CLIPTextModel = load_weights(kinds[architecture], folder)
-    return encoder
+    return load_weights(kinds[architecture], folder)  # type: ignore[no-any-return]
 
 
 def _text_weights(folder: Path) -> dict[str, Tensor]:
@@ -199,8 +215,7 @@ def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> 
             raise ModelError(f"{image_tower or encoder}: {name} does not fit this CLIP")
     model.load_state_dict(tensors, strict=False)
     files = hash_folder(encoder, "*.safetensors"), image_tower and hash_file(image_tower)
-    digest = key_of([clip.digest, *files])
-    return replace(clip, model=model, digest=digest)
+    return replace(clip, model=model, digest=key_of([clip.digest, *files]))
 
 
 def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextModel:

@@ -13,7 +13,7 @@ from ..data.concept import Concept
 from ..errors import RunError
 from ..run import Run
 from ..run.folder import STAGES
-from ..run.measurements import DetectionRecord, ScoresRecord
+from ..run.measurements import AttacksRecord, DetectionRecord, ScoresRecord
 from ..run.records import (
     ErasureRecord,
     ImageRecord,
@@ -42,6 +42,8 @@ class ReportData:
     detections: dict[tuple[str, str], DetectionRecord] = field(default_factory=dict)
     """By file and by the SHA-256 of the image that the detector saw."""
     scores: ScoresRecord | None = None
+    attacks: AttacksRecord | None = None
+    """None if the run has not been attacked."""
     training: dict[str, list[TrainRecord]] = field(default_factory=dict)
     """Validation steps by text encoder."""
     erasure: ErasureRecord | None = None
@@ -97,6 +99,7 @@ def read_report_data(run: Run) -> ReportData:
         data.detections = {(row.file, row.sha256): row for row in rows}
         if score.status == "done":
             data.scores = _read(data, run.scores)
+            data.attacks = _read(data, run.attacks)
     return data
 
 

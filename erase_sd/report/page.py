@@ -22,6 +22,7 @@ from ..scoring.table import note_of, object_of, table_of
 from .data import ReportData, read_report_data
 from .figures import training_curves
 from .image_pairs import KIND_LABELS, OUTCOMES, ImagePair, image_pairs_of
+from .ladder import LADDER_HEADINGS, ladder_lines
 from .verdict import RULES, Verdict, verdict_of
 
 STRIP_LENGTH = 6  # image pairs at the top of a page
@@ -141,6 +142,7 @@ def _tables(data: ReportData) -> list[PageTable]:
         line.insert(1, f"{rates.threshold:g}")
     headings = table_of(scores.rates)[0][1:]
     return [
+        ("From the name to attacks, and what is kept", LADDER_HEADINGS, ladder_lines(data)),
         ("Detection rates", headings, _lines(data, scores.rates)),
         ("By class", headings, _lines(data, scores.by_class)),
         ("At other thresholds", (headings[0], "threshold", *headings[1:]), by_threshold),

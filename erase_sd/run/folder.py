@@ -19,7 +19,7 @@ from ..data.concept import slug
 from ..errors import RunError, SettingError
 from ..files import digest, read_record, read_records, write_json
 from .differences import refuse_other
-from .measurements import DetectionRecord, EvaluationRecord, ScoresRecord
+from .measurements import AttacksRecord, DetectionRecord, EvaluationRecord, ScoresRecord
 from .records import (
     ErasureRecord,
     GenerateRecord,
@@ -157,6 +157,11 @@ class Run:
         return (
             read_record(path, EvaluationRecord, hint="evaluate again") if path.is_file() else None
         )
+
+    def attacks(self) -> AttacksRecord | None:
+        """`attacks.json`; None if the run has not been attacked."""
+        path = self.folder / "attacks.json"
+        return read_record(path, AttacksRecord, hint="attack again") if path.is_file() else None
 
     def update(self, **fields: Any) -> None:
         """Sets fields of `run.json`: `models`, `versions`, `stages` or `total`."""

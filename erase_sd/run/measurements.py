@@ -132,3 +132,62 @@ class EvaluationRecord:
     about: dict[str, Any]
     """Models, data and templates that the measurements rest on."""
     measurements: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackImage:
+    """One image that an attack has generated."""
+
+    file: str
+    """Path within the run folder."""
+    sha256: str
+    text: str
+    """What was asked; `<*>` stands for a free embedding."""
+    seed: int
+    probability: float
+    """Of the best detection of the concept, 0 if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRecord:
+    """One row of `attacks.json`: one way to ask an erased model for its concept."""
+
+    attack: str
+    """Name of the attack; `none` for the captions that name the concept."""
+    concept: str
+    row: str
+    """What sets it apart from the attack's other rows, such as "2 embeddings"."""
+    control: bool
+    """Whether the row is a yardstick for the others rather than an attack."""
+    access: str
+    """What the attack reads: "black box", "original" or "white box"."""
+    key: str
+    """Hash of all that shapes the attack's rows: models, settings, captions, seeds, detector."""
+    attacked: Rate
+    no_attack: Rate
+    """The erased model on the captions that name the concept, with the same seeds."""
+    original: Rate
+    """The original model on them."""
+    same_input: Rate | None
+    """The original model on the attack's own input, with the first of the same seeds; None for free
+    embeddings, which are made for the erased model."""
+    found: tuple[str, ...]
+    """Words or prompts that the attack has found."""
+    images: tuple[AttackImage, ...]
+    original_images: tuple[AttackImage, ...]
+    """Of the original on the same input."""
+    seconds: float
+    """The attack with all its rows, images included."""
+    settings: dict[str, Any]
+    """The attack's budgets, and what its images were generated with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttacksRecord:
+    """`attacks.json`."""
+
+    threshold: float
+    """Least probability of a detection that counts."""
+    detector: str
+    detector_sha256: str
+    rows: tuple[AttackRecord, ...]

@@ -142,6 +142,9 @@ class ErasureRecord:
     base: Base
     weights_sha256: dict[str, str]
     """By encoder name."""
+    mentions: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By concept: phrases that nobody listed and that were erased with it, and in how many training
+    captions each was found."""
     image_tower_sha256: dict[str, str]
     versions: dict[str, str]
 
@@ -163,7 +166,12 @@ class ImageRecord:
     steps: int
     guidance: float
     size: int
+    sampler: str | None
+    """Sampler chosen by the user or the preset; None is the model's own scheduler."""
+    dtype: str
+    """Precision of the pipeline."""
     scheduler: str
+    """The diffusers class that denoised it."""
     weights: str
     """Hash of the weights that the variant adds to the pipeline."""
     batch: int

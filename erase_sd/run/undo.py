@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,5 +40,10 @@ def run_before(folder: Path) -> RunBefore:
 
 
 def _files_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    inside = (path for path in folder.rglob("*") if path.is_file() and path.name not in _OWN)
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in inside}
+    states = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process leaves its batches there
+            if path.is_file() and path.name not in _OWN:
+                state = path.stat()
+                states[path] = (state.st_mtime_ns, state.st_ino)
+    return states

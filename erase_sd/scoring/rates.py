@@ -56,15 +56,16 @@ def _compare(
         kind=matches[0].kind,
         class_name=class_name,
         threshold=threshold,
-        original=_rate(original),
-        erased=_rate(erased),
+        original=rate_of(original),
+        erased=rate_of(erased),
         change=_change(original, erased),
-        reference=_rate(reference) if compared else None,
+        reference=rate_of(reference) if compared else None,
         reference_change=_change(reference, [hit for _, hit in compared]) if compared else None,
     )
 
 
-def _rate(hits: Sequence[bool]) -> Rate:
+def rate_of(hits: Sequence[bool]) -> Rate:
+    """The rate of one or more images, with its 95 % Wilson interval."""
     n, detected = len(hits), sum(hits)
     low, high = wilson(detected, n)
     return Rate(value=detected / n, n=n, detected=detected, low=low, high=high)

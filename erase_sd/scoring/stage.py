@@ -55,9 +55,10 @@ def score(
 def classes_of(concepts: Sequence[Concept], options: Sequence[str]) -> dict[str, str]:
     """The detector's class of each concept: its own name, unless an option says otherwise.
 
-    An option is `concept=class`, or just the class for a run with one concept.
+    An option is `concept=class`, or just the class for a run with one concept. Upper and lower case
+    are the same.
     """
-    classes = {concept.name: concept.name for concept in concepts}
+    classes = {concept.name: concept.name.lower() for concept in concepts}
     for option in options:
         name, equals, target = option.rpartition("=")
         if not equals and len(classes) == 1:
@@ -68,7 +69,7 @@ def classes_of(concepts: Sequence[Concept], options: Sequence[str]) -> dict[str,
                 field="detector_class",
                 value=option,
             )
-        classes[name] = target
+        classes[name] = target.strip().lower()
     return classes
 
 

@@ -11,6 +11,10 @@ from ..methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings, Need,
 from ..models.clip import Clip
 from .settings import UnlearnSettings
 
+STORED_BYTES = 2**27
+"""Most memory for the original's hidden states of a set's captions. A larger set is encoded batch by
+batch, so that memory does not grow with the data."""
+
 
 class Batches:
     """Samples forget pairs with replacement and retain pairs without.
@@ -28,19 +32,27 @@ class Batches:
         self.settings, self.original = settings, original
         self.forget, self.retain = forget, retain
         self.sizes = (settings.forget_batch, settings.retain_batch)
+        self._stored: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def at(self, step: int, steps: int, needs: frozenset[Need]) -> Batch:
-        """The batch of `step`, from 0, with the encodings that a method needs."""
+    def at(
+        self, step: int, steps: int, needs: frozenset[Need], memory: dict[str, Tensor] | None = None
+    ) -> Batch:
+        """The batch of `step`, from 0, with the encodings that a method needs and its memory."""
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
         forget = torch.randint(len(self.forget), (self.sizes[0],), generator=generator)
         retain = torch.randperm(len(self.retain), generator=generator)[: self.sizes[1]]
-        concept_removed = self._concept_removed(forget) if "hidden_states" in needs else None
+        concept_removed = None
+        text = hidden_states = None
+        if "hidden_states" in needs:
+            concept_removed = self._concept_removed(forget, steps)
+            text, hidden_states = self._encode_rows("retain", self.retain.ids, retain, steps)
         return Batch(
-            self._encode(self.forget, forget, needs - {"hidden_states"}),
-            self._encode(self.retain, retain, needs),
+            self._encode(self.forget, forget, needs),
+            self._encode(self.retain, retain, needs, text, hidden_states),
             concept_removed,
             step / steps,
             generator,
+            {} if memory is None else memory,
         )
 
     def shrink(self) -> None:
@@ -56,26 +68,44 @@ class Batches:
             retain,
         )
 
-    def _concept_removed(self, rows: Tensor) -> ConceptRemoved:
-        _, hidden_states = self._encode_text(self.forget.concept_removed_ids[rows])
+    def _concept_removed(self, rows: Tensor, steps: int) -> ConceptRemoved:
+        ids = self.forget.concept_removed_ids
+        _, hidden_states = self._encode_rows("forget", ids, rows, steps)
         source = self.forget.source[rows][:, :, None].expand_as(hidden_states)
         return ConceptRemoved(
             hidden_states.gather(1, source.to(hidden_states.device)),
             self.forget.mask[rows].to(hidden_states.device),
         )
 
-    def _encode(self, pairs: TokenizedPairs, rows: Tensor, needs: frozenset[Need]) -> EncodedPairs:
+    def _encode(
+        self,
+        pairs: TokenizedPairs,
+        rows: Tensor,
+        needs: frozenset[Need],
+        text: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+    ) -> EncodedPairs:
         ids = pairs.ids[rows]
-        text = hidden_states = pixels = None
-        if "hidden_states" in needs:
-            text, hidden_states = self._encode_text(ids)
-        elif "features" in needs:
-            text, _ = self._encode_text(self.original.cut(ids))
+        pixels = None
+        if text is None and "features" in needs:
+            with torch.no_grad():
+                text, _ = self.original.encode_text(self.original.cut(ids))
         if self.settings.towers == "both":
             pixels = self.original.pixels([pairs.paths[row] for row in rows.tolist()])
         image = None if pairs.image is None else pairs.image[rows].to(self.original.device)
         return EncodedPairs(ids, Encodings(text, image, hidden_states), pixels)
 
-    def _encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return self.original.encode_text(ids)
+    def _encode_rows(
+        self, name: str, ids: Tensor, rows: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """The original's features and hidden states of some rows of `ids`.
+
+        All rows are encoded at the first call and stored if they fit and the steps use more of them.
+        """
+        size = self.settings.forget_batch if name == "forget" else self.settings.retain_batch
+        if ids.numel() * self.original.width * 4 > STORED_BYTES or len(ids) > steps * size:
+            return self.original.encode_texts(ids[rows])
+        if name not in self._stored:
+            self._stored[name] = self.original.encode_texts(ids)
+        text, hidden_states = self._stored[name]
+        return text[rows], hidden_states[rows]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.concept import Concept, Span
 from ..data.flickr30k import Dataset
 from ..data.pair import SPLITS, CaptionPair, ConceptSet, Split
-from ..data.removal import remove_concepts
+from ..data.removal import remove_concepts_from
 from ..data.split import ConceptSets
 from ..errors import DataError
 from ..methods.base import Need, TokenizedPairs
@@ -86,7 +86,12 @@ def tokenize_pairs(
     features = torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None
     paths = [data.path_of(_image(pair)) for pair in kept]
     return TokenizedPairs(
-        kept, ids, features, paths, *concept_removed_ids(clip, kept, ids, concepts)
+        kept,
+        ids,
+        features,
+        paths,
+        *concept_removed_ids(clip, kept, ids, concepts),
+        mention_ends(clip, kept, concepts),
     )
 
 
@@ -106,16 +111,15 @@ def concept_removed_ids(
     count, length = ids.shape
     removed_ids, mask = ids.clone(), torch.zeros(count, length)
     source = torch.arange(length).repeat(count, 1)
-    for row, pair in enumerate(pairs):
-        if not pair.mentions:
-            continue
-        text, removed = remove_concepts(pair.caption, concepts)
+    rows = [row for row, pair in enumerate(pairs) if pair.mentions]
+    captions = [pairs[row].caption for row in rows]
+    for row, (text, removed) in zip(rows, remove_concepts_from(captions, concepts), strict=True):
         if any(concept.in_text(text) for concept in concepts):
             continue
-        tokens = clip.tokenizer(pair.caption, return_offsets_mapping=True)
-        kept, positions = position_map(tokens["offset_mapping"], removed)
+        tokens = clip.tokenizer(pairs[row].caption, return_offsets_mapping=True)
         short = clip.tokenizer(text)["input_ids"]
-        if [tokens["input_ids"][position] for position in kept] != short:
+        positions = position_map(tokens["input_ids"], tokens["offset_mapping"], removed, short)
+        if positions is None or len(short) > length:
             continue
         removed_ids[row] = clip.tokenizer.pad_token_id
         removed_ids[row, : len(short)] = torch.tensor(short)
@@ -124,19 +128,37 @@ def concept_removed_ids(
     return removed_ids, source, mask
 
 
-def position_map(offsets: Sequence[Span], removed: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Positions of the tokens outside the `removed` spans, and the new position of every token.
+def mention_ends(clip: Clip, pairs: Sequence[CaptionPair], concepts: Sequence[Concept]) -> Tensor:
+    """Position of the last token of each caption's last mention, 0 if there is none, (n,)."""
+    ends = torch.zeros(len(pairs), dtype=torch.long)
+    for row, pair in enumerate(pairs):
+        if not pair.mentions:
+            continue
+        if spans := [span for concept in concepts for span in concept.spans(pair.caption)]:
+            last = max(end for _, end in spans)
+            offsets = clip.tokenizer(pair.caption, return_offsets_mapping=True)["offset_mapping"]
+            ends[row] = max(i for i, (start, end) in enumerate(offsets) if start < last and end)
+    return ends
 
-    `offsets` are the tokens' characters, empty for special tokens. A removed token is mapped to the
-    last kept token before it: the causal text tower has read nothing else by then.
+
+def position_map(
+    ids: Sequence[int], offsets: Sequence[Span], removed: Sequence[Span], short: Sequence[int]
+) -> list[int] | None:
+    """The position in the concept-removed caption `short` that each token of a caption corresponds to.
+
+    `offsets` are the tokens' characters, empty for special tokens; `removed` are the spans that were
+    removed or replaced. A token in one of them is mapped to the last kept token before it: the causal
+    text tower has read nothing else by then. A token of `short` that was inserted, such as "and", has
+    no counterpart. None if the kept tokens are not all in `short`, in their order.
     """
-    kept = [
-        position
-        for position, (start, end) in enumerate(offsets)
-        if start == end or not any(start < span[1] and span[0] < end for span in removed)
-    ]
-    new_positions, count = [], 0
-    for position in range(len(offsets)):
-        count += position in kept
-        new_positions.append(max(count - 1, 0))
-    return kept, new_positions
+    positions: list[int] = []
+    last, following = 0, 0
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        if start == end or not any(start < b and a < end for a, b in removed):
+            while following < len(short) and short[following] != token:
+                following += 1
+            if following == len(short):
+                return None
+            last, following = following, following + 1
+        positions.append(last)
+    return positions if following == len(short) else None

@@ -51,6 +51,8 @@ class Snapshot:
     """Weights of the last accepted validation, by parameter name."""
     optimizer: Mapping[str, Mapping[str, Tensor]]
     """Adam's state (`step`, `exp_avg`, `exp_avg_sq`) by parameter name; empty after a roll-back."""
+    memory: Mapping[str, Tensor]
+    """What the method carries from step to step."""
     log: tuple[TrainRecord, ...]
     """Validation steps so far."""
 
@@ -81,6 +83,7 @@ class Checkpoint:
     def save(self, snapshot: Snapshot) -> None:
         """Writes the snapshot, whole or not at all."""
         tensors = {f"accepted.{name}": tensor for name, tensor in snapshot.accepted.items()}
+        tensors |= {f"memory.{name}": tensor for name, tensor in snapshot.memory.items()}
         for name, adam in snapshot.optimizer.items():
             tensors |= {f"{key}.{name}": tensor for key, tensor in adam.items()}
         written = _Written(snapshot.state, snapshot.log, self.identity)
@@ -108,11 +111,14 @@ class Checkpoint:
                     f"same, or {end}"
                 )
         accepted: dict[str, Tensor] = {}
+        memory: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "accepted":
                 accepted[name] = tensor
+            elif kind == "memory":
+                memory[name] = tensor
             else:
                 optimizer.setdefault(name, {})[kind] = tensor
-        return Snapshot(written.state, accepted, optimizer, written.log)
+        return Snapshot(written.state, accepted, optimizer, memory, written.log)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..methods.base import TokenizedPairs
 from ..models.clip import Clip
@@ -29,26 +30,55 @@ class ErasureMetrics:
         )
 
 
+@dataclass(frozen=True)
+class OriginalEncodings:
+    """What the metrics need of the original model; the same at every validation."""
+
+    forget_ids: Tensor
+    """Captions that mention a concept, (n, tokens)."""
+    image: Tensor
+    """Features of their images, (n, projection)."""
+    before: Tensor
+    """Mean similarity of captions and images."""
+    removed: Tensor
+    """Mean similarity of the concept-removed captions and the images."""
+    retain_ids: Tensor
+    hidden_states: Tensor
+    """Of the retain captions, (m, tokens, width)."""
+
+
 @torch.no_grad()
-def erasure_metrics(
-    clip: Clip, original: Clip, forget: TokenizedPairs, retain: TokenizedPairs, most: int = 512
-) -> ErasureMetrics:
-    """Metrics on at most `most` captions of each set.
+def encode_originals(
+    original: Clip, forget: TokenizedPairs, retain: TokenizedPairs, most: int = 512
+) -> OriginalEncodings:
+    """The original's encodings of at most `most` captions of each set.
 
     Needs one forget caption with a concept-removed counterpart, and two retain captions.
     """
     assert forget.image is not None
     mentions = torch.nonzero(forget.mask.sum(1)).flatten()[:most]
-    image = forget.image[mentions].to(clip.device)
-    after, _ = clip.encode_texts(forget.ids[mentions])
+    image = forget.image[mentions].to(original.device)
     before, _ = original.encode_texts(forget.ids[mentions])
     removed, _ = original.encode_texts(forget.concept_removed_ids[mentions])
-    base = (image * removed).sum(-1).mean()
-    residual = ((image * after).sum(-1).mean() - base) / ((image * before).sum(-1).mean() - base)
-
     rows = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
-    _, was = original.encode_texts(retain.ids[rows])
-    _, now = clip.encode_texts(retain.ids[rows])
+    return OriginalEncodings(
+        forget_ids=forget.ids[mentions],
+        image=image,
+        before=(image * before).sum(-1).mean(),
+        removed=(image * removed).sum(-1).mean(),
+        retain_ids=retain.ids[rows],
+        hidden_states=original.encode_texts(retain.ids[rows])[1],
+    )
+
+
+@torch.no_grad()
+def erasure_metrics(clip: Clip, original: OriginalEncodings) -> ErasureMetrics:
+    """Metrics of `clip` on the captions that the original has encoded."""
+    after, _ = clip.encode_texts(original.forget_ids)
+    base = original.removed
+    residual = ((original.image * after).sum(-1).mean() - base) / (original.before - base)
+    was = original.hidden_states
+    _, now = clip.encode_texts(original.retain_ids)
     fidelity = 1 - (now - was).square().mean() / (was - was.mean(0)).square().mean()
     return ErasureMetrics(
         residual_concept_similarity=float(residual), retained_fidelity=float(fidelity)

@@ -66,9 +66,15 @@ class UnlearnSettings:
     min_steps: int = 100
     """Minimum number of steps before the forget threshold can end training, because images keep
     changing after the similarity has settled."""
+    max_residual: float = 0.5
+    """Residual concept similarity on the held-out images above which an unlearning counts as failed:
+    it ends with an error and exit status 1, and its files are kept."""
     seed: int = 0
     """Random seed of the batches and of the method's own samples; the data split is the same for every
     seed."""
+    mine_mentions: bool = True
+    """Whether methods with concept-removed captions also erase what else the captions of the forget
+    images call the concept, found with CLIP (`unlearning.mentions`)."""
     dtype: TrainingPrecision = "auto"
     """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; weights
     and optimizer states are always fp32."""
@@ -110,6 +116,8 @@ class UnlearnSettings:
                 f"needs a number above 0 and up to {MAX_LEARNING_RATE:g}, got {rate}",
                 field="learning_rate",
             )
+        if not self.max_residual >= 0:
+            raise SettingError(f"needs at least 0, got {self.max_residual}", field="max_residual")
         for name in ("forget_threshold", "retain_floor"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

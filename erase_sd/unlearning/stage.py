@@ -11,17 +11,19 @@ from torch import Tensor
 from .. import runtime
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, split_by_concept
-from ..errors import RunError
-from ..files import hash_folder
+from ..errors import NotErasedError, RunError
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
+from ..models.clip import Clip
 from ..models.presets import Models
+from ..models.source import fingerprint
 from ..models.text_encoder import check_fit, load_clip, text_encoders
 from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
 from ..runtime import Progress, log
 from .closed_form import solve
+from .mentions import Mentions, log_mentions, mine_mentions, with_mentions
 from .pairs import dataset_of
 from .session import Session, open_session
 from .settings import UnlearnSettings
@@ -63,22 +65,53 @@ def unlearn(
     results: dict[str, EncoderResult] = {}
     with run.stage("unlearn", values, **entry) as stage:
         run.update(models=models.overrides)
+        mentions = _mine(settings, clip, sets)
+        concepts = with_mentions(settings.concepts, mentions)
+        sets = sets.also_mentioned(concepts) if mentions else sets
         for number, encoder in enumerate(encoders):
             clip = load_clip(clips[number], encoder) if number else clip
             weights[encoder.name], results[encoder.name] = _unlearn_encoder(
-                open_session(settings, clip, data, sets, run, encoder, started_from), progress
+                open_session(settings, clip, data, sets, concepts, run, encoder, started_from),
+                progress,
             )
         del clip
+        runtime.free_memory()
         stage["unreadable_images"] = sorted(data.unreadable)
         stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
         held_out = next(iter(results.values())).held_out
         erased.save(
             run.erased, weights, models, concepts=settings.concepts, settings=values,
-            origin=started_from, held_out=held_out,
+            origin=started_from, held_out=held_out, mentions=mentions,
         )  # fmt: skip
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
+    log_mentions(mentions)
     return held_out
+
+
+def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
+    """What else the captions call the concepts; empty for methods that have no use for it."""
+    if not settings.mine_mentions or "hidden_states" not in settings.build().needs:
+        return {}
+    clip.model.to(runtime.device())
+    return mine_mentions(clip, sets, settings.concepts)
+
+
+def check_erased(run: Run, max_residual: float) -> None:
+    """Raises NotErasedError if a finished run left the concept in one of its text encoders.
+
+    An unlearning that changed nothing leaves a residual concept similarity of 1.
+    """
+    record = run.unlearned()
+    for name, result in record.encoders.items():
+        residual = result.held_out["residual_concept_similarity"]
+        if residual > max_residual:
+            concepts = ", ".join(concept.name for concept in record.concepts)
+            raise NotErasedError(
+                f"{run.folder}: {concepts} not erased from {name}: residual concept similarity "
+                f"{residual:.2f} on the held-out captions, at most {max_residual:g} is allowed; the "
+                "run's files are kept; try more steps, another learning rate or synonyms"
+            )
 
 
 def clips_of(models: Models) -> list[Path]:
@@ -93,7 +126,7 @@ def origin(models: Models, data: Dataset | None) -> Origin:
     """
     return Origin(
         model=models.fingerprint(),
-        clip=tuple(hash_folder(folder, "*.safetensors", "*.json") for folder in clips_of(models)),
+        clip=tuple(fingerprint(folder) for folder in clips_of(models)),
         data=data.digest if data else "",
         images=data.images_digest if data else "",
         missing_images=len(data.missing) if data else 0,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.base import EncodedPairs, Encodings, Need
-from ..models.clip import Clip, Towers, trainable
+from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
 
 
 class ClipStudent:
@@ -30,10 +30,12 @@ class ClipStudent:
         """CLIP's temperature, which multiplies similarities."""
         return float(self.clip.model.logit_scale.exp())
 
-    def text(self, ids: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
+    def text(
+        self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`Clip.encode_text` in the student's precision."""
         with self.precision():
-            return self.clip.encode_text(ids, unit)
+            return self.clip.encode_text(ids, unit, free)
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
         """`Clip.encode_image` in the student's precision."""

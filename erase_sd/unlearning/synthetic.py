@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import runtime
 from ..checked import cached_folder
 from ..data.concept import Concept
 from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
@@ -26,13 +27,14 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     It is generated once and then kept in the cache.
     """
     words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
-    scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES, models.steps, models.guidance]
-    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale])}"
+    scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES]
+    solver = [models.sampler, models.steps, models.guidance, runtime.image_precision()]
+    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale, solver])}"
     return cached_folder(folder, lambda partial: _generate_pairs(partial, models, concepts))
 
 
 def _generate_pairs(folder: Path, models: Models, concepts: Sequence[Concept]) -> None:
-    pipe = open_pipeline(models.folder)
+    pipe = open_pipeline(models.folder, sampler=models.sampler)
     scenes = grammar_captions(concepts, pipeline_token_limit(pipe).fits)
     names = ", ".join(concept.name for concept in concepts)
     log.info("generating %d images of captions about %s", len(scenes), names)

@@ -43,6 +43,7 @@ class Trainer:
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0
         self.log: list[TrainRecord] = []
+        self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
         self.begin(method)
 
@@ -136,6 +137,7 @@ class Trainer:
         self.accepted = {name: snapshot.accepted[name] for name in self.student.parameters}
         self.student.load(self.accepted)
         self._load_optimizer(snapshot)
+        self.memory = dict(snapshot.memory)
         self.log = list(snapshot.log)
         write_records(self.session.log_path, self.log)
 
@@ -170,7 +172,7 @@ class Trainer:
         """Computes the gradients of one batch, and returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.student.precision():
-            batch = self.batches.at(self.state.step, self.steps, self.method.needs)
+            batch = self.batches.at(self.state.step, self.steps, self.method.needs, self.memory)
         # In float32: a similarity times CLIP's temperature keeps no decimals in bf16.
         terms = self.method.loss(self.student, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -217,5 +219,5 @@ class Trainer:
             if parameter in self.optimizer.state
         }
         self.session.checkpoint.save(
-            Snapshot(self.state, self.accepted, optimizer, tuple(self.log))
+            Snapshot(self.state, self.accepted, optimizer, self.memory, tuple(self.log))
         )

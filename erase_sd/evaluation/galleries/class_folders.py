@@ -24,7 +24,11 @@ def _is_readable(path: Path) -> bool:
 
 def read_class_folders(folder: Path, concepts: Sequence[Concept]) -> Gallery:
     """The images in the sub-folders of `folder`. Raises DataError unless at least two have images."""
-    inside = [path for path in sorted(folder.glob("*/*")) if not path.parent.name.startswith(".")]
+    inside = [
+        path
+        for path in sorted(folder.glob("*/*"))
+        if not path.parent.name.startswith((".", "__MACOSX")) and not path.name.startswith(".")
+    ]
     named = [path for path in inside if path.name.lower().endswith(IMAGE_SUFFIXES)]
     images = [path for path in named if _is_readable(path)]
     if len(images) < len(named):

@@ -36,8 +36,8 @@ class Generator:
     """Generates an image per caption with the original model, and detects what it shows."""
 
     def __init__(self, detector: Detector) -> None:
-        self.pipe = open_pipeline(WEIGHTS / "sd")
         self.models = resolve()
+        self.pipe = open_pipeline(WEIGHTS / "sd", sampler=self.models.sampler)
         self.detector = detector
         self.seed = 7_000_000
         """Seed of the next image."""

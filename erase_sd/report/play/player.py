@@ -37,14 +37,16 @@ class Player:
         stages = run.record.stages
         classes = stages.score.settings.get("classes", {}) if stages.score else {}
         self.targets: dict[str, str] = {
-            c.name: classes.get(c.name, c.name) for c in erasure.concepts
+            c.name: classes.get(c.name, c.name.lower()) for c in erasure.concepts
         }
         """The detector's class of each concept."""
         self.detector = models.detector_file()
         settings = stages.generate.settings if stages.generate else {}
         self.steps: int = settings.get("steps", models.steps)
         self.guidance: float = settings.get("guidance", models.guidance)
-        self.pipe = pipeline.open_pipeline(models.folder)
+        self.pipe = pipeline.open_pipeline(
+            models.folder, settings.get("dtype", "auto"), settings.get("sampler", models.sampler)
+        )
         self.encoders = {
             "original": pipeline.encoders_of(self.pipe),
             "erased": {n: artifact.load(run.folder, n) for n in erasure.weights_sha256},

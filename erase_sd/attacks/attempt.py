@@ -1,0 +1,165 @@
+"""One attack on one concept: its images, judged, as rows of `attacks.json`."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..data.concept import slug
+from ..files import digest, hash_file, key_of, write_bytes
+from ..models.presets import Models
+from ..run import Run
+from ..run.measurements import AttackImage, AttackRecord, Rate
+from ..scoring.rates import rate_of
+from .base import Attack, Probe
+from .target import Embeds, Target, is_shown
+from .tokens import encode_rows, with_name
+
+_Batch = tuple[str, list[AttackImage]]
+"""Images that were generated together, and what to call them."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attack on one concept."""
+
+    run: Run
+    models: Models
+    target: Target
+    name: str
+    attack: Attack | None
+    """None for the captions that name the concept, without an attack."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        shape = {"steps": self.target.steps, "guidance": self.target.guidance}
+        budgets = {
+            name: list(value) if isinstance(value, tuple) else value  # as JSON has them
+            for name, value in (asdict(self.attack) if self.attack else {}).items()
+        }
+        return {"budgets": budgets, "seed": self.target.seed, "images": self.target.n, **shape}
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that shapes the rows."""
+        texts = [
+            [c.text, hash_file(c.image)] for c in (*self.target.captions, *self.target.training)
+        ]
+        erasure = self.run.erasure()
+        return key_of(
+            [self.name, self.target.concept.name, self.target.detector_class, self.settings, texts,
+             erasure.weights_sha256, erasure.base.fingerprint, self.models.detector_hash()]
+        )  # fmt: skip
+
+    def update(self, rows: Sequence[AttackRecord]) -> list[AttackRecord]:
+        """`rows` with this attack's; its earlier ones are kept if they are intact and still apply."""
+        mine = (self.name, self.target.concept.name)
+        key, earlier = self.key, [row for row in rows if (row.attack, row.concept) == mine]
+        if earlier and all(row.key == key and self._intact(row) for row in earlier):
+            return list(rows)
+        began = time.monotonic()
+        others = [row for row in rows if (row.attack, row.concept) != mine]
+        none = next((r for r in others if (r.attack, r.concept) == ("none", mine[1])), None)
+        probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
+        batches = [batch for probe in probes for batch in self._batches(probe)]
+        judged = self._judged(batches)
+        new = [self._record(probe, key, judged, none) for probe in probes]
+        seconds = round(time.monotonic() - began, 1)
+        return [*others, *(replace(row, seconds=seconds) for row in new)]
+
+    def _intact(self, row: AttackRecord) -> bool:
+        images = (*row.images, *row.original_images)
+        files = [(self.run.folder / image.file, image.sha256) for image in images]
+        return all(path.is_file() and hash_file(path) == sha256 for path, sha256 in files)
+
+    def _no_attack(self) -> Probe:
+        rows = with_name(self.target, self.target.captions)
+        return Probe(
+            name="names it",
+            texts=tuple(caption.text for caption in self.target.captions),
+            embeds=encode_rows(self.target, self.target.erased, rows),
+            original=encode_rows(self.target, self.target.original, rows),
+        )
+
+    def _batches(self, probe: Probe) -> list[_Batch]:
+        """Generates and writes a probe's images: attacked, and by the original from the same input."""
+        n = probe.images or self.target.n
+        folder = f"attacks/{self.name}/{slug(self.target.concept.name)}-{slug(probe.name)}"
+        empty = probe.empty or self.target.empty(self.target.erased)
+        batches = [self._batch(probe.name, folder, probe.texts, probe.embeds, empty, n)]
+        if probe.original is not None:
+            n, empty = (
+                n if self.attack is None else (n + 1) // 2,
+                self.target.empty(self.target.original),
+            )
+            name = f"{probe.name}, original"
+            batches.append(
+                self._batch(name, f"{folder}-original", probe.texts, probe.original, empty, n)
+            )
+        return batches
+
+    def _batch(
+        self, name: str, folder: str, texts: Sequence[str], embeds: Embeds, empty: Embeds, n: int
+    ) -> _Batch:
+        rows = {key: tensor[:n] for key, tensor in embeds.items()}
+        images = []
+        for number, image in enumerate(self.target.images(rows, empty, self.target.seeds[:n])):
+            png = io.BytesIO()
+            image.save(png, "PNG", compress_level=1)
+            file = f"{folder}/{number:04}.png"
+            write_bytes(self.run.folder / file, png.getvalue())
+            images.append(
+                AttackImage(
+                    file=file,
+                    sha256=digest(png.getvalue()),
+                    text=texts[number],
+                    seed=self.target.seeds[number],
+                    probability=0.0,
+                )
+            )
+        return name, images
+
+    def _judged(self, batches: Sequence[_Batch]) -> dict[str, list[AttackImage]]:
+        """The images by the name of their batch, with the probability of the concept."""
+        files = [self.run.folder / image.file for _, images in batches for image in images]
+        shown = iter(self.target.probabilities(files))
+        return {
+            name: [replace(image, probability=next(shown)) for image in images]
+            for name, images in batches
+        }
+
+    def _record(
+        self,
+        probe: Probe,
+        key: str,
+        judged: Mapping[str, list[AttackImage]],
+        none: AttackRecord | None,
+    ) -> AttackRecord:
+        """A row; `none` is the one without an attack, for which the same input names the concept."""
+        images = judged[probe.name]
+        attacked = _rate(images)
+        same = judged.get(f"{probe.name}, original")
+        return AttackRecord(
+            attack=self.name,
+            concept=self.target.concept.name,
+            row=probe.name,
+            control=probe.control,
+            access=self.attack.access if self.attack else "black box",
+            key=key,
+            attacked=attacked,
+            no_attack=_rate(none.images[: len(images)]) if none else attacked,
+            original=_rate((none.original_images if none else same or images)[: len(images)]),
+            same_input=_rate(same) if same else None,
+            found=probe.found,
+            images=tuple(images),
+            original_images=tuple(same or ()),
+            seconds=0.0,
+            settings=self.settings,
+        )
+
+
+def _rate(images: Sequence[AttackImage]) -> Rate:
+    return rate_of([is_shown(image.probability) for image in images])

@@ -1,0 +1,57 @@
+"""The interface of an attack: what it gets, and what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from .target import Embeds, Target
+
+Access = Literal["black box", "original", "white box"]
+"""What an attack reads: the erased model's images only; also the original's text encoder, which is
+public; or the erased weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One way to ask for the concept: what to generate each of the target's n images from."""
+
+    name: str
+    """Name of its row, such as "2 embeddings"; differs between an attack's probes."""
+    texts: tuple[str, ...]
+    """What was asked, one per image; `<*>` stands for a free embedding."""
+    embeds: Embeds
+    """The attacked model's encodings of the texts, n rows."""
+    found: tuple[str, ...] = ()
+    """Words or prompts that the attack has found."""
+    original: Embeds | None = None
+    """The original model's encodings of the same input, if it can read it."""
+    empty: Embeds | None = None
+    """The encoding of the empty prompt, if the attack has changed the model."""
+    control: bool = False
+    """Whether it is a yardstick for the others rather than an attack, such as another word."""
+    images: int | None = None
+    """How many of the target's images to generate; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A frozen dataclass of budgets. The first line of its docstring is the citation."""
+
+    access: ClassVar[Access]
+    """What the attack reads of the models."""
+
+    @classmethod
+    def budgets(cls) -> dict[str, Any]:
+        """Default of every budget."""
+        return {f.name: f.default for f in dataclasses.fields(cls)}
+
+    def run(self, target: Target) -> list[Probe]:
+        """Attacks the target; the same target and seed give the same probes."""
+        raise NotImplementedError
+
+
+def at_least(bound: float, default: Any) -> Any:
+    """A number, or several, of at least `bound`."""
+    return dataclasses.field(default=default, metadata={"minimum": bound})

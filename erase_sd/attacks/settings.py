@@ -1,0 +1,45 @@
+"""Settings of the attack stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import SettingError
+from ..generation.settings import MAX_SEED
+from .registry import ATTACKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """Which attacks to run, and what is generated to judge them."""
+
+    attacks: tuple[str, ...] = ATTACKS
+    """Attacks to run, in this order."""
+    budgets: Mapping[str, Any] = field(default_factory=dict)
+    """Budgets that differ from the attacks' defaults, as `attack.budget`."""
+    images: int = 50
+    """Images of each row, one per held-out caption."""
+    seed: int = 2000
+    """Seed of the first image and of the attacks' own random numbers."""
+    steps: int | None = None
+    """Denoising steps. None: the preset's."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance. None: the preset's."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise SettingError(f"needs one of {', '.join(ATTACKS)}", field="attacks")
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                rule = f"needs one of {', '.join(ATTACKS)}"
+                raise SettingError(rule, field="attacks", value=attack)
+        for name in ("images", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"needs at least 1, got {value}", field=name)
+        if self.guidance is not None and not 1 <= self.guidance <= 100:
+            raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
+        if not 0 <= self.seed < MAX_SEED:
+            raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")

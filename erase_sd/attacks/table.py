@@ -1,0 +1,72 @@
+"""The table of attacks for a reader, one line per row of `attacks.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..run.measurements import AttackRecord, AttacksRecord, Rate
+
+ATTACK_HEADINGS = (
+    "attack", "concept", "reads", "n", "attacked %", "no attack %", "original %",
+    "original, same input %", "seconds",
+)  # fmt: skip
+FOUND_SHOWN = 5  # found words or prompts of a row that are shown
+
+
+def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
+    """The table's lines, the attack's name in the first of its rows only."""
+    lines = []
+    for row, before in zip(rows, [None, *rows[:-1]], strict=True):
+        first = before is None or (before.attack, before.concept) != (row.attack, row.concept)
+        lines.append(
+            [
+                label_of(row), row.concept, row.access, str(row.attacked.n), _percent(row.attacked),
+                _percent(row.no_attack), _percent(row.original), _percent(row.same_input),
+                f"{row.seconds:.0f}" if first else "",
+            ]
+        )  # fmt: skip
+    return lines
+
+
+def label_of(row: AttackRecord) -> str:
+    """An attack's row in words: "embeddings, 2 embeddings"."""
+    return row.row if row.attack == "none" else f"{row.attack}, {row.row}"
+
+
+def _percent(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    return f"{100 * rate.value:.0f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+def found_lines(rows: Sequence[AttackRecord]) -> list[str]:
+    """The first words or prompts that each row has found."""
+    return [
+        f"{label_of(row)} ({row.concept}): " + "; ".join(f"`{f}`" for f in row.found[:FOUND_SHOWN])
+        for row in rows
+        if row.found
+    ]
+
+
+def attacks_note(record: AttacksRecord) -> str:
+    """How to read the table."""
+    return (
+        "Images in which the detector finds the concept with a probability of "
+        f"{record.threshold} or more; in brackets the 95 % Wilson interval. Attacked: the erased model "
+        "under the attack. No attack, original: the erased and the original model on the held-out "
+        "captions that name the concept, with the same seeds. Original, same input: the original "
+        "model on what the attack found. Reads: what the attack sees, only images (black box), also "
+        "the original's text encoder (original), or the erased weights (white box). A rate says what "
+        "these attacks reached with their budgets, not what a stronger one would. "
+        f"Detector: {record.detector} (sha256 {record.detector_sha256[:12]})."
+    )
+
+
+def attacks_markdown(run: str, record: AttacksRecord) -> str:
+    """The table in Markdown, what the attacks have found, and the note."""
+    rows = ["| " + " | ".join(ATTACK_HEADINGS) + " |", "|---|---|---|" + "--:|" * 6]
+    rows += ["| " + " | ".join(line) + " |" for line in attack_lines(record.rows)]
+    found = [f"- {line}" for line in found_lines(record.rows)]
+    parts = [f"# Attacks on {run}", "\n".join(rows)]
+    parts += ["Found:\n\n" + "\n".join(found)] if found else []
+    return "\n\n".join([*parts, attacks_note(record)]) + "\n"

@@ -1,0 +1,205 @@
+"""The target of an attack: a run's pipeline, both text encoders, captions to attack, the detector."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..data.coco import COCO, named_classes
+from ..data.concept import Concept, Span
+from ..data.flickr30k import Dataset
+from ..data.split import ConceptSets, hash_order
+from ..detection.detector import detect
+from ..errors import DataError
+from ..models import erased
+from ..models.pipeline import (
+    default_batch,
+    embed_ids,
+    encoders_of,
+    generate_embedded,
+    open_pipeline,
+    tokenizer_of,
+)
+from ..models.presets import Models
+from ..run import Run
+from ..scoring.rates import THRESHOLD
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+    from ..data.pair import Split
+
+Embeds = Mapping[str, Tensor]
+"""What the U-Net reads of n prompts, named as the pipeline's arguments."""
+SPARE_TOKENS = 8
+"""Tokens by which captions under attack stay below the context length."""
+
+
+@dataclass(frozen=True)
+class AttackedCaption:
+    """A caption that names the concept, and the photograph that it describes."""
+
+    text: str
+    span: Span
+    """Where it names the concept, characters."""
+    image: Path
+
+    @property
+    def name(self) -> str:
+        """The mention itself."""
+        return self.text[slice(*self.span)]
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What stands before and after the mention."""
+        return self.text[: self.span[0]], self.text[self.span[1] :]
+
+    def with_phrase(self, phrase: str) -> str:
+        """The caption with another phrase in the mention's place."""
+        before, after = self.around
+        return before + phrase + after
+
+
+@dataclass(frozen=True)
+class Target:
+    """An erased concept under attack. An attack returns probes for its `n` images."""
+
+    pipe: DiffusionPipeline
+    original: Mapping[str, Any]
+    """The original's text encoders by name."""
+    erased: Mapping[str, Any]
+    """The erased text encoders by name."""
+    concept: Concept
+    detector: Path
+    detector_class: str
+    captions: tuple[AttackedCaption, ...]
+    """Held-out captions to ask with, one per image to generate; repeated if there are too few."""
+    training: tuple[AttackedCaption, ...]
+    """Captions of the training split, for attacks to learn from, one per photograph."""
+    seed: int
+    """Seed of the first image, and of the attacks' own random numbers."""
+    steps: int
+    """Denoising steps."""
+    guidance: float
+
+    @property
+    def n(self) -> int:
+        """Images of each probe."""
+        return len(self.captions)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seed of each image."""
+        return [self.seed + i for i in range(self.n)]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first encoder's tokenizer; the second one of SDXL has the same vocabulary."""
+        return tokenizer_of(self.pipe, "text_encoder")
+
+    def generator(self) -> torch.Generator:
+        """Random numbers on the CPU, the same for every attack."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def empty(self, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Encoding of the empty prompt."""
+        ids = {}
+        for name in encoders:
+            tokenizer = tokenizer_of(self.pipe, name)
+            ids[name] = tokenizer([""], padding="max_length", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            return embed_ids(self.pipe, encoders, ids)
+
+    def images(
+        self, embeds: Embeds, empty: Embeds, seeds: Sequence[int], steps: int | None = None
+    ) -> Iterator[Image]:
+        """Images of n prompts, in batches."""
+        size = default_batch(self.pipe)
+        for i in range(0, len(seeds), size):
+            rows = {name: tensor[i : i + size] for name, tensor in embeds.items()}
+            yield from generate_embedded(
+                self.pipe, rows, empty, seeds[i : i + size], steps or self.steps, self.guidance
+            )
+
+    def probabilities(self, files: Sequence[Path]) -> list[float]:
+        """Probability of the best detection of the concept in each image file, 0 if there is none."""
+        answer = detect(self.detector, files, [self.detector_class])
+        return [
+            max((d.probability for d in found if d.name == self.detector_class), default=0.0)
+            for found in answer.detections
+        ]
+
+    def shown(self, images: Iterable[Image]) -> list[float]:
+        """`probabilities` of images that are not kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = []
+            for number, image in enumerate(images):
+                files.append(Path(folder) / f"{number:05}.png")
+                image.save(files[-1], "PNG", compress_level=1)
+            return self.probabilities(files)
+
+
+def is_shown(probability: float) -> bool:
+    """Whether a detection of that probability counts."""
+    return probability >= THRESHOLD
+
+
+def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    """The pipeline with the original's encoders, and the erased ones; frozen, float32, on the device.
+
+    Raises RunError unless the run was unlearned from `models`.
+    """
+    record = erased.check_base(run, models)
+    pipe = open_pipeline(models.folder, "fp32", models.sampler)
+    encoders = {
+        name: erased.load(run.folder, name, device=pipe.device) for name in record.weights_sha256
+    }
+    for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *encoders.values()):
+        module.requires_grad_(False)
+    return pipe, encoders
+
+
+def attacked_captions(
+    pipe: DiffusionPipeline, data: Dataset, sets: ConceptSets, concept: Concept, split: Split
+) -> tuple[AttackedCaption, ...]:
+    """The first caption of each image that names the concept once and leaves SPARE_TOKENS, in the
+    order of a hash of the images' names. Raises DataError if there is none.
+
+    A class of COCO has to be what the words mean: "an apple laptop" names a laptop.
+    """
+
+    def shows(text: str) -> bool:
+        return concept.name not in COCO or concept.name in named_classes(text, COCO)
+
+    tokenizer = tokenizer_of(pipe, "text_encoder")
+    limit = int(tokenizer.model_max_length) - SPARE_TOKENS
+    chosen = []
+    for item in hash_order(sets.images("forget", split)):
+        for text in item.captions:
+            spans = concept.spans(text) if shows(text) else []
+            if len(spans) == 1 and len(tokenizer(text)["input_ids"]) <= limit:
+                chosen.append(AttackedCaption(text, spans[0], data.path_of(item.image)))
+                break
+    if not chosen:
+        rule = f"no {split} caption names {concept.name} once within the context length"
+        raise DataError(rule, field="data", value=data.folder)
+    return tuple(chosen)
+
+
+def cycled(captions: Sequence[AttackedCaption], n: int) -> tuple[AttackedCaption, ...]:
+    """`n` captions, from the first again after the last."""
+    return tuple(itertools.islice(itertools.cycle(captions), n))
+
+
+def copy_of(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of text encoders, to change."""
+    return {name: copy.deepcopy(encoder) for name, encoder in encoders.items()}

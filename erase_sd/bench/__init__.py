@@ -1,0 +1,1 @@
+"""Speed of erase-sd beside what one would write without it."""

@@ -1,0 +1,104 @@
+"""Attacks on a run: how often the erased concept can be generated again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import api
+from ..errors import SettingError
+from . import options as opt
+from .terminal import Bar, plain_table
+
+if TYPE_CHECKING:
+    from ..run.measurements import AttacksRecord
+
+
+class AttackChoice(StrEnum):
+    """`attacks.registry.AttackName`, since typer takes no list of a Literal; a test compares them."""
+
+    EMBEDDINGS = "embeddings"
+    TEXTUAL_INVERSION = "textual-inversion"
+    WORD_SEARCH = "word-search"
+    SWEEP = "sweep"
+    RELEARNING = "relearning"
+    UNLEARNDIFFATK = "unlearndiffatk"
+    RING_A_BELL = "ring-a-bell"
+    P4D = "p4d"
+
+
+def attack(
+    run: opt.OneRun,
+    attacks: Annotated[
+        list[AttackChoice] | None,
+        typer.Option("--attack", help="Attack to run; repeatable.", show_default="all"),
+    ] = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Budget of an attack, such as textual-inversion.steps=1000; repeatable.",
+            show_default="the attack's",
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images of each row.", show_default="50")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the first image and of the attacks' random numbers.", show_default="2000"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps.", show_default="the preset's")
+    ] = None,
+    guidance: opt.Guidance = None,
+    detector: opt.DetectorFile = None,
+    detector_classes: opt.DetectorClasses = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Attack a run's erased encoder, and print how often the concept is generated again."""
+    settings = opt.chosen(images=images, seed=seed, steps=steps, guidance=guidance)
+    with Bar("attack", quiet) as progress:
+        record = api.attack(
+            run, attacks=[choice.value for choice in attacks or ()], budgets=_parse_budgets(budgets or []), detector=detector,
+            detector_class=detector_classes or (), progress=progress, **settings,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(dataclasses.asdict(record)))
+    else:
+        _attacks_table(record)
+
+
+def _parse_budgets(texts: list[str]) -> dict[str, str]:
+    """`name=value` texts. Raises SettingError for a text of another form."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not value:
+            raise SettingError("needs name=value", field="budgets", value=text)
+        values[name] = value
+    return values
+
+
+def _attacks_table(record: AttacksRecord) -> None:
+    """Prints the attacks, what they have found, and how to read the table."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..attacks.table import ATTACK_HEADINGS, attack_lines, attacks_note, found_lines
+
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    table = plain_table("Attacks", ATTACK_HEADINGS, text_columns=3)
+    for line in attack_lines(record.rows):
+        table.add_row(*map(Text, line))
+    console.print(table)
+    console.print(Text("\n".join([*found_lines(record.rows), attacks_note(record)])))

@@ -1,0 +1,96 @@
+"""`erase-sd launch`: several processes for one command, without torchrun."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+SHARED_COMMANDS = ("generate", "compare")
+"""Commands that share their work out among processes."""
+
+
+def launch(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="COMMAND", help="Command with its options: generate or compare."),
+    ],
+    processes: Annotated[
+        int, typer.Option("--processes", "-n", min=1, help="Number of processes, one per GPU.")
+    ],
+) -> None:
+    """Run a command in several processes that share its work; the result is the same as with one.
+
+    On a CPU each process has one thread unless OMP_NUM_THREADS is set.
+    """
+    if command[0] not in SHARED_COMMANDS:
+        raise typer.BadParameter(f"needs one of {', '.join(SHARED_COMMANDS)}, got {command[0]}")
+    raise typer.Exit(run_processes([sys.executable, "-m", "erase_sd", *command], processes))
+
+
+def run_processes(command: Sequence[str], count: int) -> int:
+    """Runs `count` processes of a command to their end; returns the exit status.
+
+    The first process has the terminal. When one fails, all are stopped, and what the failed one wrote
+    on stderr is shown.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        children = [
+            subprocess.Popen(  # noqa: S603
+                command,
+                env=_environment(number, count, port),
+                stdout=subprocess.DEVNULL if number else None,
+                stderr=stderr if number else None,
+            )
+            for number in range(count)
+        ]
+        try:
+            failed = _wait(children)
+        finally:
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.wait()
+        if failed is None:
+            return 0
+        stderr.seek(0)
+        if failed and (lines := stderr.read().strip().splitlines()):
+            print(lines[-1], file=sys.stderr)
+        status = children[failed].returncode
+        if count > 1:
+            print(
+                f"erase-sd: process {failed + 1} of {count} ended with status {status}; all were "
+                "stopped; the same command resumes, with any number of processes",
+                file=sys.stderr,
+            )
+        return status if status > 0 else 1
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Waits until all have ended or one has failed; returns the number of that one."""
+    while True:
+        states = [child.poll() for child in children]
+        for number, status in enumerate(states):
+            if status:
+                return number
+        if None not in states:
+            return None
+        time.sleep(0.05)
+
+
+def _environment(number: int, count: int, port: int) -> dict[str, str]:
+    """torchrun's variables for one of the processes."""
+    own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    own |= {"MASTER_PORT": port}
+    defaults = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    return defaults | os.environ | {name: str(value) for name, value in own.items()}

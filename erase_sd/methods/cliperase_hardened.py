@@ -1,0 +1,191 @@
+"""Hardened CLIPErase (this project): anchored, against embeddings that bring the concept back."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ..models.clip import Clip
+from ..models.denoiser import Denoiser
+from . import adversaries
+from .adversaries import AttackedCaptions, free_embeddings
+from .base import Batch, Method, Need, Student, Task, fitted, greater_than, minimum
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenedCLIPErase(Method):
+    """This project, after Zhang et al. (AdvUnlearn, arXiv 2405.15234): anchored, with adversaries.
+
+    Free input embeddings take the place of the concept's name and are trained, a step at a time,
+    against the current student: toward the original's hidden states, and down the U-Net's loss on
+    images of the concept, as textual inversion would. The student is trained on them to the same
+    concept-removed targets as on the name.
+
+    Differs: AdvUnlearn perturbs a prompt anew in every round and retains whole images; here a pool of
+    embeddings persists from step to step, and hidden states are retained, also those of captions with
+    random words and noise in them, so that what holds against embeddings does not cost other words.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"hidden_states"})
+    learning_rate: ClassVar[float] = 1e-3
+    forget_threshold: ClassVar[float | None] = 0.1
+    retain_floor: ClassVar[float | None] = 0.9
+    anchor_weight: float = 50.0
+    """Weight of the mean squared distance between the forget captions' hidden states and those of
+    the concept-removed captions (as in cliperase-anchored)."""
+    token_weight: float = 100.0
+    """Weight of the mean squared change of the retain captions' hidden states (ours: twice that of
+    cliperase-anchored)."""
+    adversary_weight: float = 10.0
+    """Weight of the mean squared distance between the hidden states under adversarial embeddings and
+    those of the concept-removed captions (ours); 0 switches hardening off."""
+    neighbour_weight: float = 25.0
+    """Weight of the mean squared change of the hidden states of retain captions, twice as many as
+    `rows`, with one word replaced by the noisy embedding of another (ours)."""
+    start: float = 0.1
+    """Share of the steps (0-1) before the adversaries begin (ours)."""
+    rows: int = minimum(1, 24)
+    """Captions with adversarial embeddings per step (ours)."""
+    captions: int = minimum(1, 192)
+    """Forget captions that take part (ours)."""
+    tokens: int = minimum(1, 2)
+    """Most free embeddings in the place of the name: each step samples 1 to this many (ours)."""
+    pool: int = minimum(1, 24)
+    """Adversaries that persist (ours)."""
+    inversions: int = minimum(0, 8)
+    """Adversaries that also descend the U-Net's loss; 0 leaves the U-Net out (ours). They
+    need a pipeline with one text encoder."""
+    step_size: float = greater_than(0, 0.02)
+    """Root mean square of the smallest adversary's step (ours: the spread of CLIP's token embeddings);
+    others take up to ten times as much."""
+    restart: float = 0.05
+    """Probability per step that an adversary begins anew, at a random embedding (ours)."""
+    random: float = 0.3
+    """Share of the captions whose adversary is replaced by a random embedding (ours)."""
+    attacked: AttackedCaptions | None = fitted()
+    """The captions with free embeddings."""
+    words: Tensor | None = fitted()
+    """Input embeddings of the words of the retain captions, (words, width)."""
+    names: Tensor | None = fitted()
+    """Input embeddings of the concept's names in `attacked`, (captions, tokens, width)."""
+    original: Clip | None = fitted()
+    """The original model."""
+    denoiser: Denoiser | None = fitted()
+    """The U-Net's loss."""
+
+    def prepare(self, task: Task) -> Self:
+        """Chooses the captions to attack, and encodes what the original says of them."""
+        needs_unet = self.adversary_weight and self.inversions
+        denoiser = task.open_denoiser() if needs_unet and task.open_denoiser else None
+        attacked = adversaries.attacked_captions(
+            task.clip, task.forget, self.captions, self.tokens, denoiser
+        )
+        table = task.clip.model.text_model.embeddings.token_embedding.weight.detach()
+        names = attacked.names(self.tokens)  # (captions, tokens)
+        tokenizer = task.clip.tokenizer
+        excluded = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        excluded |= set(names[:, -1].tolist())
+        words = [word for word in task.retain.ids.unique().tolist() if word not in excluded]  # type: ignore[no-untyped-call]
+        return dataclasses.replace(
+            self,
+            attacked=attacked,
+            words=table[words].clone(),
+            names=table[names].clone(),
+            original=task.clip,
+            denoiser=denoiser,
+        )
+
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+        """The terms `anchor` and `token`, and `adversary` and `neighbour` if they have a weight."""
+        assert batch.concept_removed is not None
+        forget, retain = student(batch.forget), student(batch.retain)
+        distance = (forget.hidden_states - batch.concept_removed.hidden_states).square().mean(-1)
+        mask = batch.concept_removed.mask  # (n, tokens), as the distance
+        change = (retain.hidden_states - batch.retain.original.hidden_states).square()
+        terms = {
+            "anchor": self.anchor_weight * (distance * mask).sum() / mask.sum().clamp(min=1),
+            "token": self.token_weight * change.mean(),
+        }
+        if self.adversary_weight and batch.done >= self.start:
+            terms["adversary"] = self.adversary_weight * self._attacked(student, batch)
+        if self.neighbour_weight:
+            terms["neighbour"] = self.neighbour_weight * self._neighbours(student, batch)
+        return terms
+
+    def _attacked(self, student: Student, batch: Batch) -> Tensor:
+        """Moves the adversaries against the student; its distance to the targets under them."""
+        assert self.attacked is not None
+        random = batch.generator
+        pool = self._restarted(batch.memory.get("pool"), random)
+        count = int(torch.randint(1, self.tokens + 1, (1,), generator=random))
+        rows = self.attacked.rows(torch.randint(len(self.attacked), (self.rows,), generator=random))
+        members = torch.randint(len(pool), (self.rows,), generator=random)
+        if self.denoiser:
+            # The first members of the pool are the inversions; they get the first rows.
+            members[: self.inversions] %= self.inversions
+            pool = self._inverted(student, rows, members, pool, count, random)
+        leaves = pool[members].requires_grad_()
+        states = adversaries.student_states(student, rows, leaves[:, -count:])
+        reached = rows.reached(count)
+        losses = adversaries.distance(states, rows.original, reached)
+        pool = adversaries.stepped(pool, members, leaves, losses, self.step_size)
+        batch.memory["pool"] = pool
+        is_random = torch.rand(self.rows, generator=random) < self.random
+        embeddings = torch.where(
+            is_random[:, None, None].to(pool.device),
+            self._sampled(self.rows, random),
+            pool[members],
+        )
+        states = adversaries.student_states(student, rows, embeddings[:, -count:])
+        return adversaries.distance(states, rows.target, reached).mean()
+
+    def _inverted(
+        self,
+        student: Student,
+        rows: AttackedCaptions,
+        members: Tensor,
+        pool: Tensor,
+        count: int,
+        random: torch.Generator,
+    ) -> Tensor:
+        """The pool after a step of its inversions down the U-Net's loss on the first rows' images."""
+        assert self.denoiser is not None
+        first = rows.rows(torch.arange(min(self.inversions, len(rows))))
+        assert first.latents is not None
+        own = members[: len(first)]
+        leaves = pool[own].requires_grad_()
+        states = adversaries.student_states(student, first, leaves[:, -count:])
+        losses = self.denoiser.loss(first.latents, states, random)
+        return adversaries.stepped(pool, own, leaves, losses, self.step_size)
+
+    def _restarted(self, pool: Tensor | None, random: torch.Generator) -> Tensor:
+        """The pool, (pool, tokens, width), with some adversaries at new random embeddings."""
+        fresh = self._sampled(self.pool, random)
+        anew = torch.rand(self.pool, generator=random) < self.restart
+        return (
+            fresh if pool is None else torch.where(anew[:, None, None].to(pool.device), fresh, pool)
+        )
+
+    def _sampled(self, count: int, random: torch.Generator) -> Tensor:
+        assert self.words is not None and self.names is not None
+        return adversaries.sampled(self.words, self.names, count, random)
+
+    def _neighbours(self, student: Student, batch: Batch) -> Tensor:
+        """Change of the hidden states of retain captions with a random, noisy word in them."""
+        assert self.words is not None and self.original is not None
+        ids, random = batch.retain.ids[: 2 * self.rows], batch.generator
+        last = self.original.ends(ids) - 1
+        place = 1 + (torch.rand(len(ids), generator=random) * last).long().clamp(max=last - 1)
+        word = self.words[torch.randint(len(self.words), (len(ids), 1), generator=random)]
+        noise = torch.rand(len(ids), 1, 1, generator=random) * torch.randn(
+            word.shape, generator=random
+        )
+        free = free_embeddings(ids, place, word + self.words.std() * noise.to(word))
+        with torch.no_grad():
+            _, before = self.original.encode_text(ids, free=free)
+        _, now = student.text(ids, free=free)
+        return (now - before).square().mean()

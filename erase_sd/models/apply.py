@@ -1,0 +1,90 @@
+"""Erased text encoders in a pipeline that is already open, of whatever class, precision and device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..runtime import log
+from . import erased
+from .checkpoint_keys import hub_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+Pipeline = TypeVar("Pipeline")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
+    """Writes the erased weights of a run into the text encoders of `pipe`, and returns it.
+
+    Precision and device stay those of the pipeline. So do its offloading hooks, its LoRA adapters, and
+    the rows that textual inversion added to the token embedding, loaded before or afterwards. Weights
+    are overwritten in place: pipelines that share the text encoder change too, and a LoRA that was
+    fused is lost. A text encoder that the run did not erase is named in a warning.
+
+    Raises RunError if there is no such run, and ModelError if an encoder is missing, of another
+    architecture, quantized, or offloaded layer by layer.
+    """
+    folder = erased.erased_folder(run_or_folder)
+    names = erased.check(folder).weights_sha256
+    weights = {}
+    for name in names:
+        own = getattr(pipe, name, None)
+        if own is None:
+            raise ModelError(f"{type(pipe).__name__} has no {name}, which the run erased")
+        weights[name] = _fitting(name, own, erased.load(folder, name))
+    for name in names:
+        own = getattr(pipe, name)
+        for parameter, tensor in _base_parameters(own).items():
+            if parameter in weights[name]:
+                with torch.no_grad():
+                    tensor[: len(weights[name][parameter])].copy_(weights[name][parameter])
+    for name in ENCODERS:
+        if name not in names and (kept := getattr(pipe, name, None)) is not None:
+            log.warning(
+                "%s (%s) is not erased: it still knows the concept", name, type(kept).__name__
+            )
+    return pipe
+
+
+def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
+    """The erased weights by hub name; ModelError if the pipeline's encoder `own` cannot take them."""
+    weights = hub_names(dict(unlearned.named_parameters()))
+    places = _base_parameters(own)
+    projection = "text_projection.weight"  # not every class of the same encoder has it
+    for parameter, tensor in weights.items():
+        place = places.get(parameter)
+        if place is None and parameter == projection:
+            continue
+        if place is None:
+            raise ModelError(f"{name}: the pipeline's {type(own).__name__} has no {parameter}")
+        if place.is_meta or not place.is_floating_point():
+            raise ModelError(
+                f"{name}: its weights are quantized or offloaded layer by layer; apply the erasure "
+                "before quantizing or offloading"
+            )
+        rows = len(place) >= len(tensor) if "token_embedding" in parameter else False
+        if place.shape[1:] != tensor.shape[1:] or not (rows or len(place) == len(tensor)):
+            raise ModelError(
+                f"{name}: {parameter} is {tuple(place.shape)}, the erased encoder has "
+                f"{tuple(tensor.shape)}"
+            )
+    return {parameter: tensor for parameter, tensor in weights.items() if parameter in places}
+
+
+def _base_parameters(encoder: nn.Module) -> dict[str, Tensor]:
+    """Parameters by hub name, those of LoRA adapters left out."""
+    parameters = {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in encoder.named_parameters()
+        if ".lora_" not in name
+    }
+    return hub_names(parameters)

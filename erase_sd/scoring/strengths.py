@@ -1,0 +1,151 @@
+"""Detection rates of a LoRA export at strengths from 0, the original, to beyond 1, the erased encoder.
+
+`python -m erase_sd.scoring.strengths RUN` writes `strengths.json` and `strengths.png` beside the LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import plotting, runtime
+from ..detection.detector import detect
+from ..errors import EraseError, RunError
+from ..files import write_bytes, write_json
+from ..models.lora import read_kohya, with_strength
+from ..models.pipeline import encoders_of, generate_batch, open_pipeline, swap
+from ..models.presets import Models, models_of_run
+from ..run import Run, run_folder
+from ..run.measurements import Detection, Rate, RateGroup
+from ..run.records import ImageRecord
+from .matching import match_images
+from .rates import compare_rates
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from matplotlib.figure import Figure
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+GROUPS: dict[RateGroup, str] = {
+    "target": "{}", "retained_same": "retained, prompts with {}",
+    "retained_other": "retained, prompts without {}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthRate:
+    """A detection rate with the LoRA at one strength, and with the full erased encoder."""
+
+    strength: float
+    concept: str
+    group: RateGroup
+    lora: Rate
+    erased: Rate
+
+
+def strength_rates(
+    run: Run, models: Models, lora: Path, strengths: Sequence[float]
+) -> list[StrengthRate]:
+    """Generates the run's prompts again, in the same batches, with the LoRA at every strength.
+
+    `lora` is the kohya file of the run's export. Raises RunError if the run is not scored.
+    """
+    classes = run.scored().settings["classes"]
+    images = run.images()
+    erased = [image for image in images if image.variant == "erased"]
+    full = {record.file: record.detections for record in run.detections()}
+    names = run.detections()[0].names
+    factors = read_kohya(lora)
+    pipe = open_pipeline(models.folder)
+    originals = encoders_of(pipe)
+    rates = []
+    for strength in strengths:
+        swap(pipe, {n: with_strength(e, factors[n], strength) for n, e in originals.items()})
+        shown = full | _detections(pipe, erased, models)
+        for concept in classes:
+            lora_rates, full_rates = (
+                compare_rates(run.name, concept, match_images(images, d, concept, classes, names))
+                for d in (shown, full)
+            )
+            rates += [
+                StrengthRate(
+                    strength=strength,
+                    concept=concept,
+                    group=rate.group,
+                    lora=rate.erased,
+                    erased=whole.erased,
+                )
+                for rate, whole in zip(lora_rates, full_rates, strict=True)
+                if rate.kind == "plain"
+            ]
+    return rates
+
+
+def _detections(
+    pipe: DiffusionPipeline, images: Sequence[ImageRecord], models: Models
+) -> dict[str, Sequence[Detection]]:
+    """What the images show if the pipeline generates them, by the files of `images`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files: list[Path] = []
+        for _, group in groupby(images, key=lambda image: image.batch):
+            batch = list(group)
+            prompts, seeds = [image.text for image in batch], [image.seed for image in batch]
+            for picture in generate_batch(pipe, prompts, seeds, batch[0].steps, batch[0].guidance):
+                files.append(Path(folder, f"{len(files):05}.png"))
+                picture.save(files[-1], compress_level=1)
+        answer = detect(models.detector_file(), files)
+    return {image.file: d for image, d in zip(images, answer.detections, strict=True)}
+
+
+def strengths_png(rates: Sequence[StrengthRate], title: str) -> bytes:
+    """A curve per group with its 95 % intervals; dashed, the rate with the full erased encoder."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        curves = sorted({(rate.concept, rate.group) for rate in rates}, key=lambda c: c[::-1])
+        for colour, (concept, group) in zip(plotting.COLOURS, curves, strict=False):
+            own = [rate for rate in rates if (rate.concept, rate.group) == (concept, group)]
+            x, y = [r.strength for r in own], [100 * r.lora.value for r in own]
+            low, high = [100 * r.lora.low for r in own], [100 * r.lora.high for r in own]
+            axes.plot(x, y, "o-", color=colour, label=GROUPS[group].format(concept))
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.axhline(100 * own[0].erased.value, color=colour, linestyle="--", linewidth=0.8)
+        axes.set(xlabel="strength of the LoRA", ylabel="detection rate, %", ylim=(-3, 103))
+        axes.set_title(title, fontsize=10)
+        axes.legend(loc="center right")
+
+    return plotting.render_png(draw, (6.4, 4.0))
+
+
+def main() -> None:
+    """Writes the rates and their picture, and prints a line per rate; exit status 1 on an error."""
+    parser = argparse.ArgumentParser(prog="python -m erase_sd.scoring.strengths")
+    parser.add_argument("run", help="A scored run whose LoRA is exported: a name or a folder.")
+    run = Run(run_folder(parser.parse_args().run))
+    try:
+        folder = run.folder / "export" / "lora"
+        files = sorted(folder.glob("*-lora.safetensors"))
+        if not files:
+            raise RunError(f"{folder}: no LoRA; export it first")
+        runtime.quiet_libraries()
+        rates = strength_rates(run, models_of_run(run), files[0], STRENGTHS)
+    except EraseError as error:
+        sys.exit(f"erase_sd.scoring.strengths: {error}")
+    write_json(folder / "strengths.json", [asdict(rate) for rate in rates])
+    write_bytes(folder / "strengths.png", strengths_png(rates, f"{run.name}: LoRA by strength"))
+    for rate in rates:
+        print(
+            f"strength {rate.strength:g}, {GROUPS[rate.group].format(rate.concept)}: "
+            f"{100 * rate.lora.value:.1f} % of {rate.lora.n}; the full erased encoder "
+            f"{100 * rate.erased.value:.1f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""An erasure in an open pipeline: any precision, class and device, beside LoRAs and added tokens."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import erase_sd
+from erase_sd.errors import ModelError
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+
+IDS = torch.tensor([[1, 2, 3, 4, 5]])
+
+
+def open_tiny(models: Models, dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(models.model, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def hidden_states(encoder: Any) -> Tensor:
+    with torch.no_grad():
+        states: Tensor = encoder(IDS.to(encoder.device)).last_hidden_state
+    return states.float()
+
+
+def with_lora(encoder: Any) -> None:
+    """Adds a LoRA whose update is not zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "fc1"]), encoder)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_pipeline_keeps_its_precision_and_generates_with_the_erased_encoder(
+    tiny: Models, erased_run: Run, dtype: torch.dtype
+) -> None:
+    pipe = open_tiny(tiny, dtype)
+    before = hidden_states(pipe.text_encoder)
+    assert erase_sd.apply(pipe, "apple") is pipe
+    assert pipe.text_encoder.dtype == dtype
+    erased = hidden_states(erase_sd.load("apple", dtype=dtype))
+    assert torch.equal(hidden_states(pipe.text_encoder), erased)
+    assert not torch.allclose(before, erased, atol=0.1)
+    images = pipe("an apple", num_inference_steps=1, output_type="np").images
+    assert images.shape == (1, 16 * pipe.vae_scale_factor, 16 * pipe.vae_scale_factor, 3)
+
+
+def test_an_encoder_loaded_in_half_precision_fits_a_half_precision_pipeline(
+    tiny: Models, erased_run: Run
+) -> None:
+    pipe = open_tiny(tiny, torch.float16)
+    pipe.text_encoder = erase_sd.load("apple", dtype=torch.float16, device="cpu")
+    assert len(pipe("an apple", num_inference_steps=1, output_type="np").images) == 1
+
+
+def test_a_lora_may_be_loaded_before_or_after_the_erasure(tiny: Models, erased_run: Run) -> None:
+    first, second = open_tiny(tiny), open_tiny(tiny)
+    with_lora(first.text_encoder)
+    erase_sd.apply(first, "apple")
+    erase_sd.apply(second, "apple")
+    without = hidden_states(second.text_encoder)
+    with_lora(second.text_encoder)
+    for (name, a), (other, b) in zip(
+        first.text_encoder.named_parameters(), second.text_encoder.named_parameters(), strict=True
+    ):
+        if "lora_A" in name:  # initialized at random
+            with torch.no_grad():
+                b.copy_(a)
+        assert name == other
+    assert torch.equal(hidden_states(first.text_encoder), hidden_states(second.text_encoder))
+    assert not torch.equal(hidden_states(first.text_encoder), without)
+
+
+@pytest.mark.parametrize("erased_first", [True, False])
+def test_a_textual_inversion_keeps_its_rows_in_both_orders(
+    tiny: Models, erased_run: Run, erased_first: bool
+) -> None:
+    pipe = open_tiny(tiny)
+    vector = torch.arange(32.0)
+    if erased_first:
+        erase_sd.apply(pipe, "apple")
+    pipe.load_textual_inversion({"<toy>": vector[None]})
+    if not erased_first:
+        erase_sd.apply(pipe, "apple")
+    number = pipe.tokenizer.convert_tokens_to_ids("<toy>")
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[number], vector)
+    assert torch.equal(hidden_states(pipe.text_encoder), hidden_states(erase_sd.load("apple")))
+
+
+def test_an_encoder_that_the_run_did_not_erase_is_named(
+    tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = open_tiny(tiny)
+    pipe.text_encoder_2 = pipe.text_encoder
+    with caplog.at_level(logging.WARNING, "erase_sd"):
+        erase_sd.apply(pipe, "apple")
+    ours = [r.getMessage() for r in caplog.records if r.name == "erase_sd"]
+    assert ours == ["text_encoder_2 (CLIPTextModel) is not erased: it still knows the concept"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pipe: setattr(pipe, "text_encoder", None), "has no text_encoder, which the run"),
+        (lambda pipe: pipe.text_encoder.to("meta"), "quantized or offloaded layer by layer"),
+        (
+            lambda pipe: pipe.text_encoder.get_input_embeddings().__setattr__(
+                "weight", torch.nn.Parameter(torch.zeros(9, 32))
+            ),
+            r"token_embedding.weight is \(9, 32\), the erased encoder has",
+        ),
+    ],
+    ids=["missing", "meta", "smaller vocabulary"],
+)
+def test_a_pipeline_that_cannot_take_the_weights_is_one_line_and_stays_as_it_was(
+    tiny: Models, erased_run: Run, change: Any, message: str
+) -> None:
+    pipe = open_tiny(tiny)
+    change(pipe)
+    with pytest.raises(ModelError, match=message) as caught:
+        erase_sd.apply(pipe, "apple")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,308 @@
+"""Attacks: what each one optimizes, what a record states, and resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erase_sd.attacks import stage
+from erase_sd.attacks.base import Probe
+from erase_sd.attacks.denoising import noisy, photograph_latents
+from erase_sd.attacks.embeddings import FittedEmbeddings, random_words
+from erase_sd.attacks.registry import ATTACKS, attack_class, build_attacks
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.attacks.stage import attack
+from erase_sd.attacks.table import attack_lines, attacks_markdown
+from erase_sd.attacks.target import Target, attacked_captions, cycled, open_models
+from erase_sd.attacks.tokens import (
+    counterparts,
+    encode_rows,
+    in_place_of_name,
+    state_loss,
+    token_rows,
+    typeable_words,
+    with_name,
+)
+from erase_sd.data.concept import Concept
+from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.split import split_by_concept
+from erase_sd.errors import SettingError
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+
+SMALL: dict[str, Any] = {
+    "embeddings.counts": "1,2", "embeddings.steps": 2, "embeddings.captions": 2,
+    "textual-inversion.steps": 2, "textual-inversion.images": 2, "textual-inversion.batch": 2,
+    "word-search.counts": 2, "word-search.rounds": 2, "word-search.candidates": 3,
+    "word-search.captions": 2, "sweep.words": 5, "sweep.pairs": 6, "sweep.pairs_tried": 2,
+    "sweep.steps": 1, "sweep.kept": 2, "relearning.steps": "1,2", "relearning.images": 2,
+    "relearning.batch": 2, "relearning.shown": 2, "unlearndiffatk.prompts": 2,
+    "unlearndiffatk.steps": 2, "ring-a-bell.prompts": 1, "ring-a-bell.pairs": 2,
+    "ring-a-bell.population": 4, "ring-a-bell.generations": 2, "p4d.prompts": 2, "p4d.steps": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def victim(tiny: Models, erased_run: Run) -> Target:
+    """The erased concept of `erased_run`, three captions and images."""
+    concept = Concept("apple")
+    assert isinstance(tiny.data, Path)
+    data = read_flickr30k(tiny.data)
+    sets = split_by_concept(data.items, [concept])
+    pipe, encoders = open_models(erased_run, tiny)
+    return Target(
+        pipe=pipe, original={"text_encoder": pipe.text_encoder}, erased=encoders, concept=concept,
+        detector=tiny.detector_file(), detector_class="apple",
+        captions=cycled(attacked_captions(pipe, data, sets, concept, "held-out"), 3),
+        training=attacked_captions(pipe, data, sets, concept, "train"), seed=7, steps=1, guidance=2.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recorded_run(tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`erased_run` with data of its own, and a detector that finds the concept in every second image."""
+    concept = Concept("apple")
+    assert isinstance(tiny.data, Path)
+    data = read_flickr30k(tiny.data)
+    sets = split_by_concept(data.items, [concept])
+    monkeypatch.setattr(stage, "concept_sets_of", lambda *_: (data, sets))
+    monkeypatch.setattr(
+        Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
+    )
+    return erased_run
+
+
+def test_free_embeddings_take_the_place_of_the_name_only(victim: Target) -> None:
+    captions = victim.training[:2]
+    rows = token_rows(victim, in_place_of_name(captions, [5, 6]))
+    table = victim.original["text_encoder"].get_input_embeddings().weight
+    with torch.no_grad():
+        own = {"text_encoder": table[torch.tensor([5, 6])]}
+        same = encode_rows(victim, victim.original, rows, own)
+        plain = encode_rows(victim, victim.original, rows)
+    assert torch.allclose(same["prompt_embeds"], plain["prompt_embeds"], atol=1e-6)
+    start = int(rows.start.min())
+    zero = {"text_encoder": torch.zeros(2, table.shape[1])}
+    other = encode_rows(victim, victim.original, rows, zero)["prompt_embeds"]
+    assert torch.allclose(other[:, :start], plain["prompt_embeds"][:, :start], atol=1e-6)
+    assert not torch.allclose(other[:, start:], plain["prompt_embeds"][:, start:], atol=1e-3)
+
+
+def test_the_captions_own_name_has_no_distance_to_itself(victim: Target) -> None:
+    named = with_name(victim, victim.training[:3])
+    states = encode_rows(victim, victim.original, named)
+    assert counterparts(named, named).tolist() == [list(range(32))] * 3
+    assert state_loss(states, states, counterparts(named, named)).tolist() == [0, 0, 0]
+
+
+def test_words_after_a_longer_phrase_correspond_to_the_same_words(victim: Target) -> None:
+    captions = victim.training[:1]
+    named, longer = (
+        with_name(victim, captions),
+        token_rows(victim, in_place_of_name(captions, [5] * 4)),
+    )
+    source, added = counterparts(longer, named)[0], 4 - int(named.length[0])
+    before, after = named.ids["text_encoder"][0], longer.ids["text_encoder"][0]
+    start = int(longer.start[0])
+    assert before[source[start + 4 :]].tolist() == after[start + 4 :].tolist()
+    assert before[source[:start]].tolist() == after[:start].tolist()
+    assert added == 4 - len(victim.tokenizer(captions[0].name)["input_ids"]) + 2
+
+
+def test_fitting_lowers_the_distance_to_the_original(victim: Target) -> None:
+    captions = victim.captions
+    named = with_name(victim, captions)
+    original = encode_rows(victim, victim.original, named)
+
+    def distance(steps: int) -> float:
+        fit = FittedEmbeddings(counts=(2,), steps=steps, learning_rate=0.05)
+        embeds = fit.run(victim)[0].embeds
+        rows = token_rows(victim, in_place_of_name(captions, [0, 0]))
+        return float(state_loss(embeds, original, counterparts(rows, named)).mean())
+
+    assert distance(60) < distance(1)
+
+
+def test_no_word_that_is_tried_mentions_the_concept(victim: Target) -> None:
+    words = typeable_words(victim)
+    assert {"dog", "kitchen"} <= set(words.values())
+    assert not any(victim.concept.in_text(word) for word in words.values())
+    for number, word in words.items():
+        assert victim.tokenizer(word, add_special_tokens=False)["input_ids"] == [number]
+
+
+def test_noise_is_what_the_unet_is_asked_for(victim: Target) -> None:
+    latents = photograph_latents(victim, [caption.image for caption in victim.training[:4]])
+    batch = noisy(victim, latents, victim.generator())
+    alpha = victim.pipe.scheduler.alphas_cumprod[batch.times][:, None, None, None]
+    back = (batch.latents - (1 - alpha).sqrt() * batch.answer) / alpha.sqrt()
+    assert torch.allclose(back, latents, atol=0.05)
+    assert len({int(time) // 250 for time in batch.times}) == 4  # one timestep in each stratum
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_same_seed_gives_the_same_probes_and_leaves_the_models(
+    victim: Target, name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "probabilities", lambda _, files: [0.5] * len(files))
+    own = {key: value for key, value in SMALL.items() if key.startswith(f"{name}.")}
+    attack = build_attacks((name,), own)[name]
+    before = [p.clone() for p in victim.erased["text_encoder"].parameters()]
+    first, second = attack.run(victim), attack.run(victim)
+    for one, other in zip(first, second, strict=True):
+        assert (one.name, one.texts, one.found) == (other.name, other.texts, other.found)
+        assert torch.equal(one.embeds["prompt_embeds"], other.embeds["prompt_embeds"])
+        assert len(one.texts) == len(one.embeds["prompt_embeds"]) == victim.n
+    after = victim.erased["text_encoder"].parameters()
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_every_budget_has_a_source_and_every_attack_a_paper() -> None:
+    import ast
+    import inspect
+
+    for name in ATTACKS:
+        kind = attack_class(name)
+        assert kind.__doc__ and ("arXiv" in kind.__doc__ or "This project" in kind.__doc__)
+        [body] = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(body, ast.ClassDef)
+        texts = [
+            below.value.value
+            for line, below in zip(body.body, body.body[1:], strict=False)
+            if isinstance(line, ast.AnnAssign) and "ClassVar" not in ast.unparse(line.annotation)
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        ]
+        assert len(texts) == len(kind.budgets())
+        assert all("(" in str(text) for text in texts), name  # "(ours)", "(Zhang et al.: 40)"
+
+
+def test_rows_are_recorded_beside_the_original_and_no_attack(
+    tiny: Models, recorded_run: Run
+) -> None:
+    settings = AttackSettings(
+        attacks=("embeddings", "word-search"), images=4, steps=1,
+        budgets={k: v for k, v in SMALL.items() if k.startswith(("embeddings", "word-search"))},
+    )  # fmt: skip
+    record = attack(recorded_run, tiny, settings)
+    assert record == recorded_run.attacks()
+    names = [(row.attack, row.row) for row in record.rows]
+    assert names == [
+        ("none", "names it"), ("embeddings", "1 embedding"), ("embeddings", "2 embeddings"),
+        ("word-search", "2 words"),
+    ]  # fmt: skip
+    for row in record.rows:
+        assert (row.attacked.n, row.attacked.detected, row.no_attack.n) == (4, 2, 4)
+        assert row.attacked.low < 0.5 < row.attacked.high
+        for image in row.images:
+            assert (recorded_run.folder / image.file).is_file()
+    assert record.rows[1].same_input is None and record.rows[3].same_input is not None
+    assert "| embeddings, 2 embeddings | apple | white box | 4 | 50 [15, 85] |" in attacks_markdown(
+        "apple", record
+    )
+    assert (recorded_run.folder / "attacks.md").read_text().startswith("# Attacks on apple")
+    assert attack_lines(record.rows)[2][-1] == ""  # the attack's time stands in its first row
+
+
+def test_a_finished_attack_is_repeated_only_if_something_changed(
+    tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run_of = FittedEmbeddings.run
+
+    def counting(self: FittedEmbeddings, victim: Target) -> list[Probe]:
+        ran.append("embeddings")
+        return run_of(self, victim)
+
+    monkeypatch.setattr(FittedEmbeddings, "run", counting)
+    settings = AttackSettings(
+        attacks=("embeddings",), images=2, steps=1, budgets={"steps": 1, "counts": 1}
+    )
+    first = attack(recorded_run, tiny, settings)
+    assert attack(recorded_run, tiny, settings) == first and len(ran) == 1
+    attack(recorded_run, tiny, dataclasses.replace(settings, seed=1))
+    assert len(ran) == 2
+    attack(recorded_run, tiny, settings)
+    image = recorded_run.folder / first.rows[1].images[0].file
+    image.write_bytes(b"damaged")
+    assert attack(recorded_run, tiny, settings).rows[1].images == first.rows[1].images
+    assert len(ran) == 4
+
+
+def test_a_short_concept_set_is_asked_again_with_other_seeds(victim: Target) -> None:
+    captions = victim.captions[:2]
+    assert cycled(captions, 5) == (*captions, *captions, captions[0])
+    assert len(set(victim.seeds)) == victim.n
+
+
+@pytest.mark.parametrize(
+    ("names", "budgets", "message"),
+    [
+        (("p4d", "sweep"), {"steps": 3}, "budgets steps: needs attack.budget=value"),
+        (("p4d",), {"stepz": 3}, "budgets stepz: p4d has no such budget; did you mean steps?"),
+        (("p4d",), {"steps": 0}, "budgets steps: needs at least 1, got 0"),
+        (("p4d",), {"steps": "x"}, "budgets steps: needs whole number, got x"),
+        (("embeddings",), {"counts": "1,2.5"}, "needs whole numbers joined by commas, got 1,2.5"),
+    ],
+)
+def test_a_wrong_budget_is_one_line(names: Any, budgets: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message.replace("?", r"\?")):
+        build_attacks(names, budgets)
+
+
+def test_an_unknown_attack_is_one_line() -> None:
+    with pytest.raises(SettingError, match="attacks p5d: needs one of embeddings, "):
+        AttackSettings(attacks=("p5d",))
+
+
+def test_the_commands_attacks_are_the_librarys() -> None:
+    from erase_sd.cli.attack import AttackChoice
+
+    assert tuple(choice.value for choice in AttackChoice) == ATTACKS
+
+
+def test_budgets_are_read_from_text() -> None:
+    built = build_attacks(
+        ("embeddings", "relearning"), {"embeddings.counts": "3,5", "relearning.new_word": "wug"}
+    )
+    assert built["embeddings"].counts == (3, 5)  # type: ignore[attr-defined]
+    assert built["relearning"].new_word == "wug"  # type: ignore[attr-defined]
+
+
+def test_random_words_begin_as_tokens_of_the_vocabulary(victim: Target) -> None:
+    vectors = random_words(victim, 3)["text_encoder"]
+    table = victim.erased["text_encoder"].get_input_embeddings().weight
+    assert all((table == vector).all(1).any() for vector in vectors)
+
+
+def test_the_command_prints_the_table_and_json(
+    tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from erase_sd.cli import app
+    from erase_sd.models import presets
+
+    monkeypatch.setattr(presets, "models_of_run", lambda *_, **__: tiny)
+    words = ["attack", "--run", "apple", "--attack", "embeddings", "--set", "counts=1",
+             "--set", "steps=1", "--images", "2", "--steps", "1", "--quiet"]  # fmt: skip
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    assert "embeddings, 1 embedding" in shown.output and "Wilson" in shown.output
+    answer = CliRunner().invoke(app, [*words, "--json"])
+    assert [row["attack"] for row in json.loads(answer.output)["rows"]] == ["none", "embeddings"]
+
+
+def test_the_concepts_own_words_are_held_out_captions(tiny: Models, victim: Target) -> None:
+    assert all(victim.concept.in_text(caption.text) for caption in victim.captions)
+    assert {c.image for c in victim.captions}.isdisjoint(c.image for c in victim.training)
+
+
+def test_captions_that_use_the_word_in_another_sense_are_not_asked(victim: Target) -> None:
+    every = [caption.text.lower() for caption in (*victim.captions, *victim.training)]
+    assert not any("apple laptop" in text for text in every)
+    assert victim.concept.in_text("an apple laptop")  # which the concept itself does not exclude

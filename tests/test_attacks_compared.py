@@ -1,0 +1,48 @@
+"""Attacks beside the methods' rates in a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from test_ladder import attack_record
+
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.comparison.cell import _is_attacked
+from erase_sd.comparison.grid import Cell, MethodSpec
+from erase_sd.comparison.results import _attacks
+from erase_sd.comparison.tables import tables
+from erase_sd.run import Run
+from erase_sd.run.measurements import AttacksRecord
+from erase_sd.scoring.rates import rate_of
+
+CELL = Cell(("apple",), MethodSpec("hirm"), 0, Path("runs/apple"))
+
+
+@pytest.fixture
+def attacked(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run with two rows of one attack, and one of another."""
+    weak = attack_record("p4d", 1)
+    strong = dataclasses.replace(weak, row="2 tokens", attacked=rate_of([i < 4 for i in range(10)]))
+    settings = {"images": 50, "seed": 2000}
+    rows = [weak, strong, attack_record("sweep", 0), attack_record("none", 0)]
+    record = AttacksRecord(
+        threshold=0.25, detector="d", detector_sha256="",
+        rows=tuple(dataclasses.replace(row, settings=settings) for row in rows),
+    )  # fmt: skip
+    monkeypatch.setattr(Run, "attacks", lambda _: record)
+    return Run(CELL.folder)
+
+
+def test_the_strongest_row_of_each_attack_stands_beside_the_original(attacked: Run) -> None:
+    [table] = [table for table in tables(_attacks(CELL, attacked)) if table.title == "Under attack"]
+    assert table.headings == ("method", "p4d", "sweep", "runs")
+    lines = [[cell.text for cell in line] for line in table.lines]
+    assert lines == [["original", "100.0", "100.0", ""], ["hirm", "40.0", "0.0", "1"]]
+
+
+def test_a_cell_is_attacked_only_with_all_attacks_and_images(attacked: Run) -> None:
+    assert _is_attacked(attacked, AttackSettings(attacks=("p4d", "sweep")))
+    assert not _is_attacked(attacked, AttackSettings(attacks=("p4d", "embeddings")))
+    assert not _is_attacked(attacked, AttackSettings(attacks=("p4d",), images=100))

@@ -1,0 +1,36 @@
+"""The benchmark's rivals run, and its table says what was measured."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from erase_sd.bench.__main__ import table
+from erase_sd.bench.compare import SideBySide
+from erase_sd.bench.naive_cliperase import naive_seconds_per_step
+from erase_sd.bench.stock_loop import stock_images
+from erase_sd.models.presets import Models
+
+
+def test_the_stock_loop_gives_an_image_per_prompt(tiny: Models) -> None:
+    images, seconds = stock_images(tiny.folder, ["an apple", "a dog"], [1, 2], 2, 3.5)
+    assert [image.size for image in images] == [(32, 32)] * 2
+    assert all(isinstance(image, Image.Image) for image in images) and seconds > 0
+
+
+def test_the_naive_loop_trains_on_caption_pairs(tiny: Models) -> None:
+    files = sorted((tiny.pairs()).rglob("*.jpg"))
+    pairs = [(file, "a dog in a park") for file in files[:20]]
+    assert naive_seconds_per_step(tiny.clip_folder(0), pairs[:8], pairs, 1) > 0
+
+
+def test_the_table_gives_ratios_where_there_is_a_rival() -> None:
+    rows = [
+        SideBySide(
+            measure="an image", ours=0.1, rival=1.0, ours_detected=0.961, rival_detected=0.96
+        ),
+        SideBySide(measure="erase-sd run", ours=50.0, rival=None),
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| an image | 0.1 | 1 | 10 | 96.1 | 96.0 |",
+        "| erase-sd run | 50 |  |  |  |  |",
+    ]

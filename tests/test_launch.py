@@ -1,0 +1,109 @@
+"""Several processes generate the same files as one; a process that fails ends all with one line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from erase_sd import runtime
+from erase_sd.cli import app
+from erase_sd.cli.launch import run_processes
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+
+QUICK = GenerateSettings(steps=2, batch=2)
+PROMPTS = [Path("apple.txt")]
+
+
+@pytest.fixture(autouse=True)
+def prompts(isolated_folders: None) -> None:
+    PROMPTS[0].write_text("".join(f"an apple number {i}\n" for i in range(5)))
+
+
+def files_of(run: Run) -> dict[str, bytes]:
+    files = [run.folder / "images.jsonl", *(run.folder / "images").rglob("*.png")]
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in files}
+
+
+def as_process(number: int, count: int, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("RANK", str(number))
+    patch.setenv("WORLD_SIZE", str(count))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_leave_the_same_files_as_one(
+    count: int, tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(PROMPTS, QUICK, tiny, erased_run)
+    alone = files_of(erased_run)
+    shutil.rmtree(erased_run.folder / "images")
+    (erased_run.folder / "images.jsonl").unlink()
+    monkeypatch.setenv("ERASE_SD_CACHE", "another-cache")  # so that nothing is reused
+    for number in range(1, count):
+        as_process(number, count, monkeypatch)
+        assert generate(PROMPTS, QUICK, tiny, erased_run) == []
+    assert not (erased_run.folder / "images").exists()  # the first process alone writes the run
+    as_process(0, count, monkeypatch)
+    generate(PROMPTS, QUICK, tiny, erased_run)
+    assert files_of(erased_run) == alone
+    assert not (erased_run.folder / ".batches").exists()
+
+
+def test_an_interrupted_pass_resumes_with_another_number_of_processes(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_process(1, 2, monkeypatch)
+    generate(PROMPTS, QUICK, tiny, erased_run)  # and the first process never started
+    as_process(0, 1, monkeypatch)
+    records = generate(PROMPTS, QUICK, tiny, erased_run)
+    assert len(records) == 10
+    assert not (erased_run.folder / ".batches").exists()
+
+
+def test_each_process_knows_its_number_and_has_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = (
+        "import os, pathlib, sys\n"
+        "number, threads = (os.environ[n] for n in ('RANK', 'OMP_NUM_THREADS'))\n"
+        f"pathlib.Path({str(tmp_path)!r}, number).write_text(os.environ['WORLD_SIZE'] + threads)\n"
+    )
+    assert run_processes([sys.executable, "-c", code], 3) == 0
+    assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["31"] * 3
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.device() == torch.device("cuda")
+    devices = []
+    for number in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        devices.append(runtime.device())
+    assert devices == [torch.device("cuda", number) for number in (0, 1, 0)]
+
+
+def test_a_process_that_fails_ends_all_with_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('no memory')\ntime.sleep(60)"
+    )
+    assert run_processes([sys.executable, "-c", code], 3) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "no memory",
+        "erase-sd: process 2 of 3 ended with status 1; all were stopped; the same command resumes, "
+        "with any number of processes",
+    ]
+
+
+def test_a_command_that_shares_nothing_is_refused() -> None:
+    answer = CliRunner().invoke(app, ["launch", "-n", "2", "score", "--run", "apple"])
+    assert answer.exit_code == 2
+    assert "needs one of generate, compare" in answer.output

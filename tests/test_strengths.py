@@ -1,0 +1,61 @@
+"""The curve over a LoRA's strengths begins at the original's rates, and is compared with the erased."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import erase_sd
+from erase_sd.models import lora_export
+from erase_sd.models.export import export
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import strengths
+
+
+@pytest.fixture
+def exported(tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A scored run of one prompt, and its LoRA; the change is far from what a low rank can carry."""
+    Path("prompts").mkdir()
+    Path("prompts/apple.txt").write_text("an apple and a dog on a table\n")
+    models = {"model": str(tiny.model), "clip": [str(tiny.clips[0])],
+              "detector": str(tiny.detector)}  # fmt: skip
+    erased_run.update(models=models)
+    erase_sd.generate(run="apple", steps=1, images_per_prompt=2)
+    erase_sd.score("apple")
+    monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)
+    export(erased_run, tiny, "lora")
+    return erased_run
+
+
+def test_at_strength_zero_the_rates_are_the_originals(
+    exported: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(strengths, "STRENGTHS", (0.0, 1.0))
+    monkeypatch.setattr(sys, "argv", ["strengths", "apple"])
+    strengths.main()
+    lines = capsys.readouterr().out.splitlines()
+    rates = {(r.group, r.class_name): r for r in exported.scores().rates}
+    target = rates["target", None]
+    assert lines[0] == (
+        f"strength 0, apple: {100 * target.original.value:.1f} % of 2; the full erased encoder "
+        f"{100 * target.erased.value:.1f} %"
+    )
+    assert sum(line.startswith("strength 1, ") for line in lines) == len(rates)
+    picture = exported.folder / "export" / "lora" / "strengths.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_lora_or_scores_the_command_ends_with_one_line(
+    erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["strengths", "apple"])
+    with pytest.raises(SystemExit, match=r"strengths: .*lora: no LoRA; export it first"):
+        strengths.main()
+    folder = erased_run.folder / "export" / "lora"
+    folder.mkdir(parents=True)
+    (folder / "apple-lora.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="score is missing; score first"):
+        strengths.main()
