@@ -50,6 +50,7 @@ def options_of(models: Models, *names: str) -> list[str]:
 
 def unlearn_words(models: Models, *more: str) -> list[str]:
     words = ["unlearn", "--concept", "apple", "--steps", "2", "--max-residual", "1e9"]
+    words += ["--no-mentions"]
     return [*words, *options_of(models, "model", "clip", "data"), *more]
 
 
@@ -99,7 +100,7 @@ def test_usage_errors_exit_2(words: tuple[str, ...], monkeypatch: pytest.MonkeyP
 
 
 def test_closed_choices_are_those_of_the_library() -> None:
-    from erase_sd.cli.options import PrecisionChoice, TowerChoice
+    from erase_sd.cli.training_options import PrecisionChoice, TowerChoice
     from erase_sd.cli.results import FormatChoice
     from erase_sd.methods.registry import METHODS, MethodName
     from erase_sd.models.clip import Towers

@@ -145,7 +145,13 @@ def test_the_python_of_the_readme_runs_in_an_empty_folder_given_a_run(
     Path("prompts").mkdir()
     lines = prompts.find_prompts("apple").read_text(encoding="utf-8").splitlines()[:2]
     Path("prompts/apple.txt").write_text("\n".join(lines))
-    quick = {"steps": 2, "validate_every": 2, "forget_batch": 4, "retain_batch": 4}
+    quick = {
+        "steps": 2,
+        "validate_every": 2,
+        "forget_batch": 4,
+        "retain_batch": 4,
+        "max_residual": 2.0,
+    }
     monkeypatch.setattr(erase_sd, "unlearn", functools.partial(erase_sd.unlearn, **quick))
     monkeypatch.setattr(erase_sd, "generate", functools.partial(erase_sd.generate, steps=1))
     exec(compile(readme_python(), "README.md", "exec"), {})

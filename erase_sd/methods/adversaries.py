@@ -81,7 +81,7 @@ def distance(hidden_states: Tensor, wanted: Tensor, reached: Tensor) -> Tensor:
     return (squared * reached).sum(1) / reached.sum(1)
 
 
-def attacked_captions(
+def captions_to_attack(
     clip: Clip, forget: TokenizedPairs, count: int, tokens: int, denoiser: Denoiser | None
 ) -> AttackedCaptions:
     """Up to `count` captions, evenly spread, whose name ends after at least `tokens` tokens."""

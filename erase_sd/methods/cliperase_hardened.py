@@ -81,7 +81,7 @@ class HardenedCLIPErase(Method):
         """Chooses the captions to attack, and encodes what the original says of them."""
         needs_unet = self.adversary_weight and self.inversions
         denoiser = task.open_denoiser() if needs_unet and task.open_denoiser else None
-        attacked = adversaries.attacked_captions(
+        attacked = adversaries.captions_to_attack(
             task.clip, task.forget, self.captions, self.tokens, denoiser
         )
         table = task.clip.model.text_model.embeddings.token_embedding.weight.detach()

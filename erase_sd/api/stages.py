@@ -1,27 +1,20 @@
-"""The Python words, one for each stage: `unlearn`, `generate`, `score`, `attack`, `evaluate`,
-`explain`, `compare`; and `load`, `apply`, `concept_removed`. Nothing heavy is imported before a call."""
+"""One function for each stage. Nothing heavy is imported before one of them is called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from .errors import EraseError, RunError, SettingError
-from .run import RUNS, Run, run_folder
-from .runtime import Precision, Progress, log
+from ..errors import EraseError, RunError, SettingError
+from ..run import RUNS, Run, run_folder
+from ..runtime import Precision, Progress, log
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import CLIPTextModel
-
-    from .comparison.runner import Comparison
-    from .data.concept import Concept
-    from .models.presets import Preset
-    from .models.source import Source
-    from .run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
-
-Pipeline = TypeVar("Pipeline")
+    from ..comparison.runner import Comparison
+    from ..models.presets import Preset
+    from ..models.source import Source
+    from ..run.measurements import AttacksRecord, EvaluationRecord, ScoresRecord
 
 
 def unlearn(
@@ -45,10 +38,10 @@ def unlearn(
     of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
     complete but the concept is still there.
     """
-    from .models.presets import resolve
-    from .unlearning.settings import UnlearnSettings, parse_concepts
-    from .unlearning.stage import check_erased
-    from .unlearning.stage import unlearn as unlearn_stage
+    from ..models.presets import resolve
+    from ..unlearning.settings import UnlearnSettings, parse_concepts
+    from ..unlearning.stage import check_erased
+    from ..unlearning.stage import unlearn as unlearn_stage
 
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     parsed = UnlearnSettings(concepts=parse_concepts(names, synonyms, keep_senses), **settings)
@@ -81,11 +74,11 @@ def generate(
     the run's own unless another is named. `settings` are fields of
     `erase_sd.generation.settings.GenerateSettings`. Raises EraseError.
     """
-    from .data.kinds import kind_files_beside, parse_prompt_file_name
-    from .data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
-    from .generation.settings import GenerateSettings
-    from .generation.stage import generate as generate_stage
-    from .models.presets import models_of_run
+    from ..data.kinds import kind_files_beside, parse_prompt_file_name
+    from ..data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
+    from ..generation.settings import GenerateSettings
+    from ..generation.stage import generate as generate_stage
+    from ..models.presets import models_of_run
 
     named = [prompts] if isinstance(prompts, str | Path) else prompts
     files = [locate_prompts(Path(name)) for name in named]
@@ -116,9 +109,9 @@ def score(
     for a run that erased more than one. Of all runs, one that cannot be scored is logged as an error and
     left out. Raises EraseError.
     """
-    from .models.presets import models_of_run
-    from .scoring.stage import merge, runs_with_images
-    from .scoring.stage import score as score_stage
+    from ..models.presets import models_of_run
+    from ..scoring.stage import merge, runs_with_images
+    from ..scoring.stage import score as score_stage
 
     runs = [Run(run_folder(run))] if run is not None else runs_with_images()
     if not runs:
@@ -153,9 +146,9 @@ def attack(
     `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
     `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. Raises EraseError.
     """
-    from .attacks.settings import AttackSettings
-    from .attacks.stage import attack as attack_stage
-    from .models.presets import models_of_run
+    from ..attacks.settings import AttackSettings
+    from ..attacks.stage import attack as attack_stage
+    from ..models.presets import models_of_run
 
     own = Run(run_folder(run))
     settings |= {"attacks": tuple(attacks)} if attacks else {}
@@ -179,9 +172,9 @@ def evaluate(
     or with one folder per class. `templates` are prompts with `{}` for the class name. `clip` is a
     CLIP that the erased text tower fits, or a BLIP, which is measured alone. Raises EraseError.
     """
-    from .evaluation.stage import TEMPLATES
-    from .evaluation.stage import evaluate as evaluate_stage
-    from .models.presets import models_of_run
+    from ..evaluation.stage import TEMPLATES
+    from ..evaluation.stage import evaluate as evaluate_stage
+    from ..models.presets import models_of_run
 
     own = Run(run_folder(run))
     models = models_of_run(own, preset=preset, clip=clip)
@@ -196,8 +189,8 @@ def explain(run: str | Path) -> list[Path]:
     t-SNE of the held-out pairs, and what the text and the image tower attend to, before and after.
     Raises EraseError.
     """
-    from .evaluation.explain.stage import explain as explain_stage
-    from .models.presets import models_of_run
+    from ..evaluation.explain.stage import explain as explain_stage
+    from ..models.presets import models_of_run
 
     own = Run(run_folder(run))
     return explain_stage(own, models_of_run(own))
@@ -230,8 +223,8 @@ def compare(
     runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
     Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
-    from .comparison.runner import compare as run_grid
-    from .models.presets import resolve
+    from ..comparison.runner import compare as run_grid
+    from ..models.presets import resolve
 
     return run_grid(
         concepts,
@@ -246,43 +239,3 @@ def compare(
         attacks=attacks,
         progress=progress,
     )
-
-
-def load(
-    run: str | Path,
-    encoder: str = "text_encoder",
-    *,
-    dtype: Precision | torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> CLIPTextModel:
-    """The erased text encoder of a run, by name or folder; SDXL has a second one, `text_encoder_2`.
-
-    In float32 on the CPU by default; `apply` puts it into a pipeline as it is. Raises EraseError.
-    """
-    from .models.erased import load as load_encoder
-
-    return load_encoder(run, encoder, dtype, device)
-
-
-def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
-    """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
-
-    Every erased encoder is written into the pipeline's own, in its precision and on its device. LoRA
-    adapters and textual inversions may be loaded before or afterwards. Raises EraseError.
-    """
-    from .models.apply import apply as apply_to
-
-    return apply_to(pipe, run)
-
-
-def concept_removed(text: str, concept: str | Concept) -> str:
-    """`text` without what it says of the concept: "a man holding an apple in a park" becomes "a man in
-    a park".
-
-    Words that are kept keep their capitals; a text that does not mention the concept is returned as it
-    is. In a language other than English, only the noun is removed. Raises EraseError.
-    """
-    from .data.concept import Concept
-    from .data.removal import remove_concepts
-
-    return remove_concepts(text, [Concept(concept) if isinstance(concept, str) else concept])[0]

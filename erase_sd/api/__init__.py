@@ -1,0 +1,17 @@
+"""The Python words: a function for each stage (`stages`), and what to do with a run (`encoders`)."""
+
+from .encoders import apply, concept_removed, load
+from .stages import attack, compare, evaluate, explain, generate, score, unlearn
+
+__all__ = [
+    "apply",
+    "attack",
+    "compare",
+    "concept_removed",
+    "evaluate",
+    "explain",
+    "generate",
+    "load",
+    "score",
+    "unlearn",
+]
