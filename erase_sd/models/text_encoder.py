@@ -185,7 +185,7 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
         architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
         if (architecture := str(architectures[0])) not in kinds:
             raise ModelError(f"{folder}: is a {architecture}; needs one of {', '.join(kinds)}")
-    return load_weights(kinds[architecture], folder)  # type: ignore[no-any-return]
+    return load_weights(kinds[architecture], folder)
 
 
 def _text_weights(folder: Path) -> dict[str, Tensor]:
