@@ -398,20 +398,19 @@ def test_a_stage_that_fails_before_it_changed_anything_leaves_the_old_state(
     def exhausted(*_: object) -> object:
         return torch.empty(2**60)  # the CPU's allocator refuses for real
 
-    monkeypatch.setattr(batch, "generate_batch", exhausted)
     with faults("out of memory", "generate on a CPU"):
-        with pytest.raises(ModelError, match="out of memory"):
+        with pytest.raises(ModelError, match="out of memory"), monkeypatch.context() as patch:
+            patch.setattr(batch, "generate_batch", exhausted)
             generate([Path("apple.txt")], GenerateSettings(steps=2), tiny, run)
     with faults("states after a failure", "generate"):
         assert (run.folder / "run.json").read_bytes() == before
-    monkeypatch.setattr(AnchoredCLIPErase, "loss", exhausted)
     new = Run(Path("runs/new"))
     with faults("out of memory", "unlearn on a CPU"):
-        with pytest.raises(ModelError, match="out of memory"):
+        with pytest.raises(ModelError, match="out of memory"), monkeypatch.context() as patch:
+            patch.setattr(AnchoredCLIPErase, "loss", exhausted)
             unlearn(short(), tiny, new)
     with faults("states after a failure", "unlearn"):
         assert new.status("unlearn") == "missing"
-    monkeypatch.undo()
     with faults("states after a failure", "a lower learning rate after a divergence"):
         with pytest.raises(DivergedError), monkeypatch.context() as patch:
             patch.setattr(AnchoredCLIPErase, "loss", lambda *_: {"x": torch.tensor(math.nan)})

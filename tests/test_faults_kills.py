@@ -30,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes; needs fork"),
 ]
 TIMES = ("seconds", "peak_memory_mb", "seconds_per_step", "resumed_at", "versions")
+OWN = (".lock", ".writer")  # a killed writer's stay, and the next one takes them over
 PROMPTS = ("an apple", "a dog", "a red apple on a table", "an orange")
 
 
@@ -66,7 +67,7 @@ def contents(folder: Path) -> dict[str, object]:
         return [timeless(v) for v in value] if isinstance(value, list) else value
 
     found: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in OWN):
         name = path.relative_to(folder).as_posix()
         if path.suffix in (".json", ".jsonl"):
             text = path.read_text()
