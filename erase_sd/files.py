@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import fnmatch
 import functools
 import hashlib
 import io
@@ -13,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,16 +22,25 @@ from safetensors import SafetensorError
 from .errors import RunError, reason
 
 T = TypeVar("T")
+PARTIAL = ".partial"
+"""How the names of files and folders end that are not yet whole."""
 
 
 def cache_folder() -> Path:
     """Where datasets, image features and the original's images are kept between runs.
 
-    `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder.
+    `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder, or, for a user without a home
+    folder, in the system's folder for temporary files.
     """
     if own := os.environ.get("ERASE_SD_CACHE"):
         return Path(own)
-    return platformdirs.user_cache_path("erase-sd", appauthor=False)
+    try:
+        own_cache = platformdirs.user_cache_path("erase-sd", appauthor=False)
+    except RuntimeError:  # no home folder; some releases return a `~` instead
+        own_cache = Path("~")
+    if own_cache.is_absolute():
+        return own_cache
+    return Path(tempfile.gettempdir()) / f"erase-sd-{os.getuid()}"
 
 
 def digest(data: bytes) -> str:
@@ -51,40 +59,10 @@ def hash_file(path: Path) -> str:
     return _hash_file(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 16)
 def _hash_file(path: Path, *_state: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_folder(
-    folder: Path, *patterns: str, without: Callable[[Path], bool] = lambda _: False
-) -> str:
-    """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern.
-
-    Links to folders are followed; hidden files, and those that are `without`, are left out.
-    """
-    files = sorted(
-        path
-        for path in walk_files(folder)
-        if any(fnmatch.fnmatchcase(path.name, p) for p in patterns) and not without(path)
-    )
-    return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """All files in `folder`, at any depth, also behind links; none that are hidden (`._1.jpg`), nor
-    those of `__MACOSX`, which archives from a Mac contain."""
-    visited: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        state = Path(root).stat()
-        if (state.st_dev, state.st_ino) in visited:  # a link back
-            folders.clear()
-            continue
-        visited.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
-        paths = (Path(root, name) for name in sorted(files) if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
 
 
 @contextlib.contextmanager
@@ -92,10 +70,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces `path` at the end, or is removed on an error.
 
     Readers see the old bytes or the new ones, never a mixture. Raises RunError if safetensors cannot
-    write the file.
+    write the file; an OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -103,11 +81,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(partial)
         partial.chmod(0o644)
         partial.replace(path)
+        _sync(path.parent)
     except SafetensorError as error:
         raise RunError(f"{path}: cannot be written ({reason(error)})") from None
+    except OSError as error:
+        _name_path(error, path, partial)
+        raise
     finally:
         partial.unlink(missing_ok=True)
-    _sync(path.parent)
+
+
+def _name_path(error: OSError, path: Path, partial: Path) -> None:
+    """Has an error about writing name the file that the user knows; a full disk names none at all."""
+    if error.filename is None or str(error.filename).startswith(str(partial)):
+        error.filename, error.filename2 = str(path), None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -144,14 +131,17 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     write_text(path, out.getvalue())
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; RunError if it is missing or not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a foreign JSON file that holds an object; RunError if it is missing or holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: damaged, not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged, not valid JSON ({reason(error)})") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: damaged, needs a JSON object, got {json.dumps(value)[:60]}")
+    return value
 
 
 def read_record(path: Path, kind: type[T], hint: str = "") -> T:
@@ -161,7 +151,7 @@ def read_record(path: Path, kind: type[T], hint: str = "") -> T:
     damaged or of another version.
     """
     try:
-        return _parse(path.read_bytes(), kind, str(path), hint)
+        return parse_record(path.read_bytes(), kind, str(path), hint)
     except FileNotFoundError:
         raise RunError(f"{path}: missing{f'; {hint}' if hint else ''}") from None
 
@@ -172,10 +162,13 @@ def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except FileNotFoundError:
         return []
-    return [_parse(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line]
+    return [
+        parse_record(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line
+    ]
 
 
-def _parse(data: bytes, kind: type[T], where: str, hint: str) -> T:
+def parse_record(data: bytes | str, kind: type[T], where: str, hint: str = "") -> T:
+    """JSON as the dataclass `kind`; RunError, beginning with `where`, if it is not one."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -206,7 +199,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.replace(path)  # killed between the two renames below
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
     try:
         yield partial
         for path_inside in partial.rglob("*"):
@@ -227,6 +220,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except SafetensorError as error:
         raise RunError(f"{path}: cannot be written ({reason(error)})") from None
+    except OSError as error:
+        _name_path(error, path, partial)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -6,11 +6,14 @@ import ctypes
 import gc
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
-from .errors import SettingError
+from .errors import ModelError, RunError, SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,10 @@ log = logging.getLogger("erase_sd")
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class Progress(Protocol):
@@ -95,6 +102,51 @@ def free_memory() -> None:
         trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the CPU, where PyTorch raises a plain
+    RuntimeError."""
+    import torch
+
+    words = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def in_batches(
+    items: Sequence[Item], size: int, work: Callable[[Sequence[Item]], Answer]
+) -> Iterator[tuple[Sequence[Item], Answer]]:
+    """Batches of at most `size` items, each with the result of `work`; smaller ones if memory runs out.
+
+    Raises ModelError if it runs out with a single item.
+    """
+    start = 0
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            answer = work(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise ModelError("out of memory with a batch of one; needs more memory") from None
+            size = len(batch) // 2
+            free_memory()
+            log.warning("out of memory; continues with batches of %d", size)
+        else:
+            yield batch, answer
+            start += len(batch)
+
+
+def check_space(folder: Path, needed: float) -> None:
+    """Raises RunError if the disk that `folder` is or will be on has less than `needed` bytes free."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise RunError(
+            f"{folder}: needs about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on its disk"
+        )
 
 
 def quiet_libraries() -> None:

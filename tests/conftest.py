@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty import Faults, write_table
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, below
@@ -112,3 +114,15 @@ def erased_run(tiny: Models) -> Run:
             concepts=[concept], settings=settings, origin=origin, held_out={},
         )  # fmt: skip
     return run
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
+    """Records faults; the test fails at its end if one was not survived."""
+    recorded = Faults(request.node)
+    yield recorded
+    assert not recorded.lost, "\n".join(recorded.lost)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    write_table(terminalreporter)

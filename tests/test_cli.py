@@ -100,8 +100,8 @@ def test_usage_errors_exit_2(words: tuple[str, ...], monkeypatch: pytest.MonkeyP
 
 
 def test_closed_choices_are_those_of_the_library() -> None:
-    from erase_sd.cli.training_options import PrecisionChoice, TowerChoice
     from erase_sd.cli.results import FormatChoice
+    from erase_sd.cli.training_options import PrecisionChoice, TowerChoice
     from erase_sd.methods.registry import METHODS, MethodName
     from erase_sd.models.clip import Towers
     from erase_sd.models.export import ExportFormat

@@ -118,7 +118,7 @@ def test_commas_and_repeated_options_give_the_same_cells() -> None:
     ("concepts", "methods", "seeds", "message"),
     [
         ([" "], ["ga"], 1, "concepts: needs at least one word"),
-        (["apple"], ["ga"], 0, "seeds: needs at least 1, got 0"),
+        (["apple"], ["ga"], 0, "seeds: needs 1 to 1000, got 0"),
         (["apple"], [], 1, "methods: needs at least one of"),
         (["apple"], ["cliperaze"], 1, "methods cliperaze: unknown, similar: cliperase"),
         (["apple"], ["zzz"], 1, "methods zzz: unknown; needs one of cliperase,"),
@@ -289,7 +289,7 @@ def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny:
     for change in changes:
         other = dataclasses.replace(here, origin=dataclasses.replace(here.origin, **change))
         assert not is_done(cell, other)
-    unknown_data = dataclasses.replace(here.origin, data="", missing_images=0)
+    unknown_data = dataclasses.replace(here.origin, data="", images="", missing_images=0)
     assert is_done(cell, dataclasses.replace(here, origin=unknown_data))
     own = path.read_text()
     record = json.loads(own)
@@ -333,7 +333,7 @@ def test_the_time_of_a_resumed_run_is_unknown() -> None:
 
 def test_bad_image_settings_are_reported_before_anything_starts(tiny: Models) -> None:
     write_prompts("apple")
-    with pytest.raises(SettingError, match="images_per_prompt: needs at least 1, got 0"):
+    with pytest.raises(SettingError, match="images_per_prompt: needs 1 to 10,000, got 0"):
         run_grid(tiny, ["apple"], ["ga"], images=True, images_per_prompt=0)
     assert not OUT.exists()
 

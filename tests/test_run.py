@@ -31,7 +31,7 @@ with Run(Path(sys.argv[1])).lock():
 # What an unlearning records beside its settings.
 BEGINS: dict[str, Any] = {
     "concepts": [{"name": "apple", "synonyms": [], "keep_senses": []}],
-    "origin": {"model": "m", "clip": ["c"], "data": "d", "missing_images": 0},
+    "origin": {"model": "m", "clip": ["c"], "data": "d", "images": "", "missing_images": 0},
 }
 
 

@@ -171,11 +171,11 @@ def test_a_run_that_diverges_later_keeps_the_last_accepted_weights(
         return loss(self, student, batch) | ({"bad": torch.tensor(math.nan)} if late else {})
 
     with pytest.raises(KilledError):
-        unlearn(short(), tiny, short_run, kill_at(3))
+        unlearn(short(learning_rate=1e-3), tiny, short_run, kill_at(3))
     accepted = load_file(short_run.folder / "checkpoint.safetensors")  # of step 2
     monkeypatch.setattr(AnchoredCLIPErase, "loss", late_nan)
     run = Run(Path("runs/a"))
-    unlearn(short(), tiny, run)
+    unlearn(short(learning_rate=1e-3), tiny, run)
     assert run.status("unlearn") == "done"
     assert run.unlearned().encoders["text_encoder"].stopped == "diverged"
     assert "diverged at step 4 (loss nan); the weights of step 2 are kept" in caplog.text
@@ -197,7 +197,7 @@ def test_metrics_that_are_nan_end_training_like_a_loss_that_is(
 
     monkeypatch.setattr(Session, "measure", late_nan)
     run = Run(Path("runs/a"))
-    unlearn(short(), tiny, run)
+    unlearn(short(learning_rate=1e-3), tiny, run)
     assert run.unlearned().encoders["text_encoder"].stopped == "diverged"
     assert "diverged at step 4 (validation metrics are not finite); the weights of" in caplog.text
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from unlearn_runs import original_weights, same, short, weights
 
+from erase_sd.checked import hash_folder
 from erase_sd.data.concept import Concept
 from erase_sd.data.split import ConceptSets, split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
-from erase_sd.files import hash_folder
 from erase_sd.methods.base import Batch, Student
 from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz

@@ -38,7 +38,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for a process killed between two steps."""
 
 

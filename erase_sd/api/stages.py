@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError, SettingError
+from ..errors import EraseError, RunError, SettingError
 from ..run import RUNS, Run, run_folder
-from ..runtime import Precision, Progress
+from ..runtime import Precision, Progress, log
 
 if TYPE_CHECKING:
     from ..comparison.runner import Comparison
@@ -67,14 +67,15 @@ def generate(
 ) -> Path:
     """Generates images of the prompts with the original and the erased encoder, from the same seeds.
 
-    Returns the run folder; by default the first prompt file names the run. A `retain.txt` beside that
+    Returns the run folder; by default the first prompt file names the run, and `-` is standard input.
+    A `retain.txt` beside that
     file is included, with `kinds` also the files of the other prompt kinds (`apple.synonym.txt` beside
     `apple.txt`). `reference` adds the original's images of the concept-removed prompts. The model is
     the run's own unless another is named. `settings` are fields of
     `erase_sd.generation.settings.GenerateSettings`. Raises EraseError.
     """
     from ..data.kinds import kind_files_beside, parse_prompt_file_name
-    from ..data.prompts import locate_prompts
+    from ..data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
     from ..generation.settings import GenerateSettings
     from ..generation.stage import generate as generate_stage
     from ..models.presets import models_of_run
@@ -84,9 +85,10 @@ def generate(
     if not files:
         raise SettingError("needs a file, such as prompts/apple.txt", field="prompts")
     retain = files[0].with_name("retain.txt")
-    more = [*([retain] if retain.is_file() else []), *(kind_files_beside(files) if kinds else [])]
+    beside = files[0] not in STANDARD_INPUT and retain.is_file()
+    more = [*([retain] if beside else []), *(kind_files_beside(files) if kinds else [])]
     files += [file for file in more if file not in files]
-    own = Run(run_folder(run, (parse_prompt_file_name(files[0].stem)[0],)))
+    own = Run(run_folder(run, (parse_prompt_file_name(prompts_name(files[0]))[0],)))
     parsed = GenerateSettings(**settings)
     models = models_of_run(own, preset=preset, model=model, revision=revision)
     generate_stage(files, parsed, models, own, progress, reference)
@@ -104,7 +106,8 @@ def score(
     """Detects objects in the images of a run, by default of all under `runs/`, and returns the rates.
 
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
-    for a run that erased more than one. Raises EraseError.
+    for a run that erased more than one. Of all runs, one that cannot be scored is logged as an error and
+    left out. Raises EraseError.
     """
     from ..models.presets import models_of_run
     from ..scoring.stage import merge, runs_with_images
@@ -114,14 +117,18 @@ def score(
     if not runs:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
-    return merge(
-        *(
-            score_stage(
-                own, models_of_run(own, preset=preset, detector=detector), classes, progress
-            )
-            for own in runs
-        )
-    )
+    scores = []
+    for own in runs:
+        try:
+            models = models_of_run(own, preset=preset, detector=detector)
+            scores.append(score_stage(own, models, classes, progress))
+        except EraseError as error:
+            if run is not None:
+                raise
+            log.error("%s; left out of the table", error)
+    if not scores:
+        raise RunError(f"no run in {RUNS}/ could be scored")
+    return merge(*scores)
 
 
 def attack(

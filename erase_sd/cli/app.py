@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -50,6 +52,10 @@ class Program(TyperGroup):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}")
+        except (RuntimeError, MemoryError) as error:
+            if not runtime.is_out_of_memory(error):
+                raise
+            _fail("out of memory; smaller batches need less")
 
 
 def _fail(message: str) -> None:
@@ -59,6 +65,18 @@ def _fail(message: str) -> None:
 
 def _print_line(message: str) -> None:
     print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as a cluster sends it before it takes the machine away.
+
+    Not an Exception, so that nothing survives it: files that are being written stay as they were, and
+    an unlearning has its checkpoint of the last validation.
+    """
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 class StderrLines(logging.Handler):
@@ -109,7 +127,15 @@ def program(
 def main() -> None:
     """Runs `erase-sd`."""
     runtime.keep_freed_memory()
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that only knows ASCII
     if not any(isinstance(handler, StderrLines) for handler in runtime.log.handlers):
         runtime.log.addHandler(StderrLines())
         runtime.log.setLevel(logging.INFO)
-    app()
+    try:
+        app()
+    except Terminated:
+        _print_line("terminated; the same command resumes from the last checkpoint")
+        sys.exit(128 + signal.SIGTERM)

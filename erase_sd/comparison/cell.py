@@ -106,8 +106,10 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
         return False
     origin = setup.origin
     if not origin.data:
-        data, missing = record.origin.data, record.origin.missing_images
-        origin = dataclasses.replace(origin, data=data, missing_images=missing)
+        own = record.origin
+        origin = dataclasses.replace(
+            origin, data=own.data, images=own.images, missing_images=own.missing_images
+        )
     return origin == record.origin
 
 

@@ -67,6 +67,9 @@ class Cell:
         )
 
 
+MAX_SEEDS = 1000
+
+
 def cells_of(
     concepts: Sequence[str], methods: Sequence[str], seeds: int, out: Path
 ) -> tuple[Cell, ...]:
@@ -86,8 +89,8 @@ def cells_of(
         raise SettingError("needs at least one word", field="concepts")
     if not specs:
         raise SettingError(f"needs at least one of {', '.join(METHODS)}", field="methods")
-    if seeds < 1:
-        raise SettingError(f"needs at least 1, got {seeds}", field="seeds")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise SettingError(f"needs 1 to {MAX_SEEDS}, got {seeds}", field="seeds")
     cells = tuple(
         _cell(tuple(word.strip() for word in name.split("+")), spec, seed, out)
         for seed in range(seeds)

@@ -85,6 +85,9 @@ def compare(
     cells = cells_of(concepts, methods, seeds, out)
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder)
+    if "MASTER_ADDR" not in os.environ:  # left over from a launcher; there is no one to join
+        for name in LAUNCHER_VARIABLES:
+            os.environ.pop(name, None)
     # accelerate assumes GPUs unless told otherwise. A process with few cells may wait hours for another.
     state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
     with state.main_process_first():
@@ -213,6 +216,10 @@ def _in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
             return pool.submit(attempt, cell, setup).result()
         except BrokenProcessPool:
             return "its process was killed (out of memory?)"
+        except BaseException:  # a signal; leaving the block would wait for the cell
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def _environment(index: int) -> dict[str, str]:

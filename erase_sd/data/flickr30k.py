@@ -6,11 +6,12 @@ import functools
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checked import walk_files
 from ..errors import DataError
-from ..files import digest, walk_files
+from ..files import digest, hash_file, key_of
 from .formats import FORMATS, CaptionRow
 from .formats import TOKEN_FILE as TOKEN_FILE
 from .images import IMAGE_SUFFIXES
@@ -48,11 +49,20 @@ class Dataset:
     items: tuple[CaptionedImage, ...]
     files: Mapping[str, Path]
     """Paths of the image files that exist, by file name."""
+    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+    """Images that were found not to be readable, and why; they are left out."""
 
     @functools.cached_property
     def missing(self) -> tuple[str, ...]:
         """Names of images that have captions but no file."""
         return tuple(item.image for item in self.items if item.image not in self.files)
+
+    @functools.cached_property
+    def images_digest(self) -> str:
+        """SHA-256 of the image files: their names and hashes."""
+        return key_of(
+            [[i.image, hash_file(self.files[i.image])] for i in self.items if i.image in self.files]
+        )
 
     def path_of(self, image_name: str) -> Path:
         """Path of an image. Raises DataError if the file is missing."""
@@ -113,7 +123,7 @@ def _find_files(folder: Path) -> tuple[Path, dict[str, Path]]:
     images: dict[str, Path] = {}
     for path in walk_files(folder):
         name = path.name.lower()
-        if name in FORMATS:
+        if name in FORMATS and name != "sentences":
             sources.add(path)
         elif path.parent.name.lower() == "sentences":
             sources.add(path.parent)

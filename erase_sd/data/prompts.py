@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import DataError, SettingError
-from ..files import write_text
+from ..files import digest, write_text
 from .concept import Concept, slug
 from .flickr30k import CaptionedImage, Dataset
 from .kinds import CONCEPT_KINDS, names_concept, parse_prompt_file_name
@@ -17,6 +19,8 @@ from .split import hash_order, split_by_concept
 
 PROMPTS_FOLDER = Path("prompts")
 """Where prompt files are written and found, in the working directory."""
+STANDARD_INPUT = (Path("-"), Path("/dev/stdin"))
+MAX_PROMPT_BYTES = 16_000_000
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -42,25 +46,75 @@ def locate_prompts(path: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class PromptFile:
+    """The prompts of a file, read once, and the hash of the bytes that were read."""
+
+    path: Path
+    sha256: str
+    texts: tuple[str, ...]
+
+    @property
+    def stem(self) -> str:
+        """The file's name without `.txt`; `stdin` for standard input."""
+        return prompts_name(self.path)
+
+    def pairs(self, concepts: Sequence[Concept]) -> list[CaptionPair]:
+        """The prompts with what they mention."""
+        return [_pair(text, self.stem, concepts) for text in self.texts]
+
+
+def prompts_name(path: Path) -> str:
+    """Name of a prompt file without `.txt`; `stdin` for standard input."""
+    return "stdin" if path in STANDARD_INPUT else path.stem
+
+
+def read_prompt_file(path: Path) -> PromptFile:
+    """The prompts of a file, or of standard input, without blank lines and lines that begin with `#`.
+
+    Raises DataError if the file is missing, not a regular file, not UTF-8, or holds no prompts or too
+    many.
+    """
+
+    def error(rule: str) -> DataError:
+        return DataError(rule, field="prompts", value=path)
+
+    if path in STANDARD_INPUT:
+        data = _standard_input()
+    elif not path.exists() or path.is_dir():
+        raise error("no such file")
+    elif not path.is_file():
+        raise error("not a regular file; - reads standard input")
+    elif (size := path.stat().st_size) > MAX_PROMPT_BYTES:
+        raise error(f"holds {size:,} bytes, at most {MAX_PROMPT_BYTES:,} are read")
+    else:
+        data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        raise error(f"not UTF-8 (byte {failure.start})") from None
+    lines = [line.strip() for line in text.splitlines()]
+    texts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not texts:
+        raise error("holds no prompt; needs at least one, each on its own line")
+    if "\0" in text:
+        raise error("holds a NUL character")
+    return PromptFile(path, digest(data), texts)
+
+
+@functools.cache
+def _standard_input() -> bytes:
+    """Everything on standard input, which can be read only once."""
+    return sys.stdin.buffer.read(MAX_PROMPT_BYTES)
+
+
 def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPair]:
-    """The prompts of a file, without blank lines and lines that begin with `#`.
+    """The prompts of a file as caption pairs.
 
     The file's name gives kind and concept (`apple.synonym.txt`), `concepts` what each prompt
-    mentions. Raises DataError if the file is missing, not UTF-8, or holds no prompts.
+    mentions. Raises DataError if `read_prompt_file` does.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError("no such file", field="prompts", value=path) from None
-    except UnicodeDecodeError as error:
-        rule = f"not UTF-8 (byte {error.start})"
-        raise DataError(rule, field="prompts", value=path) from None
-    lines = [line.strip() for line in text.splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        rule = "holds no prompt; needs at least one, each on its own line"
-        raise DataError(rule, field="prompts", value=path)
-    return [_pair(prompt, path.stem, concepts) for prompt in prompts]
+    return read_prompt_file(path).pairs(concepts)
 
 
 def _pair(prompt: str, stem: str, concepts: Sequence[Concept]) -> CaptionPair:

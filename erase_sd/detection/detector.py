@@ -33,6 +33,12 @@ CONTAINED = {
     "HF_HUB_OFFLINE": "1",
 }
 """Environment that keeps ultralytics off the network and from installing packages."""
+PACKAGE = Path(__file__).parents[1]
+CHILD = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from erase_sd.detection.worker import main; main()"
+)
+"""What the child runs: `-P` keeps files of the working directory from being imported as modules."""
 REQUEST, ANSWER, FAILURE = "request.json", "answer.json", "failure.json"
 """Files by which `detect` and its child exchange messages."""
 
@@ -85,17 +91,21 @@ def _run_child(folder: Path, total: int, progress: Progress | None) -> str:
     with (
         (folder / "stderr").open("w+", encoding="utf-8", errors="replace") as stderr,
         subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "erase_sd.detection.worker", str(folder)],
+            [sys.executable, "-P", "-c", CHILD, str(PACKAGE.parent), str(folder)],
             env=os.environ | CONTAINED | {"YOLO_CONFIG_DIR": str(folder)},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
         ) as child,
     ):
-        for line in child.stdout or ():  # the number of images done so far
-            if progress and line.strip().isdecimal():
-                progress(int(line), total, "")
-        child.wait()
+        try:
+            for line in child.stdout or ():  # the number of images done so far
+                if progress and line.strip().isdecimal():
+                    progress(int(line), total, "")
+            child.wait()
+        except BaseException:  # a signal; leaving the block would wait for the child
+            child.kill()
+            raise
         stderr.seek(0)
         lines = stderr.read().strip().splitlines()
     return lines[-1] if lines else f"exit status {child.returncode}"

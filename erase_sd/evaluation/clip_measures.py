@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..data.concept import Concept
 from ..run.records import Variant
-from ..runtime import Progress
+from ..runtime import Progress, in_batches
 from .drift import drift, drift_texts
 from .embedders import EMBEDDING_BATCH, ClipEmbedder, Embedder
 from .galleries import Gallery
+from .galleries.gallery import GalleryImage
 from .measures import DRIFT_GROUPS, Estimates
 from .retrieval import RECALL_AT, retrieval, unique_captions
 from .zero_shot import class_prompts, zero_shot
@@ -76,10 +77,14 @@ def _image_features(
 def _embed_images(
     variant: Variant, embedder: Embedder, gallery: Gallery, progress: Progress | None
 ) -> Tensor:
-    rows, total = [], len(gallery.images)
-    for start in range(0, total, EMBEDDING_BATCH):
-        batch = gallery.images[start : start + EMBEDDING_BATCH]
-        rows.append(embedder.embed_images([image.open() for image in batch]))
+    rows, done = [], 0
+
+    def embed_batch(batch: Sequence[GalleryImage]) -> Tensor:
+        return embedder.embed_images([image.open() for image in batch])
+
+    for batch, features in in_batches(gallery.images, EMBEDDING_BATCH, embed_batch):
+        rows.append(features)
+        done += len(batch)
         if progress:
-            progress(start + len(batch), total, f"{variant} images")
+            progress(done, len(gallery.images), f"{variant} images")
     return torch.cat(rows)

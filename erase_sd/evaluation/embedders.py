@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import hash_folder, read_json
+from ..files import read_json
 from ..models.clip import Clip
 from ..models.source import check_config
 from ..models.text_encoder import load_weights

@@ -12,6 +12,7 @@ from ..files import digest, hash_file, key_of, write_bytes
 from ..models.pipeline import generate_batch
 from ..run import Run
 from ..run.records import ImageRecord, Variant
+from ..runtime import log
 from .cache import cached_batch, image_cache, store_batch
 from .plan import PlannedImage
 
@@ -99,7 +100,11 @@ def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
     images = generate_batch(pipe, texts, seeds, batch.shape["steps"], batch.shape["guidance"])
     pngs = [_png(image) for image in images]
     if cacheable:
-        store_batch(image_cache(), batch.key, pngs)
+        try:
+            store_batch(image_cache(), batch.key, pngs)
+        except OSError as error:
+            why = error.strerror or error
+            log.warning("%s: the original's images are not cached (%s)", image_cache(), why)
     return pngs
 
 

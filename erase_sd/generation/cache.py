@@ -14,16 +14,14 @@ def image_cache() -> Path:
 
 
 def store_batch(root: Path, key: str, batch: Sequence[bytes]) -> None:
-    """Stores the PNGs of a batch in a folder of its own in `root`, all or none."""
+    """Stores the PNGs of a batch in a folder of its own in `root`, all or none; OSError if it cannot."""
     folder = root / key
     try:
         with whole_folder(folder) as partial:
             for i, data in enumerate(batch):
                 (partial / f"{i:04}-{digest(data)[:32]}.png").write_bytes(data)
     except OSError:
-        if not cached_batch(
-            root, key, len(batch)
-        ):  # else another process has stored the same batch
+        if not cached_batch(root, key, len(batch)):  # else another process has stored it
             raise
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..data.concept import Concept
 from ..data.pair import CaptionPair
-from ..data.prompts import read_prompts
+from ..data.prompts import PromptFile
 from ..data.removal import remove_concepts_from
 from ..errors import DataError
+
+MAX_IMAGES = 1_000_000  # of each variant; the seeds of a run leave room for as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +31,28 @@ class PlannedImage:
 
 
 def plan(
-    prompts: Sequence[Path], concepts: Sequence[Concept], images_per_prompt: int, seed: int
+    prompts: Sequence[PromptFile], concepts: Sequence[Concept], images_per_prompt: int, seed: int
 ) -> list[PlannedImage]:
     """The images of prompt files; image k of prompt p has seed `seed + p * images_per_prompt + k`.
 
-    Raises DataError if a file has no prompts, cannot be read, or shares its name with another.
+    Raises DataError if a file shares its name with another, or there are too many images.
     """
-    names = [path.stem for path in prompts]
+    names = [file.stem for file in prompts]
     if len(set(names)) < len(names):
         raise DataError(f"two files have the same name ({', '.join(names)})", field="prompts")
+    count = images_per_prompt * sum(len(file.texts) for file in prompts)
+    if count > MAX_IMAGES:
+        rule = (
+            f"{count:,} images of each variant, at most {MAX_IMAGES:,} can be generated in one run"
+        )
+        raise DataError(rule, field="prompts", value=", ".join(names))
     images = []
-    for path in prompts:
-        repeated = (pair for pair in read_prompts(path, concepts) for _ in range(images_per_prompt))
+    for prompt_file in prompts:
+        pairs = prompt_file.pairs(concepts)
+        repeated = (pair for pair in pairs for _ in range(images_per_prompt))
         for number, pair in enumerate(repeated):
-            file = f"{path.stem}-{number:04}.png"
-            images.append(
-                PlannedImage(file=file, prompt_file=path.stem, pair=pair, seed=seed + number)
-            )
+            file, stem = f"{prompt_file.stem}-{number:04}.png", prompt_file.stem
+            images.append(PlannedImage(file=file, prompt_file=stem, pair=pair, seed=seed + number))
     return images
 
 

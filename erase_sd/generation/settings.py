@@ -8,6 +8,8 @@ from .. import runtime
 from ..errors import SettingError
 from ..models.choices import SAMPLERS, Sampler
 
+MOST = {"images_per_prompt": 10_000, "steps": 1000, "batch": 1000}
+"""Upper bounds; the schedulers of Stable Diffusion have 1,000 time steps."""
 MAX_SEED = 2**63 - 10**9  # leaves every image of a run a seed that torch accepts
 
 
@@ -32,10 +34,10 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         runtime.dtype(self.dtype)
-        for name in ("images_per_prompt", "steps", "batch"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"needs at least 1, got {value}", field=name)
+            if value is not None and not 1 <= value <= most:
+                raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise SettingError(
                 f"needs one of {', '.join(SAMPLERS)}", field="sampler", value=self.sampler

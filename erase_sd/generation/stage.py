@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .. import runtime
 from ..data.concept import Concept
 from ..data.kinds import check_kind_files
+from ..data.prompts import read_prompt_file
 from ..errors import ModelError
-from ..files import hash_file, key_of, write_records
+from ..files import key_of, write_records
 from ..models import erased
 from ..models.pipeline import (
     default_batch,
@@ -35,6 +34,12 @@ from .share import Share
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+MANY_IMAGES = 2_000
+"""Their number is logged before the first one is generated."""
+BYTES_PER_PIXEL = 2.0
+"""Of a generated image as PNG, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ def generate(
     check_kind_files(prompts, [concept.name for concept in concepts])
     runtime.quiet_libraries()
     erasure = erased.check_base(run, models)
-    images = plan(prompts, concepts, settings.images_per_prompt, settings.seed)
+    files = [read_prompt_file(path) for path in prompts]
+    images = plan(files, concepts, settings.images_per_prompt, settings.seed)
     sampler = settings.sampler or models.sampler
     pipe = open_pipeline(models.folder, settings.dtype, sampler)
     limit = pipeline_token_limit(pipe)
@@ -79,12 +85,16 @@ def generate(
     shape = _shape(pipe, settings, models, erasure.base.fingerprint)
     stage = shape | {
         "erased": erasure.weights_sha256,
-        "prompts": {path.name: hash_file(path) for path in prompts},
+        "prompts": {file.path.name: file.sha256 for file in files},
         "reference": reference,
     }
+    total = sum(len(variant.texts) for variant in variants)
+    runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
     share = Share.of_process(run.folder)
     if not share.writes:
         return _generate_all(pipe, variants, images, shape, run, None, share)
+    if total >= MANY_IMAGES:
+        log.info("%s: %s images are to be generated", run.folder, f"{total:,}")
     with run.stage("generate", stage) as entry:
         records = _generate_all(pipe, variants, images, shape, run, progress, share)
         entry["batch"] = shape["batch"]
@@ -152,7 +162,9 @@ def _generate_all(
         try:
             batches = _batches(variants, images, shape)
             return _generate_batches(pipe, batches, run, progress, share)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not runtime.is_out_of_memory(error):
+                raise
             if shape["batch"] == 1:
                 raise ModelError("out of memory with one image", field="model") from None
             if share.count > 1:  # the others would go on with the larger batches

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..checked import cached_folder
 from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
-from ..files import cache_folder, whole_folder
+from ..files import cache_folder
 from .captions import training_captions
 from .scenes import render_scene, sample
 
@@ -20,10 +21,7 @@ DATASET_VERSION = 1
 def dataset(images: int = IMAGES) -> Path:
     """The dataset's folder, written by the first call (about 8 s for 4,000 images)."""
     folder = cache_folder() / f"mini-flickr30k-v{DATASET_VERSION}-{images}"
-    if not folder.exists():
-        with whole_folder(folder) as partial:
-            write_dataset(partial, images)
-    return folder
+    return cached_folder(folder, lambda partial: write_dataset(partial, images))
 
 
 def write_dataset(folder: Path, images: int) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import runtime
+from ..checked import sweep
 from ..data.concept import slug
 from ..errors import ModelError, RunError, SettingError, reason
 from ..files import read_json, whole_folder, write_json, write_text
@@ -27,6 +28,8 @@ from .lora_export import write_lora
 from .model_card import card
 from .presets import Models
 from .publish import check_hub_id, push
+from .source import foreign_files
+from .text_encoder import load_text_encoder
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,11 @@ def export(
     out = out or run.folder / "export" / to
     if out.exists() and not (out / "erase.json").is_file():
         raise SettingError("exists and is not an export", field="out", value=out)
-    with whole_folder(out) as partial:
-        write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
-        _WRITERS[to](partial, erasure)
+    with run.lock():
+        sweep(out.parent, out.name)
+        with whole_folder(out) as partial:
+            write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
+            _WRITERS[to](partial, erasure)
     if push_to is not None:
         log.info("%s: uploaded", push(out, push_to))
     return out
@@ -121,9 +126,17 @@ def shareable(record: ErasureRecord, models: Models) -> ErasureRecord:
 
 
 def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`."""
-    with safe_open(folder / erased.WEIGHTS_FILE, framework="pt") as file:
+    """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`.
+
+    Raises ModelError for weights that are not finite or do not fit their configuration.
+    """
+    path = folder / erased.WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = {n: t.shape for n, t in load_text_encoder(folder).state_dict().items()}
+    for name, shape in expected.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
     return {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
 
 
@@ -141,7 +154,8 @@ def _diffusers(folder: Path, erasure: _Erasure) -> None:
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
     for source in erasure.encoders.values():
-        width = read_json(source / "config.json")["hidden_size"]
+        with foreign_files(source):
+            width = int(read_json(source / "config.json").get("hidden_size", 0))
         file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
         if width not in FILE_NAMES:
             log.warning(

@@ -76,6 +76,7 @@ def open_pipeline(
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
+    _check_finite(pipe, folder)
     if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
         for model in (pipe.unet, pipe.vae):
             model.to(memory_format=torch.channels_last)
@@ -83,6 +84,17 @@ def open_pipeline(
         pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
     pipe.taps = taps
     return pipe
+
+
+def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
+    """ModelError for NaN or infinity in any weight, from which every image would be black."""
+    for part in ("unet", "vae", *encoders_of(pipe)):
+        for name, weight in getattr(pipe, part).state_dict().items():
+            if not torch.isfinite(weight).all():
+                raise ModelError(
+                    f"damaged, {part}.{name} is not finite in {str(weight.dtype)[6:]}",
+                    field="model", value=folder,
+                )  # fmt: skip
 
 
 def encoders_of(pipe: DiffusionPipeline) -> dict[str, Any]:

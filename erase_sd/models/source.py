@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import ModelError, reason
-from ..files import hash_folder, read_json, walk_files
-from ..runtime import log
+from ..checked import hash_folder, walk_files
+from ..errors import EraseError, ModelError, reason
+from ..files import read_json
+from ..runtime import is_out_of_memory, log
 
 Source = str | Path
 """A folder, or a model hub id (`owner/name`)."""
@@ -57,6 +59,19 @@ def fetch(field: str, source: Source, files: Sequence[str], revision: str | None
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         why = f"cannot be fetched ({reason(error)})"
     raise ModelError(why, field=field, value=source)
+
+
+@contextlib.contextmanager
+def foreign_files(folder: Path) -> Iterator[None]:
+    """Turns whatever a library raises over a folder's damaged or foreign files into a ModelError."""
+    try:
+        yield
+    except EraseError:
+        raise
+    except Exception as error:  # which it is differs between releases
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{folder}: files are damaged or foreign ({reason(error)})") from None
 
 
 def fingerprint(folder: Path) -> str:

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import hash_file, hash_folder, key_of, read_json
+from ..files import hash_file, key_of, read_json
 from .clip import Clip, Tap
-from .source import check_config, fingerprint, variant_of
+from .source import check_config, fingerprint, foreign_files, variant_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -56,7 +57,7 @@ def text_encoders(model: Path) -> list[TextEncoder]:
     output, which is taken from its last layer. Raises ModelError for another pipeline, and for a
     missing encoder.
     """
-    kind = read_json(model / "model_index.json").get("_class_name")
+    kind = str(read_json(model / "model_index.json").get("_class_name"))
     if kind not in PIPELINES:
         raise ModelError(
             f"is a {kind}; needs one of {', '.join(PIPELINES)}", field="model", value=model
@@ -64,7 +65,8 @@ def text_encoders(model: Path) -> list[TextEncoder]:
     encoders = []
     for number, name in enumerate(PIPELINES[kind]):
         check_config(model / name)
-        layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
+        with foreign_files(model / name):
+            layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
         last, penultimate = Tap(layers, norm=True), Tap(layers - 1, norm=False)
         if len(PIPELINES[kind]) == 1:
             taps: tuple[Tap, ...] = (last,)
@@ -115,12 +117,15 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
         weights = _text_weights(encoder.folder)
         _add_tokens(model, len(weights[TOKEN_EMBEDDING]))
         model.load_state_dict(weights, strict=False)
+    words = encoder.tokenizer if encoder else folder
+    with foreign_files(words):
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    with foreign_files(folder):
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     return Clip(
         model=model,
-        tokenizer=CLIPTokenizer.from_pretrained(
-            encoder.tokenizer if encoder else folder, local_files_only=True
-        ),
-        processor=CLIPImageProcessor.from_pretrained(folder, local_files_only=True),
+        tokenizer=tokenizer,
+        processor=processor,
         digest=fingerprint(folder),
         taps=encoder.taps if encoder else (),
     )
@@ -149,7 +154,10 @@ def check_fit(clip: Path, encoder: Path) -> None:
         )
     from transformers import CLIPTextConfig
 
-    theirs, ours = CLIPTextConfig(**tower_config), CLIPTextConfig(**encoder_config)
+    with foreign_files(clip):
+        theirs = CLIPTextConfig(**tower_config)
+    with foreign_files(encoder):
+        ours = CLIPTextConfig(**encoder_config)
     for field in ("hidden_size", "intermediate_size", "num_attention_heads",
                   "max_position_embeddings", "vocab_size", "hidden_act"):  # fmt: skip
         added = field == "vocab_size" and ours.vocab_size > theirs.vocab_size
@@ -157,16 +165,14 @@ def check_fit(clip: Path, encoder: Path) -> None:
             raise ModelError(
                 f"not the CLIP of {encoder}, whose {field} is {getattr(ours, field)}, CLIP has "
                 f"{getattr(theirs, field)}",
-                field="clip",
-                value=clip,
-            )
+                field="clip", value=clip,
+            )  # fmt: skip
     if ours.num_hidden_layers > theirs.num_hidden_layers:
         raise ModelError(
             f"not the CLIP of {encoder}, which has {ours.num_hidden_layers} layers, CLIP has "
             f"{theirs.num_hidden_layers}",
-            field="clip",
-            value=clip,
-        )
+            field="clip", value=clip,
+        )  # fmt: skip
 
 
 def load_text_encoder(folder: Path) -> CLIPTextModel:
@@ -175,11 +181,11 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
 
     check_config(folder)
     kinds = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
-    architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
-    if architectures[0] not in kinds:
-        raise ModelError(f"{folder}: is a {architectures[0]}; needs one of {', '.join(kinds)}")
-    encoder: CLIPTextModel = load_weights(kinds[architectures[0]], folder)
-    return encoder
+    with foreign_files(folder):
+        architectures = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
+        if (architecture := str(architectures[0])) not in kinds:
+            raise ModelError(f"{folder}: is a {architecture}; needs one of {', '.join(kinds)}")
+    return load_weights(kinds[architecture], folder)
 
 
 def _text_weights(folder: Path) -> dict[str, Tensor]:
@@ -209,8 +215,7 @@ def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> 
             raise ModelError(f"{image_tower or encoder}: {name} does not fit this CLIP")
     model.load_state_dict(tensors, strict=False)
     files = hash_folder(encoder, "*.safetensors"), image_tower and hash_file(image_tower)
-    digest = key_of([clip.digest, *files])
-    return replace(clip, model=model, digest=digest)
+    return replace(clip, model=model, digest=key_of([clip.digest, *files]))
 
 
 def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextModel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -64,11 +65,22 @@ class Inert(dict[Any, Any]):
         self.state = state
 
 
+def checked_pickle(data: bytes) -> io.BytesIO:
+    """The pickle as a file; ValueError if it would make the unpickler allocate far more than it holds.
+
+    CPython's memo is an array, which a single large index fills with gigabytes.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise ValueError(f"memo index {argument} in {len(data)} bytes")
+    return io.BytesIO(data)
+
+
 class InertUnpickler(pickle.Unpickler):
     """Reads the pickle in an opened `.pt`; every class, function and storage becomes an `Inert`."""
 
     def __init__(self, file: zipfile.ZipFile, pickled: str) -> None:
-        super().__init__(io.BytesIO(file.read(pickled)))
+        super().__init__(checked_pickle(file.read(pickled)))
         self.file, self.folder = file, pickled.removesuffix("data.pkl") + "data/"
 
     def find_class(self, module: str, name: str) -> type[Inert]:
@@ -93,18 +105,18 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(
             "damaged, or not a .pt file of PyTorch 1.6 or later", field="detector", value=path
         )
-    with zipfile.ZipFile(path) as file:
-        pickles = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        if len(pickles) != 1:
-            raise ModelError(
-                "not a .pt file of PyTorch (no data.pkl)", field="detector", value=path
-            )
-        try:
+    try:
+        with zipfile.ZipFile(path) as file:
+            pickles = [name for name in file.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+            if len(pickles) != 1:
+                raise ModelError("not a .pt file of PyTorch (no data.pkl)")
+            if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+                raise ModelError("holds more than its size; PyTorch's files are not compressed")
             return InertUnpickler(file, pickles[0]).load()
-        except ModelError as error:
-            raise ModelError(error.rule, field="detector", value=path) from None
-        except Exception as error:  # a foreign file can raise anything
-            raise ModelError(f"damaged ({reason(error)})", field="detector", value=path) from None
+    except ModelError as error:
+        raise ModelError(error.rule, field="detector", value=path) from None
+    except Exception as error:  # a foreign file can raise anything
+        raise ModelError(f"damaged ({reason(error)})", field="detector", value=path) from None
 
 
 def modules(module: Inert, prefix: str = "") -> Iterator[tuple[str, Inert]]:

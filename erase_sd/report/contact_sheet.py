@@ -16,6 +16,8 @@ from ..run import Run
 from ..run.records import ImageRecord
 
 MARGIN, GAP = 4, 2  # pixels
+MAX_COLUMNS, MAX_SCALE = 500, 16
+MAX_PIXELS = 200_000_000  # of a sheet; it takes three bytes each
 
 
 def contact_sheet(
@@ -29,20 +31,23 @@ def contact_sheet(
 
     `names` label the runs; by default each run's own name does. The columns are the first prompts of
     the first run, in file order, with one image each. Raises RunError if a run lacks one of these
-    images, and SettingError if `columns` or `scale` is below 1.
+    images or one has changed, and SettingError if `columns` or `scale` is out of bounds.
     """
     if not runs:
         raise SettingError("needs at least one run", field="run")
-    for field, value in (("columns", columns), ("scale", scale)):
-        if value < 1:
-            raise SettingError(f"needs at least 1, got {value}", field=field)
+    for field, value, most in (("columns", columns, MAX_COLUMNS), ("scale", scale, MAX_SCALE)):
+        if not 1 <= value <= most:
+            raise SettingError(f"needs 1 to {most}, got {value}", field=field)
     for run in runs:
         run.generated()
     tables = [run.images() for run in runs]
     originals = _first_of_each_prompt(tables[0])[:columns]
-    rows = [("original", [runs[0].folder / image.file for image in originals])]
+    if not originals:
+        raise RunError(f"{runs[0].folder}: has no image of the original; generate again")
+    rows = [("original", [_opened(runs[0], image) for image in originals])]
     for run, name, images in zip(runs, names or [r.name for r in runs], tables, strict=True):
-        rows.append((name, _erased_files(run, images, originals)))
+        erased = _erased_records(run, images, originals)
+        rows.append((name, [_opened(run, image) for image in erased]))
     encoded = io.BytesIO()
     _grid(rows, scale).save(encoded, "PNG", optimize=True)
     write_bytes(out, encoded.getvalue())
@@ -57,11 +62,15 @@ def _first_of_each_prompt(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     return list(first.values())
 
 
-def _erased_files(
+def _opened(run: Run, image: ImageRecord) -> Image.Image:
+    return open_image(run.folder / image.file, run.image_bytes(image))
+
+
+def _erased_records(
     run: Run, images: Sequence[ImageRecord], originals: Sequence[ImageRecord]
-) -> list[Path]:
+) -> list[ImageRecord]:
     """The run's erased image for the prompt and seed of each original."""
-    erased = {(i.prompt, i.seed): run.folder / i.file for i in images if i.variant == "erased"}
+    erased = {(i.prompt, i.seed): i for i in images if i.variant == "erased"}
     for original in originals:
         if (original.prompt, original.seed) not in erased:
             raise RunError(
@@ -71,8 +80,7 @@ def _erased_files(
     return [erased[original.prompt, original.seed] for original in originals]
 
 
-def _grid(rows: Sequence[tuple[str, Sequence[Path]]], scale: int) -> Image.Image:
-    images = [(label, [open_image(path) for path in files]) for label, files in rows]
+def _grid(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int) -> Image.Image:
     width, height = (length * scale for length in images[0][1][0].size)
     columns, font = len(images[0][1]), ImageFont.load_default(13)
     labels = ["\n".join(re.split("[:,]", label.replace("-", "\n", 1))) for label, _ in images]
@@ -82,6 +90,11 @@ def _grid(rows: Sequence[tuple[str, Sequence[Path]]], scale: int) -> Image.Image
         label_width + columns * (width + GAP) + MARGIN,
         2 * MARGIN + len(images) * (height + GAP),
     )
+    if size[0] * size[1] > MAX_PIXELS:
+        raise SettingError(
+            f"gives a sheet of {size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,}; needs less",
+            field="scale", value=scale,
+        )  # fmt: skip
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, (_, row) in enumerate(images):

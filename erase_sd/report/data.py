@@ -135,6 +135,9 @@ def _read_unlearning(data: ReportData) -> None:
             rows = _read_rows(data, log.name, functools.partial(run.training, encoder))
             if rows:
                 data.training[encoder] = rows
+    if unlearn.unreadable_images:
+        count, first = len(unlearn.unreadable_images), unlearn.unreadable_images[0]
+        data.missing.append(f"{count} unreadable images were left out of unlearning, first {first}")
     if unlearn.status == "done":
         data.erasure = _read(data, run.erasure)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import socket
 import time
@@ -15,9 +14,11 @@ from typing import Any, TypeVar, get_args
 import filelock
 
 from .. import runtime
+from ..checked import sweep
 from ..data.concept import slug
 from ..errors import RunError, SettingError
-from ..files import read_record, read_records, write_json
+from ..files import digest, read_record, read_records, write_json
+from .differences import refuse_other
 from .measurements import AttacksRecord, DetectionRecord, EvaluationRecord, ScoresRecord
 from .records import (
     ErasureRecord,
@@ -32,6 +33,7 @@ from .records import (
     TrainRecord,
     UnlearnRecord,
 )
+from .undo import run_before
 
 S = TypeVar("S", bound=StageRecord)
 
@@ -118,6 +120,17 @@ class Run:
         """Rows of `images.jsonl`; empty before any image is generated."""
         return read_records(self.folder / "images.jsonl", ImageRecord)
 
+    def image_bytes(self, image: ImageRecord) -> bytes:
+        """An image's file; RunError if it is missing, or not the image that was generated."""
+        path = self.folder / image.file
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise RunError(f"{path}: missing; generate again") from None
+        if digest(data) != image.sha256:
+            raise RunError(f"{path}: damaged, not the image that was generated; generate again")
+        return data
+
     def detections(self) -> list[DetectionRecord]:
         """Rows of `detections.jsonl`; empty before scoring."""
         return read_records(self.folder / "detections.jsonl", DetectionRecord)
@@ -159,19 +172,24 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """The one writer's lock; the system releases it when the process ends, however it ends."""
+        """The one writer's lock; the system releases it when the process ends, however it ends.
+
+        Removes what a killed writer left.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder / ".lock")
             lock.acquire(blocking=False)
         except filelock.Timeout:
             raise RunError(f"{self.folder}: in use by {self._writer()}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:  # no locks on this file system
             why = getattr(error, "strerror", None) or error
             raise RunError(f"{self.folder}: cannot be written ({why})") from None
         try:
             process = f"process {os.getpid()} on {socket.gethostname()}"
             (self.folder / ".writer").write_text(process, encoding="utf-8")
+            for folder in (self.folder, *self.folder.glob("images/*/")):
+                sweep(folder, keep="report.html")  # which is written without the lock
             yield
         finally:
             (self.folder / ".writer").unlink(missing_ok=True)
@@ -190,10 +208,12 @@ class Run:
         """Runs one stage under the lock: `running` with its settings at first, `done` at the end.
 
         Yields the stage's entry in `run.json`, a dict, for results to be added to. Later stages rest on
-        this one and are dropped. Raises RunError, naming what differs, if an interrupted unlearning
-        would resume with other settings.
+        this one and are dropped. A stage that fails before it changed a file leaves `run.json` as it was.
+        Raises RunError, naming what differs, if an interrupted unlearning would resume with other
+        settings.
         """
         with self.lock():
+            before = run_before(self.folder)
             stages = self.stages
             if name == "unlearn" and stages.unlearn:
                 refuse_other(self.folder, stages.unlearn, settings, **entry)
@@ -201,7 +221,11 @@ class Run:
             entry |= {"status": "running", "settings": settings}
             self._write_stage(earlier | {name: entry})
             began = time.monotonic()
-            yield entry
+            try:
+                yield entry
+            except Exception:
+                before.restore()
+                raise
             entry |= {
                 "status": "done",
                 "seconds": round(time.monotonic() - began, 1),
@@ -217,26 +241,3 @@ class Run:
         record = dataclasses.asdict(self.record) if self.exists else {"format": FORMAT}
         record |= {"stages": plain, "versions": runtime.versions()}
         write_json(self.folder / "run.json", record)
-
-
-def refuse_other(
-    folder: Path, before: UnlearnRecord, settings: dict[str, Any], **entry: Any
-) -> None:
-    """RunError if an unlearning would resume, or be reused, with other settings than it began with."""
-    was = json.loads(json.dumps(dataclasses.asdict(before)))
-    now = json.loads(json.dumps({"settings": settings, **entry}))
-    pairs = {"concepts": (was["concepts"], now["concepts"])}
-    for part in ("settings", "origin"):
-        for name in sorted({*was[part], *now[part]}):
-            pairs[name] = (was[part].get(name), now[part].get(name))
-    for name, (old, new) in pairs.items():
-        if old != new:
-            raise RunError(
-                f"{folder}: unlearn began with {name} {_brief(old)}, now it is {_brief(new)}; use the "
-                "same, choose another run name, or remove the folder"
-            )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

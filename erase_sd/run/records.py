@@ -31,6 +31,9 @@ class Origin:
     model: str
     clip: tuple[str, ...]
     data: str
+    """Of the captions."""
+    images: str = ""
+    """Of the image files."""
     missing_images: int = 0
 
 
@@ -56,6 +59,8 @@ class UnlearnRecord(StageRecord):
     origin: Origin
     encoders: dict[str, EncoderResult] = field(default_factory=dict)
     """By the encoder's name in the pipeline, `text_encoder` first."""
+    unreadable_images: tuple[str, ...] = ()
+    """Images that were left out because they cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from ..data.concept import Concept
 from ..detection.detector import IOU, MAX_DETECTIONS, MIN_PROBABILITY, detect
 from ..errors import RunError, SettingError
-from ..files import hash_file, write_csv, write_json, write_records, write_text
+from ..files import write_csv, write_json, write_records, write_text
 from ..models.presets import Models
 from ..run import RUNS, Run
 from ..run.measurements import DetectionRecord, DetectorRecord, ScoresRecord
 from ..run.records import ImageRecord
-from ..runtime import Progress
+from ..runtime import Progress, log
 from .matching import match_images
 from .rates import THRESHOLD, THRESHOLDS, compare_rates
 from .table import csv_columns, csv_row, markdown
@@ -77,11 +77,7 @@ def _check_images(run: Run, images: Sequence[ImageRecord]) -> None:
     if not images:
         raise RunError(f"{run.folder / 'images.jsonl'}: missing or empty; generate again")
     for image in images:
-        path = run.folder / image.file
-        if not path.is_file():
-            raise RunError(f"{path}: missing; generate again")
-        if hash_file(path) != image.sha256:
-            raise RunError(f"{path}: damaged, not the image that was generated; generate again")
+        run.image_bytes(image)
 
 
 def _detections(
@@ -186,6 +182,13 @@ def write_scores(run: Run, scores: ScoresRecord) -> None:
 
 
 def runs_with_images() -> list[Run]:
-    """Every run under `runs/` that has generated its images, by name."""
-    runs = [Run(path.parent) for path in sorted(RUNS.glob("*/run.json"))]
-    return [run for run in runs if run.status("generate") == "done"]
+    """Every run under `runs/` that has generated its images, by name; one that cannot be read is
+    logged as an error."""
+    runs = []
+    for path in sorted(RUNS.glob("*/run.json")):
+        try:
+            if Run(path.parent).status("generate") == "done":
+                runs.append(Run(path.parent))
+        except RunError as error:
+            log.error("%s", error)
+    return runs

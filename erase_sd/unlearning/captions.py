@@ -71,8 +71,11 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Tokenizes the captions with and without the `concepts`; with `images`, encodes the images too.
 
-    Captions that exceed the context length are left out, with a warning.
+    Captions that exceed the context length are left out, with a warning, and so are those of
+    unreadable images.
     """
+    table = image_features(clip, data, [_image(pair) for pair in pairs]) if images else {}
+    pairs = [pair for pair in pairs if _image(pair) not in data.unreadable]
     fitting = clip.token_limit.fitting([pair.caption for pair in pairs])
     kept = [pair for pair, fits in zip(pairs, fitting, strict=True) if fits]
     if len(kept) < len(pairs):
@@ -80,10 +83,7 @@ def tokenize_pairs(
             "%d captions of more than %d tokens are left out", len(pairs) - len(kept), clip.length
         )
     ids = clip.tokens([pair.caption for pair in kept])
-    features = None
-    if images:
-        table = image_features(clip, data, [_image(pair) for pair in pairs])
-        features = torch.stack([table[_image(pair)] for pair in kept])
+    features = torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None
     paths = [data.path_of(_image(pair)) for pair in kept]
     return TokenizedPairs(
         kept,

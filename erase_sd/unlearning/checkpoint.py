@@ -7,14 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import RunError, reason
-from ..files import whole_file
+from .. import runtime
+from ..checked import load_tensors, save_tensors
+from ..errors import RunError
+from ..files import parse_record
+from ..run.differences import brief
+from ..run.records import Origin, TrainRecord
+from .settings import UnlearnSettings
 
 Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
 
@@ -50,13 +53,32 @@ class Snapshot:
     """Adam's state (`step`, `exp_avg`, `exp_avg_sq`) by parameter name; empty after a roll-back."""
     memory: Mapping[str, Tensor]
     """What the method carries from step to step."""
+    log: tuple[TrainRecord, ...]
+    """Validation steps so far."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the metadata of a checkpoint holds, as JSON."""
+
+    state: TrainerState
+    log: tuple[TrainRecord, ...]
+    identity: dict[str, Any]
+
+
+def identity_of(settings: UnlearnSettings, origin: Origin) -> dict[str, Any]:
+    """Everything that has to be the same for training to resume, as plain JSON by name."""
+    values = dataclasses.asdict(settings) | dataclasses.asdict(origin)
+    values |= {f"version of {package}": v for package, v in runtime.versions().items()}
+    plain: dict[str, Any] = json.loads(json.dumps(values | {"device": runtime.device().type}))
+    return plain
 
 
 class Checkpoint:
-    """A safetensors file with the tensors of a snapshot and its state as JSON metadata."""
+    """A safetensors file with the tensors of a snapshot, its state as JSON metadata, and a checksum."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
 
     def save(self, snapshot: Snapshot) -> None:
         """Writes the snapshot, whole or not at all."""
@@ -64,24 +86,30 @@ class Checkpoint:
         tensors |= {f"memory.{name}": tensor for name, tensor in snapshot.memory.items()}
         for name, adam in snapshot.optimizer.items():
             tensors |= {f"{key}.{name}": tensor for key, tensor in adam.items()}
-        state = json.dumps(dataclasses.asdict(snapshot.state))
-        # save_file instead of bytes in memory: the tensors of a large tower are gigabytes.
-        with whole_file(self.path) as file:
-            save_file(tensors, file, metadata={"state": state})
+        written = _Written(snapshot.state, snapshot.log, self.identity)
+        save_tensors(self.path, tensors, {"written": json.dumps(dataclasses.asdict(written))})
 
     def load(self) -> Snapshot | None:
-        """The snapshot, or None if there is no file. Raises RunError if it is damaged."""
+        """The snapshot, or None if there is no file.
+
+        Raises RunError if it is damaged, and, naming what differs, if it was written with other
+        settings, data, weights or versions.
+        """
         if not self.path.exists():
             return None
+        end = "delete it to start over"
         try:
-            with safe_open(self.path, framework="pt") as file:
-                state = TrainerState(**json.loads(file.metadata()["state"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
-            raise RunError(
-                f"{self.path}: damaged ({reason(error)}); delete it to start over"
-            ) from None
-        state.batch_sizes = (state.batch_sizes[0], state.batch_sizes[1])
+            tensors, about = load_tensors(self.path)
+            written = parse_record(about.get("written", ""), _Written, str(self.path))
+        except RunError as error:
+            raise RunError(f"{error}; {end}") from None
+        for name in sorted({*written.identity, *self.identity}):
+            old, new = written.identity.get(name), self.identity.get(name)
+            if old != new:
+                raise RunError(
+                    f"{self.path}: written with {name} {brief(old)}, now it is {brief(new)}; use the "
+                    f"same, or {end}"
+                )
         accepted: dict[str, Tensor] = {}
         memory: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
@@ -93,4 +121,4 @@ class Checkpoint:
                 memory[name] = tensor
             else:
                 optimizer.setdefault(name, {})[kind] = tensor
-        return Snapshot(state, accepted, optimizer, memory)
+        return Snapshot(written.state, accepted, optimizer, memory, written.log)

@@ -26,9 +26,11 @@ def concept_sets_of(run: Run, models: Models) -> tuple[Dataset, ConceptSets]:
     """
     record = run.unlearned()
     data = dataset_of(models, record.concepts)
-    if data.digest != record.origin.data:
+    begun = record.origin
+    if (data.digest, data.images_digest) != (begun.data, begun.images):
+        changed = "images" if data.digest == begun.data else "caption pairs"
         raise RunError(
-            f"{run.folder}: unlearned with other caption pairs than those of {data.folder}; use the "
-            "data that the run began with, or unlearn again"
+            f"{run.folder}: unlearned with other {changed} than those of {data.folder}; use the data "
+            "that the run began with, or unlearn again"
         )
     return data, split_by_concept(data.items, record.concepts).present(data)

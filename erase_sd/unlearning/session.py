@@ -14,10 +14,12 @@ from ..data.split import ConceptSets
 from ..methods.base import Task
 from ..models.clip import Clip
 from ..models.denoiser import open_denoiser
+from ..models.features import readable, report_unreadable
 from ..models.text_encoder import TextEncoder
 from ..run import Run
+from ..run.records import Origin
 from .captions import TokenizedSets, tokenize_sets
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, identity_of
 from .metrics import ErasureMetrics, OriginalEncodings, encode_originals, erasure_metrics
 from .settings import UnlearnSettings
 from .student import ClipStudent, original_of
@@ -68,6 +70,7 @@ def open_session(
     concepts: Sequence[Concept],
     run: Run,
     encoder: TextEncoder,
+    started_from: Origin,
 ) -> Session:
     """Moves the model to the device and tokenizes the caption pairs.
 
@@ -75,7 +78,10 @@ def open_session(
     """
     clip.model.to(runtime.device())
     needs = settings.build().needs
+    if settings.towers == "both":  # each step opens images of both sets
+        readable(data, [image.image for images in sets.by_split.values() for image in images])
     pairs = tokenize_sets(clip, data, sets, concepts, needs)
+    report_unreadable(data)
     if settings.towers == "text" and "image_tower" not in needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
     suffix = encoder.name.removeprefix("text_encoder")
@@ -84,7 +90,9 @@ def open_session(
         student=ClipStudent(clip, settings.towers, runtime.dtype(settings.dtype), needs),
         original=original_of(clip, settings.towers),
         pairs=pairs,
-        checkpoint=Checkpoint(run.folder / f"checkpoint{suffix}.safetensors"),
+        checkpoint=Checkpoint(
+            run.folder / f"checkpoint{suffix}.safetensors", identity_of(settings, started_from)
+        ),
         log_path=run.training_log(encoder.name),
         pipeline=encoder.folder.parent,
     )

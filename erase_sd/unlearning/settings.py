@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 METHOD_DEFAULTS = ("learning_rate", "steps", "forget_threshold", "retain_floor")
 """Settings that default to the method's own; methods in closed form have none of them."""
 
+RANGES = {
+    "steps": (1, 10**6),
+    "forget_batch": (1, 10**5),
+    "retain_batch": (2, 10**5),
+    "validate_every": (1, 10**6),
+    "min_steps": (0, 10**6),
+    "seed": (0, 10**12),
+}
+"""Least and most; a batch's seed is a million times the run's and has to stay within 64 bits."""
+MAX_LEARNING_RATE = 10.0
+
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 
 
@@ -95,20 +106,16 @@ class UnlearnSettings:
                 )
 
     def _check_ranges(self) -> None:
-        least = {
-            "steps": 1,
-            "forget_batch": 1,
-            "retain_batch": 2,
-            "validate_every": 1,
-            "min_steps": 0,
-        }
-        for name, bound in least.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
-                raise SettingError(f"needs at least {bound}, got {value}", field=name)
+            if value is not None and not least <= value <= most:
+                raise SettingError(f"needs {least:,} to {most:,}, got {value}", field=name)
         rate = self.learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise SettingError(f"needs a number above 0, got {rate}", field="learning_rate")
+        if rate is not None and not 0 < rate <= MAX_LEARNING_RATE:
+            raise SettingError(
+                f"needs a number above 0 and up to {MAX_LEARNING_RATE:g}, got {rate}",
+                field="learning_rate",
+            )
         if not self.max_residual >= 0:
             raise SettingError(f"needs at least 0, got {self.max_residual}", field="max_residual")
         for name in ("forget_threshold", "retain_floor"):

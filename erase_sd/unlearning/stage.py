@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import runtime
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, split_by_concept
-from ..errors import NotErasedError
+from ..errors import NotErasedError, RunError
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
 from ..models.clip import Clip
@@ -19,7 +19,7 @@ from ..models.presets import Models
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit, load_clip, text_encoders
 from ..run import Run
-from ..run.folder import refuse_other
+from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
 from ..runtime import Progress, log
 from .closed_form import solve
@@ -29,6 +29,10 @@ from .session import Session, open_session
 from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
+
+SPACE = 6
+"""Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
+the weights and Adam's two moments."""
 
 
 def unlearn(
@@ -49,8 +53,12 @@ def unlearn(
     values = dataclasses.asdict(settings)
     entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
     if run.status("unlearn") == "done":
-        return _finished(run, values, entry)
+        finished = _finished(run, values, entry)
+        if finished is not None:
+            return finished
     sets = _sets_of(data, settings)
+    files = [path for encoder in encoders for path in encoder.folder.glob("*.safetensors")]
+    runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_clip(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
@@ -63,10 +71,12 @@ def unlearn(
         for number, encoder in enumerate(encoders):
             clip = load_clip(clips[number], encoder) if number else clip
             weights[encoder.name], results[encoder.name] = _unlearn_encoder(
-                open_session(settings, clip, data, sets, concepts, run, encoder), progress
+                open_session(settings, clip, data, sets, concepts, run, encoder, started_from),
+                progress,
             )
         del clip
         runtime.free_memory()
+        stage["unreadable_images"] = sorted(data.unreadable)
         stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
         held_out = next(iter(results.values())).held_out
         erased.save(
@@ -118,15 +128,23 @@ def origin(models: Models, data: Dataset | None) -> Origin:
         model=models.fingerprint(),
         clip=tuple(fingerprint(folder) for folder in clips_of(models)),
         data=data.digest if data else "",
+        images=data.images_digest if data else "",
         missing_images=len(data.missing) if data else 0,
     )
 
 
-def _finished(run: Run, settings: dict[str, Any], entry: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a finished run; RunError if it has other settings or its weights are damaged."""
+def _finished(run: Run, settings: dict[str, Any], entry: dict[str, Any]) -> dict[str, float] | None:
+    """Metrics of a finished run; None if its weights are damaged and have to be made again.
+
+    Raises RunError if it has other settings.
+    """
     record = run.unlearned()
     refuse_other(run.folder, record, settings, **entry)
-    erased.check(run.erased)
+    try:
+        erased.check(run.erased)
+    except RunError as error:
+        log.warning("%s; unlearning again", str(error).removesuffix("; unlearn again"))
+        return None
     return next(iter(record.encoders.values())).held_out
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import runtime
+from ..checked import cached_folder
 from ..data.concept import Concept
 from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
 from ..data.grammar import FORGET_SCENES, GRAMMAR_VERSION, RETAIN_SCENES, grammar_captions
-from ..files import cache_folder, key_of, whole_folder
+from ..files import cache_folder, key_of
 from ..models.pipeline import generate_batch, open_pipeline, pipeline_token_limit
 from ..models.presets import Models
 from ..runtime import log
@@ -29,27 +30,27 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES]
     solver = [models.sampler, models.steps, models.guidance, runtime.image_precision()]
     folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale, solver])}"
-    if folder.is_dir():
-        return folder
+    return cached_folder(folder, lambda partial: _generate_pairs(partial, models, concepts))
+
+
+def _generate_pairs(folder: Path, models: Models, concepts: Sequence[Concept]) -> None:
     pipe = open_pipeline(models.folder, sampler=models.sampler)
     scenes = grammar_captions(concepts, pipeline_token_limit(pipe).fits)
     names = ", ".join(concept.name for concept in concepts)
     log.info("generating %d images of captions about %s", len(scenes), names)
-    with whole_folder(folder) as partial:
-        (partial / IMAGE_FOLDER).mkdir()
-        for start in range(0, len(scenes), BATCH):
-            rows = range(start, min(start + BATCH, len(scenes)))
-            prompts, seeds = [scenes[row][0] for row in rows], [FIRST_SEED + row for row in rows]
-            images = generate_batch(pipe, prompts, seeds, models.steps, models.guidance)
-            for row, image in zip(rows, images, strict=True):
-                image.save(partial / IMAGE_FOLDER / _image_name(row), quality=JPEG_QUALITY)
-        lines = [
-            f"{_image_name(row)}#{number}\t{caption}\n"
-            for row, captions in enumerate(scenes)
-            for number, caption in enumerate(captions)
-        ]
-        (partial / TOKEN_FILE).write_text("".join(lines), encoding="utf-8")
-    return folder
+    (folder / IMAGE_FOLDER).mkdir()
+    for start in range(0, len(scenes), BATCH):
+        rows = range(start, min(start + BATCH, len(scenes)))
+        prompts, seeds = [scenes[row][0] for row in rows], [FIRST_SEED + row for row in rows]
+        images = generate_batch(pipe, prompts, seeds, models.steps, models.guidance)
+        for row, image in zip(rows, images, strict=True):
+            image.save(folder / IMAGE_FOLDER / _image_name(row), quality=JPEG_QUALITY)
+    lines = [
+        f"{_image_name(row)}#{number}\t{caption}\n"
+        for row, captions in enumerate(scenes)
+        for number, caption in enumerate(captions)
+    ]
+    (folder / TOKEN_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _image_name(scene: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..errors import DivergedError
-from ..files import read_records, write_records
+from ..files import write_records
 from ..methods.base import Method
 from ..run.records import EncoderResult, TrainRecord
 from ..runtime import Progress, log
@@ -138,8 +138,8 @@ class Trainer:
         self.student.load(self.accepted)
         self._load_optimizer(snapshot)
         self.memory = dict(snapshot.memory)
-        records = read_records(self.session.log_path, TrainRecord)
-        self.log = [record for record in records if record.step <= self.state.step]
+        self.log = list(snapshot.log)
+        write_records(self.session.log_path, self.log)
 
     def _load_optimizer(self, snapshot: Snapshot) -> None:
         for name, parameter in self.parameters.items():
@@ -160,8 +160,10 @@ class Trainer:
             try:
                 terms = self._backward()
                 break
-            except torch.OutOfMemoryError:
-                self.batches.shrink()
+            except Exception as error:
+                if not runtime.is_out_of_memory(error):
+                    raise
+            self.batches.shrink()  # out of the handler, which holds on to the tensors of the failed pass
         if not self.state.stopped:
             self.optimizer.step()
         return {name: float(term.detach()) for name, term in terms.items()}
@@ -216,4 +218,6 @@ class Trainer:
             for name, parameter in self.parameters.items()
             if parameter in self.optimizer.state
         }
-        self.session.checkpoint.save(Snapshot(self.state, self.accepted, optimizer, self.memory))
+        self.session.checkpoint.save(
+            Snapshot(self.state, self.accepted, optimizer, self.memory, tuple(self.log))
+        )

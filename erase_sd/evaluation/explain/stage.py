@@ -19,7 +19,7 @@ from ...errors import RunError
 from ...files import write_bytes
 from ...models.clip import Clip
 from ...models.erased import check_base, erased_clip
-from ...models.features import image_features
+from ...models.features import image_features, readable
 from ...models.presets import Models
 from ...models.source import fingerprint
 from ...models.text_encoder import load_clip, text_encoders
@@ -81,7 +81,9 @@ def select_pairs(
     for concept_set in CONCEPT_SETS:
         held_out = sets.pairs(concept_set, "held-out")
         by_image = itertools.groupby(held_out, key=lambda pair: pair.image)
-        firsts = (_first_usable(clip, pairs) for _, pairs in by_image)
+        firsts = (
+            _first_usable(clip, pairs) for image, pairs in by_image if readable(data, [str(image)])
+        )
         of_set = list(itertools.islice(filter(None, firsts), PAIRS_PER_SET))
         if not of_set:
             raise RunError(f"no held-out {concept_set} caption has at most {clip.length} tokens")

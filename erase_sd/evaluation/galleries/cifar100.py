@@ -17,7 +17,7 @@ from PIL import Image
 from ...data.concept import Concept
 from ...errors import DataError
 from ...files import hash_file, key_of
-from ...models.unpickle import Inert
+from ...models.unpickle import Inert, checked_pickle
 from .gallery import Gallery, labelled_gallery
 
 WIDTH = 32  # pixels; images are square
@@ -106,7 +106,6 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _unpickle(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file, encoding="bytes").load()
+        return _PlainUnpickler(checked_pickle(path.read_bytes()), encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

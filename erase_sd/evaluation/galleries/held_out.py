@@ -12,7 +12,7 @@ from ...data.images import open_image
 from ...data.pair import CONCEPT_SETS
 from ...data.split import hash_order
 from ...models.clip import Clip
-from ...models.features import image_features
+from ...models.features import image_features, readable, report_unreadable
 from ...models.presets import Models
 from ...run import Run
 from ...unlearning.pairs import concept_sets_of
@@ -29,7 +29,8 @@ def held_out_gallery(run: Run, models: Models) -> Gallery:
     """
     data, sets = concept_sets_of(run, models)
     held_out = [sets.images(concept_set, "held-out") for concept_set in CONCEPT_SETS]
-    names = [image.image for image in balanced(*map(hash_order, held_out))]
+    names = readable(data, (image.image for image in balanced(*map(hash_order, held_out))))
+    report_unreadable(data)
     pairs_of = {
         name: tuple(pairs)
         for concept_set in CONCEPT_SETS
@@ -50,6 +51,6 @@ def held_out_gallery(run: Run, models: Models) -> Gallery:
             (pairs_of[name], functools.partial(open_image, data.path_of(name))) for name in names
         ),
         forget_classes=coco_classes(run.unlearned().concepts),
-        details={"held_out": sum(map(len, held_out))},
+        details={"held_out": sum(map(len, held_out)), "unreadable": sorted(data.unreadable)},
         features=features,
     )

@@ -1,0 +1,117 @@
+"""Faults: recording which were tried and survived, and processes that die where a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CALLS = ("fsync", "replace", "mkdir", "unlink")
+"""System calls before which `killed_at` ends a process."""
+
+
+class Faults:
+    """`with faults(kind, what): ...` tries one fault, which is survived if nothing is raised."""
+
+    def __init__(self, node: pytest.Item) -> None:
+        self.node, self.lost = node, list[str]()
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str, what: str) -> Iterator[None]:
+        survived = True
+        try:
+            yield
+        except (Exception, pytest.fail.Exception) as error:
+            survived = False
+            self.lost.append(f"{kind}, {what}: {''.join(traceback.format_exception(error)[-3:])}")
+        finally:
+            self.node.user_properties.append(("fault", (kind, what, survived)))
+
+
+def write_table(reporter: pytest.TerminalReporter) -> None:
+    """Prints how many faults of each kind were tried and survived."""
+    counts: dict[str, list[int]] = {}
+    for reports in reporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") != "call":
+                continue
+            for name, value in report.user_properties:
+                if name == "fault":
+                    counts.setdefault(value[0], [0, 0])
+                    counts[value[0]][0] += 1
+                    counts[value[0]][1] += bool(value[2])
+    if counts:
+        reporter.section("faults")
+        rows = [
+            *sorted(counts.items()),
+            ("all", [sum(c) for c in zip(*counts.values(), strict=True)]),
+        ]
+        for kind, (tried, survived) in rows:
+            reporter.write_line(f"{kind:<44} {tried:>5} tried {survived:>5} survived")
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Exit status of a child that does `work`: 0, 1 after an exception, or minus a signal's number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def calls_of(work: Callable[[], object], log: Path) -> list[str]:
+    """The calls of CALLS that `work` makes, in their order; it is done in a child."""
+
+    def counted() -> None:
+        with log.open("w") as file:
+            _shim(lambda name: print(name, file=file, flush=True))
+            work()
+
+    assert forked(counted) == 0
+    return log.read_text().split()
+
+
+def killed_at(work: Callable[[], object], number: int) -> int:
+    """Exit status of a child that is killed before its call `number`, from 0."""
+
+    def mortal() -> None:
+        left = number
+
+        def count(_: str) -> None:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+        _shim(count)
+        work()
+
+    return forked(mortal)
+
+
+def _shim(count: Callable[[str], None]) -> None:
+    for name in CALLS:
+        setattr(os, name, _counting(name, getattr(os, name), count))
+
+
+def _counting(
+    name: str, call: Callable[..., object], count: Callable[[str], None]
+) -> Callable[..., object]:
+    def counting(*args: object, **options: object) -> object:
+        count(name)
+        return call(*args, **options)
+
+    return counting

@@ -1,0 +1,125 @@
+"""A process killed before any write, rename or fsync of a stage: done again, the result is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from faulty import Faults, calls_of, killed_at
+from report_run import known_answers
+from unlearn_runs import short
+
+from erase_sd.checked import hash_folder
+from erase_sd.files import PARTIAL
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.models.export import export
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import stage as scoring
+from erase_sd.unlearning.stage import unlearn
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes; needs fork"),
+]
+TIMES = ("seconds", "peak_memory_mb", "seconds_per_step", "resumed_at", "versions")
+OWN = (".lock", ".writer")  # a killed writer's stay, and the next one takes them over
+PROMPTS = ("an apple", "a dog", "a red apple on a table", "an orange")
+
+
+@pytest.fixture
+def stages(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], object]]:
+    """Each stage of one run in the working directory, resting on those before it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process has none of OpenMP's threads
+    Path("apple.txt").write_text("\n".join(PROMPTS[:4]))
+    run = Run(Path("runs/apple"))
+
+    def answers(detector: Path, images: list[Path], *_: object) -> object:
+        return known_answers(detector, [Path(i.parent.name, "apple-0000.png") for i in images])
+
+    monkeypatch.setattr(scoring, "detect", answers)
+    settings = short(steps=4)
+    yield {
+        "unlearn": lambda: unlearn(settings, tiny, run),
+        "generate": lambda: generate(
+            [Path("apple.txt")], GenerateSettings(steps=2, batch=2), tiny, run
+        ),
+        "score": lambda: scoring.score(run, tiny),
+        "export": lambda: export(run, tiny, "diffusers"),
+    }  # type: ignore[misc]
+    torch.set_num_threads(threads)
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All files of a run, without what differs between two runs of the same work."""
+
+    def timeless(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k not in TIMES}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    found: dict[str, object] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in OWN):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in (".json", ".jsonl"):
+            text = path.read_text()
+            texts = text.splitlines() if path.suffix == ".jsonl" else [text]
+            found[name] = [timeless(json.loads(one)) for one in texts]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        pytest.param(23, id="some"),
+        pytest.param(1, id="all", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("stage", ["unlearn", "generate", "score", "export"])
+def test_a_stage_killed_anywhere_ends_the_same_when_it_is_done_again(
+    stages: dict[str, Callable[[], object]], stage: str, every: int, faults: Faults
+) -> None:
+    for name, work in stages.items():
+        if name == stage:
+            break
+        work()
+    before = Path("before")
+    Path("runs").mkdir(exist_ok=True)
+    shutil.copytree("runs", before)
+    calls = calls_of(stages[stage], Path("calls"))
+    expected = contents(Path("runs"))
+    assert len(calls) > 10
+    for number in range(0, len(calls), every):
+        with faults(f"kills: {stage}", f"before {calls[number]} {number}"):
+            shutil.rmtree("runs")
+            shutil.copytree(before, "runs")
+            shutil.rmtree("cache", ignore_errors=True)
+            assert killed_at(stages[stage], number) == -signal.SIGKILL
+            stages[stage]()
+            assert contents(Path("runs")) == expected
+            left = [p for p in Path("runs").rglob(".*") if p.name.endswith((PARTIAL, ".old"))]
+            assert left == []
+
+
+def test_a_cache_killed_while_it_is_written_is_made_again(faults: Faults) -> None:
+    from erase_sd.mini.dataset import dataset
+
+    calls = calls_of(lambda: dataset(20), Path("calls"))
+    folder = dataset(20)
+    expected = hash_folder(folder, "*")
+    for number in range(0, len(calls), max(1, len(calls) // 8)):
+        with faults("kills: caches", f"before {calls[number]} {number}"):
+            shutil.rmtree("cache", ignore_errors=True)
+            assert killed_at(lambda: dataset(20), number) == -signal.SIGKILL
+            assert hash_folder(dataset(20), "*") == expected
+            assert [p.name for p in folder.parent.iterdir() if p.name.endswith(PARTIAL)] == []
