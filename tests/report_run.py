@@ -84,6 +84,7 @@ def image_record(
     pair = CaptionPair(caption=prompt, image=None, mentions=(), set="retain", split="held-out")
     return ImageRecord(
         file=file, variant="original", pair=pair, prompt_file="apple", text=prompt, seed=seed,
-        steps=2, guidance=3.5, size=64, scheduler="DDIMScheduler", weights="", batch=0, batch_key="",
+        steps=2, guidance=3.5, size=64, scheduler="DDIMScheduler", sampler=None, dtype="float32",
+        weights="", batch=0, batch_key="",
         sha256=sha256,
     )  # fmt: skip

@@ -249,6 +249,7 @@ def test_a_checkpoint_of_other_settings_is_refused_without_a_run_json(
             unlearn(short(**change), tiny, Run(Path("runs/apple")))
 
 
+@pytest.mark.slow
 def test_a_lost_training_log_comes_back_from_the_checkpoint(
     checkpoint: Path, tiny: Models, faults: Faults
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_stage_killed_anywhere_ends_the_same_when_it_is_done_again(
             assert left == []
 
 
+@pytest.mark.slow
 def test_a_cache_killed_while_it_is_written_is_made_again(faults: Faults) -> None:
     from erase_sd.mini.dataset import dataset
 

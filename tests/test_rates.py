@@ -29,7 +29,8 @@ def image(
     return ImageRecord(
         file=f"{variant}/{pair.caption}-{seed}.png", variant=variant, pair=pair, prompt_file="p",
         text=pair.caption if text is None else text, seed=seed, steps=2, guidance=7.5, size=64,
-        scheduler="DDIMScheduler", weights="", batch=0, batch_key="", sha256="",
+        scheduler="DDIMScheduler", sampler=None, dtype="float32",
+        weights="", batch=0, batch_key="", sha256="",
     )  # fmt: skip
 
 

@@ -55,7 +55,8 @@ def grey_image(run: Run, variant: Variant, pair: CaptionPair) -> ImageRecord:
     Image.new("RGB", (32, 32), "grey").save(run.folder / file)
     return ImageRecord(
         file=file, variant=variant, pair=pair, prompt_file="p", text=pair.caption, seed=1, steps=2,
-        guidance=7.5, size=32, scheduler="DDIMScheduler", weights="", batch=0, batch_key="",
+        guidance=7.5, size=32, scheduler="DDIMScheduler", sampler=None, dtype="float32",
+        weights="", batch=0, batch_key="",
         sha256=hash_file(run.folder / file),
     )  # fmt: skip
 
