@@ -185,10 +185,10 @@ def test_words_after_other_options_are_usage_errors(monkeypatch: pytest.MonkeyPa
 def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_cells(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    methods = ["ga:steps=2", "ga:learning_rate=1e30,steps=2"]
+    methods = ["ga:steps=2", "ga:forget_weight=1e39,steps=2"]
     comparison = run_grid(tiny, ["apple", "chair"], methods)
     assert [str(cell) for cell, _ in comparison.failed] == [
-        "apple ga:learning_rate=1e+30,steps=2 seed 0", "chair ga:learning_rate=1e+30,steps=2 seed 0",
+        "apple ga:forget_weight=1e+39,steps=2 seed 0", "chair ga:forget_weight=1e+39,steps=2 seed 0",
     ]  # fmt: skip
     assert all("diverged" in reason for _, reason in comparison.failed)
     table = rows()

@@ -23,7 +23,7 @@ def exported(tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     models = {"model": str(tiny.model), "clip": [str(tiny.clips[0])],
               "detector": str(tiny.detector)}  # fmt: skip
     erased_run.update(models=models)
-    erase_sd.generate(run="apple", steps=1, images_per_prompt=2)
+    erase_sd.generate("prompts/apple.txt", run="apple", steps=1, images_per_prompt=2)
     erase_sd.score("apple")
     monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)
     export(erased_run, tiny, "lora")
