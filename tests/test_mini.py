@@ -166,7 +166,7 @@ def test_the_dataset_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in first.rglob("*") if p.is_file()}
     monkeypatch.setenv("ERASE_SD_CACHE", "other")
     after = {p.name: p.read_bytes() for p in dataset(20).rglob("*") if p.is_file()}
-    assert before == after and len(before) == 23  # images, captions, manifest ...
+    assert before == after and len(before) == 23  # images, captions, manifest
 
 
 def test_scenes_and_captions_are_those_that_the_weights_were_trained_with() -> None:
