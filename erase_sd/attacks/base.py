@@ -30,7 +30,7 @@ class Probe:
     empty: Embeds | None = None
     """The encoding of the empty prompt, if the attack has changed the model."""
     control: bool = False
-    """Whether it is a yardstick for the others rather than an attack, such as another word."""
+    """True for a baseline that the attacks are compared with, such as relearning a new word."""
     images: int | None = None
     """How many of the target's images to generate; None: all."""
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MANY_IMAGES = 2_000
 """Their number is logged before the first one is generated."""
 BYTES_PER_PIXEL = 2.0
-"""Of a generated image as PNG, about."""
+"""Approximate size of a generated image as PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from .text_encoder import load_text_encoder
 
 @dataclass(frozen=True)
 class _Erasure:
-    """What is exported, and what the formats need to know about it."""
+    """The erasure to export, with everything that the formats need."""
 
     run: Run
     models: Models

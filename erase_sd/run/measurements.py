@@ -145,7 +145,7 @@ class AttackImage:
     """What was asked; `<*>` stands for a free embedding."""
     seed: int
     probability: float
-    """Of the best detection of the concept, 0 if there is none."""
+    """Probability of the best detection of the concept, 0 if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class AttackRecord:
     """Words or prompts that the attack has found."""
     images: tuple[AttackImage, ...]
     original_images: tuple[AttackImage, ...]
-    """Of the original on the same input."""
+    """Images that the original generates from the same input."""
     seconds: float
     """The attack with all its rows, images included."""
     settings: dict[str, Any]

@@ -31,9 +31,9 @@ class Origin:
     model: str
     clip: tuple[str, ...]
     data: str
-    """Of the captions."""
+    """Hash of the captions."""
     images: str = ""
-    """Of the image files."""
+    """Hash of the image files."""
     missing_images: int = 0
 
 
