@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..captions import training_captions
-from ..scenes import CLASSES, SIZE, Box, render_scene, sample
+from ..scenes import CLASSES, SIZE, Box, Scene, render_scene, sample
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -115,17 +116,17 @@ def latents_of(folder: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def loss_weights(scenes: int, cells: int = 16) -> Tensor:
+def loss_weights(scenes: Sequence[Scene], cells: int = 16) -> Tensor:
     """Weights of the latent cells in the U-Net's loss, half precision, (scenes, 1, cells, cells).
 
     1 outside of things; inside, 1 + EMPHASIS times the factor of HARD_CLASSES; scaled to a mean of
     1. Places are learned within minutes, the shapes of things are not.
     """
     edges = torch.arange(cells + 1) * (SIZE / cells)
-    weights = torch.ones(scenes, 1, cells, cells)
-    for i in range(scenes):
+    weights = torch.ones(len(scenes), 1, cells, cells)
+    for i, scene in enumerate(scenes):
         covered = torch.zeros(cells, cells)
-        for thing in sample(TRAIN_SEED + i).things:
+        for thing in scene.things:
             spans = []
             for centre, extent in zip(thing.centre, thing.extent, strict=True):
                 low, high = centre - extent / 2, centre + extent / 2
@@ -137,9 +138,9 @@ def loss_weights(scenes: int, cells: int = 16) -> Tensor:
     return (weights / weights.mean()).half()
 
 
-def sampling_weights(scenes: int) -> Tensor:
-    """How often each training scene is sampled, relative to one without HARD_CLASSES."""
-    classes = ([thing.name for thing in sample(TRAIN_SEED + i).things] for i in range(scenes))
+def sampling_weights(scenes: Sequence[Scene]) -> Tensor:
+    """How often each scene is sampled, relative to one without HARD_CLASSES, (scenes,)."""
+    classes = ([thing.name for thing in scene.things] for scene in scenes)
     return torch.tensor(
         [max((HARD_CLASSES.get(n, 1.0) for n in names), default=1.0) for names in classes]
     )

@@ -53,25 +53,32 @@ def fit(
     schedule: Callable[[int, int], float] = one_cycle,
     shards: int = 1,
     save_every: int = 250,
+    minutes: float | None = None,
 ) -> None:
     """Trains `model` in place with AdamW (betas 0.9, 0.99) at `learning_rate` times `schedule`.
 
     Each step averages the gradients of `shards` batches, one per thread (set OMP_NUM_THREADS=1).
     With `average`, the decay of a moving average, the model ends with the averaged weights. The next
-    call resumes from the checkpoint that is written to `folder` every `save_every` steps.
+    call resumes from the checkpoint that is written to `folder` every `save_every` steps. With
+    `minutes`, the schedule follows the clock where that is ahead of the steps, and the training ends
+    with the time: for a machine that is lent for so long.
     """
     state = _State.of(model, learning_rate, weight_decay, average)
     path = folder / f"{name}.safetensors"
     start = state.resume(path)
     model.train()
     log = _StepLog(name, start, steps)
+    place = next(model.parameters()).device
     with ThreadPoolExecutor(shards) as pool:
         for step in range(start, steps):
+            elapsed = log.minutes / minutes * steps if minutes else 0.0
+            if elapsed >= steps:
+                break
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(step, steps)
+                group["lr"] = learning_rate * schedule(max(step, int(elapsed)), steps)
             state.optimizer.zero_grad(set_to_none=True)
             seeds = [1_000_003 * (step + 1) + 17 * i for i in range(shards)]
-            value = sum(pool.map(lambda seed: _backward(loss, seed, shards), seeds))
+            value = sum(pool.map(lambda seed: _backward(loss, seed, shards, place), seeds))
             nn.utils.clip_grad_norm_(list(state.parameters.values()), 1.0)
             state.optimizer.step()
             state.update_average(step)
@@ -82,11 +89,11 @@ def fit(
     model.eval()
 
 
-def _backward(loss: Loss, seed: int, shards: int) -> float:
-    """Accumulates the gradient of one batch; returns its share of the step's loss."""
-    value = loss(torch.Generator().manual_seed(seed)) / shards
+def _backward(loss: Loss, seed: int, shards: int, place: torch.device) -> Tensor:
+    """Accumulates the gradient of one batch; returns its share of the step's loss, a scalar."""
+    value = loss(torch.Generator(place).manual_seed(seed)) / shards
     value.backward()  # type: ignore[no-untyped-call]
-    return float(value.detach())
+    return value.detach()
 
 
 class _StepLog:
@@ -94,14 +101,21 @@ class _StepLog:
 
     def __init__(self, name: str, start: int, steps: int) -> None:
         self.name, self.start, self.steps = name, start, steps
-        self.began, self.total = time.monotonic(), 0.0
+        self.began = time.monotonic()
+        self.total: float | Tensor = 0.0
 
-    def add(self, step: int, loss: float) -> None:
+    @property
+    def minutes(self) -> float:
+        """Time since the start."""
+        return (time.monotonic() - self.began) / 60
+
+    def add(self, step: int, loss: float | Tensor) -> None:
+        # Not read before it is printed: reading a loss waits for the GPU.
         self.total += loss
         if (step + 1) % 50 == 0:
             pace = (time.monotonic() - self.began) / (step + 1 - self.start)
             minutes = pace * (self.steps - step - 1) / 60
-            print(f"{self.name} {step + 1}/{self.steps} loss {self.total / 50:.4f} "
+            print(f"{self.name} {step + 1}/{self.steps} loss {float(self.total) / 50:.4f} "
                   f"{pace:.2f} s/step {minutes:.1f} min left", flush=True)  # fmt: skip
             self.total = 0.0
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .data import captions_of, latents_of, loss_weights, sampling_weights, scenes_of
+from ..scenes import sample
+from .data import (
+    SCENES,
+    TRAIN_SEED,
+    captions_of,
+    latents_of,
+    loss_weights,
+    sampling_weights,
+    scenes_of,
+)
 from .fit import fit, plateau
 
 if TYPE_CHECKING:
@@ -53,16 +62,17 @@ def build_unet(folder: Path) -> None:
     sd = folder / "sd"
     tokenizer = CLIPTokenizer.from_pretrained(sd / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(sd / "text_encoder", use_safetensors=True)
-    latents, ids = latents_of(folder, scenes_of(folder)), captions_of(folder)
-    weights, frequencies = loss_weights(len(latents)), sampling_weights(len(latents))
+    scenes = [sample(TRAIN_SEED + i) for i in range(SCENES)]
+    training = UNetScenes(
+        latents_of(folder, scenes_of(folder)), captions_of(folder), loss_weights(scenes),
+        sampling_weights(scenes),
+    )  # fmt: skip
     empty = torch.tensor(tokenizer([""], padding="max_length")["input_ids"])
     scheduler = DDIMScheduler(**SCHEDULER_CONFIG)
     torch.manual_seed(3)
     unet = UNet2DConditionModel(**UNET_CONFIG)
     unet.set_attn_processor(AttnProcessor())  # a third faster on a CPU than the fused backward
-    loss = _DenoisingLoss(
-        unet, encoder, latents, ids, empty, weights, frequencies, scheduler.alphas_cumprod
-    )
+    loss = VelocityLoss(unet, encoder, training, empty, scheduler.alphas_cumprod)
     fit(
         "unet", unet, loss, steps=UNET_STEPS, learning_rate=8e-4, average=0.999, schedule=plateau,
         shards=2, folder=folder,
@@ -75,35 +85,52 @@ def build_unet(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _DenoisingLoss:
+class UNetScenes:
+    """What the U-Net is trained on; all on one device."""
+
+    latents: Tensor
+    """Scaled latents, (scenes, 4, 16, 16)."""
+    ids: Tensor
+    """Token ids of the captions, (scenes, captions, tokens)."""
+    weights: Tensor
+    """Weights of the latent cells in the loss, (scenes, 1, 16, 16)."""
+    frequencies: Tensor
+    """How often each scene is sampled, relative to the others, (scenes,)."""
+
+
+@dataclass(frozen=True)
+class VelocityLoss:
     """Weighted squared error of the predicted velocity on a random batch."""
 
     unet: UNet2DConditionModel
     encoder: CLIPTextModel
-    latents: Tensor  # (scenes, 4, 16, 16)
-    ids: Tensor  # (scenes, captions, tokens)
-    empty: Tensor  # (1, tokens), of the empty prompt
-    weights: Tensor  # (scenes, 1, 16, 16)
-    frequencies: Tensor  # (scenes,)
-    alphas: Tensor  # (timesteps,)
+    scenes: UNetScenes
+    empty: Tensor
+    """Token ids of the empty prompt, (1, tokens)."""
+    alphas: Tensor
+    """Cumulative products of the noise schedule, (timesteps,)."""
+    batch: int = 32
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        rows = torch.multinomial(self.frequencies, 32, replacement=True, generator=generator)
-        caption = torch.randint(self.ids.shape[1], (32,), generator=generator)
-        blank = torch.rand(32, generator=generator) < 0.1
-        tokens = torch.where(blank[:, None], self.empty, self.ids[rows, caption])
-        # One timestep from each of 32 strata: less variance than 32 independent ones. More of them
+        n, device, scenes = self.batch, generator.device, self.scenes
+        rows = torch.multinomial(scenes.frequencies, n, replacement=True, generator=generator)
+        caption = torch.randint(scenes.ids.shape[1], (n,), generator=generator, device=device)
+        blank = torch.rand(n, generator=generator, device=device) < 0.1
+        tokens = torch.where(blank[:, None], self.empty, scenes.ids[rows, caption].long())
+        # One timestep from each of n strata: less variance than n independent ones. More of them
         # at high noise, which decides where each thing goes.
-        share = (torch.arange(32) + torch.rand(32, generator=generator)) / 32
+        share = (
+            torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)
+        ) / n
         times = (share ** (2 / 3) * len(self.alphas)).long()
         alpha = self.alphas[times][:, None, None, None]
-        clean = self.latents[rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
+        clean = scenes.latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type == "cuda"):
             with torch.no_grad():
                 hidden_states = self.encoder(tokens).last_hidden_state
             out = self.unet(noisy, times, hidden_states).sample
         error: Tensor = out.float() - target
-        return (self.weights[rows] * error.square()).mean()
+        return (scenes.weights[rows] * error.square()).mean()
