@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..scenes import SIZE
-from .data import TOKENS, TRAIN_SCENES, captions_of, scenes_of, signed
+from .data import TRAIN_SCENES, captions_of, scenes_of, signed
 from .fit import fit
+from .rendering import TOKENS
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer

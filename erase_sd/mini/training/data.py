@@ -1,9 +1,8 @@
-"""Training data of the miniature models: pixels, token ids, latents, loss weights and boxes."""
+"""Training data of the miniature models: pixels, token ids, latents and boxes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,30 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..captions import training_captions
-from ..scenes import CLASSES, SIZE, Box, Scene, render_scene, sample
+from ..scenes import CLASSES, SIZE, Box, render_scene, sample
+from .rendering import TOKENS, TRAIN_SEED, training_texts
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-TRAIN_SEED = 10_000_000
-"""Seed of the first training scene; these scenes are used for nothing else."""
 SCENES = 120_000
 """Scenes that train the U-Net; with a quarter of them it memorised some layouts."""
 TRAIN_SCENES = 30_000
 """The first of these scenes also train the VAE, the tokenizer and CLIP."""
 DETECTOR_SCENES = 8_000
 """The first of these scenes also train the detector."""
-EMPHASIS = 3.0
-"""Extra weight of the U-Net's loss inside a thing's box, where 1 is the weight outside."""
-HARD_CLASSES = {
-    "chair": 2.0, "bicycle": 3.0, "elephant": 1.75, "umbrella": 1.75,
-    "apple": 2.0, "laptop": 1.25, "dog": 1.5, "cup": 1.5,
-}  # fmt: skip
-"""Thin, small or pale classes, which a second copy of another thing tends to replace: factor of how
-often their scenes are sampled, and of EMPHASIS in their boxes."""
-TOKENS = 32
-"""Context length, as 77 is CLIP's."""
 
 
 def scenes_of(folder: Path) -> Tensor:
@@ -92,11 +79,8 @@ def captions_of(folder: Path) -> Tensor:
     stop. Builds the tokenizer on the first call."""
     path = folder / "captions.npy"
     if not path.exists():
-        texts = [
-            text + (" ." if i % 2 else "")
-            for seed in range(TRAIN_SEED, TRAIN_SEED + SCENES)
-            for i, text in enumerate(training_captions(sample(seed)))
-        ]
+        seeds = range(TRAIN_SEED, TRAIN_SEED + SCENES)
+        texts = [text for seed in seeds for text in training_texts(sample(seed))]
         tokenizer = build_tokenizer(folder, texts[: 5 * TRAIN_SCENES])
         ids = tokenizer(texts, padding="max_length")["input_ids"]
         np.save(path, np.array(ids, dtype=np.int16).reshape(SCENES, -1, TOKENS))
@@ -114,36 +98,6 @@ def latents_of(folder: Path, images: Tensor) -> Tensor:
             parts = [vae.encode(signed(x)).latents for x in torch.split(images, 128)]
         np.save(path, (torch.cat(parts) * vae.config.scaling_factor).half().numpy())
     return torch.from_numpy(np.load(path))
-
-
-def loss_weights(scenes: Sequence[Scene], cells: int = 16) -> Tensor:
-    """Weights of the latent cells in the U-Net's loss, half precision, (scenes, 1, cells, cells).
-
-    1 outside of things; inside, 1 + EMPHASIS times the factor of HARD_CLASSES; scaled to a mean of
-    1. Places are learned within minutes, the shapes of things are not.
-    """
-    edges = torch.arange(cells + 1) * (SIZE / cells)
-    weights = torch.ones(len(scenes), 1, cells, cells)
-    for i, scene in enumerate(scenes):
-        covered = torch.zeros(cells, cells)
-        for thing in scene.things:
-            spans = []
-            for centre, extent in zip(thing.centre, thing.extent, strict=True):
-                low, high = centre - extent / 2, centre + extent / 2
-                spans.append((edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0))
-            across, down = (span * cells / SIZE for span in spans)
-            share = HARD_CLASSES.get(thing.name, 1.0) * down[:, None] * across[None, :]
-            covered = torch.maximum(covered, share)
-        weights[i, 0] += EMPHASIS * covered
-    return (weights / weights.mean()).half()
-
-
-def sampling_weights(scenes: Sequence[Scene]) -> Tensor:
-    """How often each scene is sampled, relative to one without HARD_CLASSES, (scenes,)."""
-    classes = ([thing.name for thing in scene.things] for scene in scenes)
-    return torch.tensor(
-        [max((HARD_CLASSES.get(n, 1.0) for n in names), default=1.0) for names in classes]
-    )
 
 
 def detector_targets(boxes: list[Box]) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..scenes import CLASSES, SIZE, render_scene, sample
-from .data import DETECTOR_SCENES, TRAIN_SEED, detector_targets, scenes_of
+from .data import DETECTOR_SCENES, detector_targets, scenes_of
 from .fit import fit
+from .rendering import TRAIN_SEED
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny

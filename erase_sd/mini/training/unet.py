@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from ..scenes import sample
-from .data import (
-    SCENES,
-    TRAIN_SEED,
-    captions_of,
-    latents_of,
-    loss_weights,
-    sampling_weights,
-    scenes_of,
-)
+from .data import SCENES, captions_of, latents_of, scenes_of
 from .fit import fit, plateau
+from .rendering import TRAIN_SEED, loss_weights, sampling_weights
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -64,8 +57,9 @@ def build_unet(folder: Path) -> None:
     encoder = CLIPTextModel.from_pretrained(sd / "text_encoder", use_safetensors=True)
     scenes = [sample(TRAIN_SEED + i) for i in range(SCENES)]
     training = UNetScenes(
-        latents_of(folder, scenes_of(folder)), captions_of(folder), loss_weights(scenes),
-        sampling_weights(scenes),
+        latents_of(folder, scenes_of(folder)), captions_of(folder),
+        normalized(torch.from_numpy(loss_weights(scenes))),
+        torch.from_numpy(sampling_weights(scenes)),
     )  # fmt: skip
     empty = torch.tensor(tokenizer([""], padding="max_length")["input_ids"])
     scheduler = DDIMScheduler(**SCHEDULER_CONFIG)
@@ -82,6 +76,11 @@ def build_unet(folder: Path) -> None:
         text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(sd)  # fmt: skip
+
+
+def normalized(weights: Tensor) -> Tensor:
+    """Loss weights with a mean of 1, half precision, same shape."""
+    return (weights.float() / weights.float().mean()).half()
 
 
 @dataclass(frozen=True)
