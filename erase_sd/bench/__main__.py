@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from .. import runtime
 from ..files import write_json
 from .compare import SideBySide, compare_generation, compare_unlearning, machine, time_job
+from .hardware import Bench
 
 HEADINGS = "| measure | ours, s | rival, s | ratio | ours detected % | rival detected % |"
 
@@ -28,20 +30,46 @@ def table(rows: Sequence[SideBySide]) -> str:
     return "\n".join(lines)
 
 
+def time_preset(options: argparse.Namespace) -> None:
+    """Times a model of full size with random weights, and writes the rows."""
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when PyTorch first looks for a GPU
+    about = machine() | {"preset": options.preset, "small": options.small}
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    bench = Bench(options.preset, options.small, options.seconds)
+    try:
+        bench.run()
+    finally:
+        write_json(options.out, {"about": about, "rows": bench.rows})
+
+
 def main() -> None:
     """Times what was asked for; needs the machine for itself."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench")
     parser.add_argument(
-        "--compare", action="store_true", required=True,
+        "--compare", action="store_true",
         help="Compare with a stock diffusers loop and a naive CLIPErase loop.",
     )  # fmt: skip
+    parser.add_argument(
+        "--preset", choices=("sd15", "sdxl"),
+        help="Time a model of that size with random weights on this machine.",
+    )  # fmt: skip
+    parser.add_argument("--random-weights", action="store_true", help="Download nothing.")
+    parser.add_argument("--small", action="store_true", help="With tiny models, to try it out.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="Device of --preset.")
+    parser.add_argument("--seconds", type=float, default=150, help="Time for --preset.")
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each, of which the median.")
     parser.add_argument("--images", type=int, default=25, help="Images of each generation.")
     parser.add_argument("--job", action="store_true", help="Time `erase-sd run` as well.")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="File to write.")
     options = parser.parse_args()
+    if not (options.compare or options.preset):
+        parser.error("needs --compare or --preset")
     runtime.keep_freed_memory()
     runtime.quiet_libraries()
+    if options.preset:
+        time_preset(options)
+        return
     rows = [compare_generation(options.repeats, options.images)]
     rows += compare_unlearning(options.repeats)
     rows += time_job(options.repeats) if options.job else []

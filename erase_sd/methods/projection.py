@@ -109,10 +109,15 @@ def _moments(
         target = target.gather(1, source.to(target.device))
         targeted = mask[some].bool().to(stream.device)
         key, error = key[targeted], (target - stream)[targeted]
-        keys = keys + (key.T @ key).cpu().double()
-        errors = errors + (error.T @ key).cpu().double()
-    count = mask[rows].sum()
+        keys = keys + _in_float64(key.T @ key)
+        errors = errors + _in_float64(error.T @ key)
+    count = float(mask[rows].sum())
     return keys / count, errors / count
+
+
+def _in_float64(moments: Tensor) -> Tensor:
+    """On the GPU if it has float64, which Apple's has not."""
+    return (moments if moments.is_cuda else moments.cpu()).double()
 
 
 def _layer_activations(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:

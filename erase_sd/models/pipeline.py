@@ -72,18 +72,35 @@ def open_pipeline(
         tokenizer, length = tokenizer_of(pipe, name), encoder.config.max_position_embeddings
         if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
             tokenizer.model_max_length = length
+    prepare_pipeline(pipe, taps, sampler)
+    _check_finite(pipe, folder)
+    return pipe
+
+
+def prepare_pipeline(
+    pipe: DiffusionPipeline, taps: Mapping[str, tuple[Tap, ...]], sampler: Sampler | None = None
+) -> None:
+    """Moves a loaded pipeline to the device, in the memory layout and with the solver to generate with.
+
+    `taps` are the hidden states that its U-Net reads, by text encoder.
+    """
+    import diffusers
+
     pipe.set_progress_bar_config(disable=True)
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
-    _check_finite(pipe, folder)
     if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
         for model in (pipe.unet, pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
     pipe.taps = taps
-    return pipe
+
+
+def compile_unet(pipe: DiffusionPipeline) -> None:
+    """Compiles the U-Net's transformer blocks, which takes seconds instead of the minute of the whole."""
+    pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
 def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:

@@ -22,6 +22,9 @@ from .session import Session
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
+SLOW_CHECKPOINT = 1.0
+"""Seconds of writing from which on a checkpoint is written only after ten times as long of training: on a
+GPU, all of a full-size unlearning takes less than a few of its checkpoints."""
 
 
 class Trainer:
@@ -42,6 +45,7 @@ class Trainer:
         )
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0
+        self.saved_at = self.save_seconds = 0.0
         self.log: list[TrainRecord] = []
         self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
@@ -213,6 +217,9 @@ class Trainer:
         """The accepted weights, which after a validation are also the current ones."""
         self.state.batch_sizes = self.batches.sizes
         write_records(self.session.log_path, self.log)
+        began = time.monotonic()
+        if self.save_seconds > SLOW_CHECKPOINT and began < self.saved_at + 10 * self.save_seconds:
+            return
         optimizer = {
             name: self.optimizer.state[parameter]
             for name, parameter in self.parameters.items()
@@ -221,3 +228,5 @@ class Trainer:
         self.session.checkpoint.save(
             Snapshot(self.state, self.accepted, optimizer, self.memory, tuple(self.log))
         )
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - began
