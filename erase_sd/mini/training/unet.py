@@ -121,7 +121,8 @@ class VelocityLoss:
         share = (
             torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)
         ) / n
-        times = (share ** (2 / 3) * len(self.alphas)).long()
+        # Rounding can take the last share to 1.
+        times = (share ** (2 / 3) * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[times][:, None, None, None]
         clean = scenes.latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
