@@ -79,7 +79,9 @@ def fit(
             state.optimizer.zero_grad(set_to_none=True)
             seeds = [1_000_003 * (step + 1) + 17 * i for i in range(shards)]
             value = sum(pool.map(lambda seed: _backward(loss, seed, shards, place), seeds))
-            nn.utils.clip_grad_norm_(list(state.parameters.values()), 1.0)
+            norm = nn.utils.clip_grad_norm_(list(state.parameters.values()), 1.0)
+            for parameter in state.parameters.values():  # one bad batch must not end everything
+                parameter.grad = torch.where(norm.isfinite(), parameter.grad, 0.0)
             state.optimizer.step()
             state.update_average(step)
             log.add(step, value)
