@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import runtime
 from ..data.concept import Concept
 from ..errors import DivergedError, RunError
-from ..files import hash_file, read_record, whole_folder, write_json
+from ..files import hash_file, whole_folder, write_json
+from ..reading import read_record
 from ..run import Run, run_folder
 from ..run.records import Base, ErasureRecord, Origin
 from .clip import Clip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from ..data.pair import ConceptSet, PromptKind
@@ -106,6 +106,8 @@ class ScoresRecord:
     rates: tuple[RateComparison, ...]
     by_class: tuple[RateComparison, ...]
     sweep: tuple[RateComparison, ...]
+    unscored: tuple[str, ...] = ()
+    """Why runs are missing from a table of several, one line per run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,4 +192,6 @@ class AttacksRecord:
     """Least probability of a detection that counts."""
     detector: str
     detector_sha256: str
+    erased_sha256: dict[str, str] = field(default_factory=dict)
+    """Hashes of the weights that were attacked, by encoder; empty if an earlier version attacked them."""
     rows: tuple[AttackRecord, ...]

@@ -30,9 +30,9 @@ class Origin:
 
     model: str
     clip: tuple[str, ...]
-    data: str
-    """Hash of the captions."""
-    images: str = ""
+    data: str | None = None
+    """Hash of the captions; None before the model has generated its own."""
+    images: str | None = None
     """Hash of the image files."""
     missing_images: int = 0
 
