@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,7 +64,8 @@ def _fail(message: str) -> None:
 
 
 def _print_line(message: str) -> None:
-    print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
+    if sys.stderr:  # closed, as by 2>&-; print would use stdout instead
+        print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
 
 
 class StderrLines(logging.Handler):
@@ -121,6 +123,11 @@ def main() -> None:
     if not any(isinstance(handler, StderrLines) for handler in runtime.log.handlers):
         runtime.log.addHandler(StderrLines())
         runtime.log.setLevel(logging.INFO)
+    try:
+        Path.cwd()
+    except OSError:  # on which libraries abort the process
+        _print_line("the working directory no longer exists")
+        sys.exit(1)
     try:
         app()
     except termination.TerminatedError as error:
