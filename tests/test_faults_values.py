@@ -29,7 +29,11 @@ from erase_sd.report.play.player import Player
 from erase_sd.run import Run
 from erase_sd.unlearning.stage import check_erased
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+]
 OTHERS: tuple[Any, ...] = (
     None,
     "",

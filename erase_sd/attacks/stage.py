@@ -69,7 +69,7 @@ def _targets(
     """The run's concepts as targets, all of which share the models."""
     concepts = run.unlearned().concepts
     score = run.record.stages.score
-    scored = [f"{name}={own}" for name, own in (score.settings["classes"] if score else {}).items()]
+    scored = [f"{name}={own}" for name, own in (score.classes if score else {}).items()]
     classes = classes_of(concepts, detector_class or scored)
     data, sets = concept_sets_of(run, models)
     pipe, encoders = open_models(run, models)

@@ -86,6 +86,8 @@ def _save_image_tower(folder: Path, tensors: Mapping[str, Tensor]) -> Path | Non
 def check(folder: Path) -> ErasureRecord:
     """`erase.json` of erased encoders; RunError if their weights are no longer those that were saved."""
     record = read_record(folder / "erase.json", ErasureRecord, hint="unlearn again")
+    if not record.concepts or not record.weights_sha256:
+        raise RunError(f"{folder / 'erase.json'}: damaged, names no encoder; unlearn again")
     hashes = {
         encoder_folder(folder, n) / WEIGHTS_FILE: h for n, h in record.weights_sha256.items()
     } | {

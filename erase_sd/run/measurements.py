@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..data.pair import ConceptSet, PromptKind
+from ..data.pair import CONCEPT_SETS, ConceptSet, PromptKind
 from .records import Variant
 
 RateGroup = Literal["target", "retained_same", "retained_other"]
@@ -134,6 +134,11 @@ class EvaluationRecord:
     about: dict[str, Any]
     """Models, data and templates that the measurements rest on."""
     measurements: tuple[Measurement, ...]
+
+    def __post_init__(self) -> None:
+        data = self.about.get("data")
+        if not isinstance(data, dict) or not {"kind", "folder", *CONCEPT_SETS} <= data.keys():
+            raise ValueError("about.data needs kind, folder, and the images of each set")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,8 +104,7 @@ def check_erased(run: Run, max_residual: float) -> None:
     """
     record = run.unlearned()
     for name, result in record.encoders.items():
-        residual = result.held_out["residual_concept_similarity"]
-        if residual > max_residual:
+        if (residual := result.residual) > max_residual:
             concepts = ", ".join(concept.name for concept in record.concepts)
             raise NotErasedError(
                 f"{run.folder}: {concepts} not erased from {name}: residual concept similarity "
