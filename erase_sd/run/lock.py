@@ -36,7 +36,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
     try:
         process = f"process {os.getpid()} on {socket.gethostname()}"
         (folder / ".writer").write_text(process, encoding="utf-8")
-        for place in (folder, *folder.glob("images/*/")):
+        for place in (folder, *folder.glob("images/*/"), *folder.glob("attacks/*/*/")):
             sweep(place, keep="report.html")  # which is written without the lock
         yield
     finally:
