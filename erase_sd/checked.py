@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import hashlib
 import json
 import os
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING
 import filelock
 
 from .errors import RunError, reason
-from .files import PARTIAL, hash_file, key_of, read_records, whole_file, whole_folder, write_records
+from .files import PARTIAL, hash_file, key_of, whole_file, whole_folder, write_records
+from .reading import read_records
 from .runtime import log
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.jsonl"
+NO_LOCKS = "its file system has no locks, which keep two processes from writing at once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,12 @@ def _entries(folder: Path) -> list[ManifestEntry]:
 def _sole_writer(path: Path) -> Iterator[None]:
     """A lock beside `path`; what a killed writer left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire()
+    except NotImplementedError:
+        raise RunError(f"{path.parent}: {NO_LOCKS}; set ERASE_SD_CACHE to another folder") from None
+    with lock:
         sweep(path.parent, path.name)
         yield
 
@@ -117,6 +125,7 @@ def sweep(folder: Path, name: str = "*", keep: str = "") -> None:
     """Removes what killed writers left beside files and folders of that name, except `keep`, which
     only the one process may do that writes there; an old folder without a new one takes its place
     again."""
+    name = name if name == "*" else glob.escape(name)
     for old in folder.glob(f".{name}.old"):
         current = folder / old.name[1:].removesuffix(".old")
         if current.exists():

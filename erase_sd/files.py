@@ -1,4 +1,4 @@
-"""Whole-or-nothing files, hashes, and JSON, JSON lines and CSV."""
+"""Whole-or-nothing files, hashes, and writers of JSON, JSON lines and CSV."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import getpass
 import hashlib
 import io
 import json
@@ -14,14 +15,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import platformdirs
 from safetensors import SafetensorError
 
 from .errors import RunError, reason
 
-T = TypeVar("T")
 PARTIAL = ".partial"
 """How the names of files and folders end that are not yet whole."""
 
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     """Where datasets, image features and the original's images are kept between runs.
 
     `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder, or, for a user without a home
-    folder, in the system's folder for temporary files.
+    folder, in the system's folder for temporary files. Raises RunError if another user owns that one.
     """
     if own := os.environ.get("ERASE_SD_CACHE"):
         return Path(own)
@@ -40,7 +40,20 @@ def cache_folder() -> Path:
         own_cache = Path("~")
     if own_cache.is_absolute():
         return own_cache
-    return Path(tempfile.gettempdir()) / f"erase-sd-{os.getuid()}"
+    return _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    """A cache for this user alone among the temporary files, where everyone may write."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"erase-sd-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    state = folder.lstat()
+    if hasattr(os, "getuid") and (state.st_uid != user or state.st_mode & 0o022):
+        raise RunError(
+            f"{folder}: another user can write there; set ERASE_SD_CACHE to another folder"
+        )
+    return folder
 
 
 def digest(data: bytes) -> str:
@@ -69,9 +82,13 @@ def _hash_file(path: Path, *_state: int) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces `path` at the end, or is removed on an error.
 
-    Readers see the old bytes or the new ones, never a mixture. Raises RunError if safetensors cannot
-    write the file; an OSError names `path`.
+    Readers see the old bytes or the new ones, never a mixture. A link stays, and what it points to is
+    replaced. Raises RunError for a device, a pipe or a folder, and if safetensors cannot write the file;
+    an OSError names `path`.
     """
+    if path.exists() and not path.is_file():  # /dev/null would become a file for everyone
+        raise RunError(f"{path}: not a regular file, cannot be replaced")
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
     os.close(handle)
@@ -104,8 +121,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` in UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` in UTF-8; RunError for text that has none, such as the name of a foreign file."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 40) : error.end + 10]
+        raise RunError(f"{path}: cannot be written, {part!r} is not UTF-8") from None
+    write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -129,64 +151,6 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, out.getvalue())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a foreign JSON file that holds an object; RunError if it is missing or holds none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing") from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: damaged, not valid JSON ({reason(error)})") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: damaged, needs a JSON object, got {json.dumps(value)[:60]}")
-    return value
-
-
-def read_record(path: Path, kind: type[T], hint: str = "") -> T:
-    """Reads a JSON file as the dataclass `kind` and checks its types.
-
-    Raises RunError, naming the first field at fault and ending with `hint`, if the file is missing,
-    damaged or of another version.
-    """
-    try:
-        return parse_record(path.read_bytes(), kind, str(path), hint)
-    except FileNotFoundError:
-        raise RunError(f"{path}: missing{f'; {hint}' if hint else ''}") from None
-
-
-def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
-    """Reads a JSON lines file, one `read_record` per line; an empty list if there is no file."""
-    try:
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    except FileNotFoundError:
-        return []
-    return [
-        parse_record(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line
-    ]
-
-
-def parse_record(data: bytes | str, kind: type[T], where: str, hint: str = "") -> T:
-    """JSON as the dataclass `kind`; RunError, beginning with `where`, if it is not one."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # a class is hashable
-        return adapter.validate_json(data, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        why = f"{field}: {first['msg']}" if field else first["msg"]
-        end = f"; {hint}" if hint else ""
-        raise RunError(f"{where}: damaged or of another version ({why}){end}") from None
-
-
-@functools.cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
 
 
 @contextlib.contextmanager

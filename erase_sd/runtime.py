@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +38,26 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, note: str, /) -> None: ...
 
 
+class Approval(Protocol):
+    """Called before a long run with the number of images and the seconds they may take, if known.
+
+    Whoever asks a person raises an exception if the answer is no.
+    """
+
+    def __call__(self, images: int, seconds: float | None, /) -> None: ...
+
+
+def cost_line(images: int, seconds: float | None) -> str:
+    """How many images are to be generated, and in what time."""
+    line = f"{images:,} images are to be generated"
+    if seconds is None:
+        return line
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{line}, in about {seconds / length:.0f} {unit}"
+    return f"{line}, in about {seconds:.0f} s"
+
+
 def device() -> torch.device:
     """CUDA if available, else Apple's MPS, else the CPU.
 
@@ -45,10 +66,32 @@ def device() -> torch.device:
     import torch
 
     if torch.cuda.is_available():
-        if (process := os.environ.get("LOCAL_RANK")) is None:
+        if "LOCAL_RANK" not in os.environ:
             return torch.device("cuda")
-        return torch.device("cuda", int(process) % torch.cuda.device_count())
+        return torch.device("cuda", _variable("LOCAL_RANK", 0) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def processes() -> tuple[int, int]:
+    """Number of this process, from 0, and of how many, by the variables of `erase-sd launch` and torchrun.
+
+    A launcher also sets MASTER_ADDR; without it the others are left over, and there is no other process.
+    Raises SettingError for variables that contradict each other.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        return 0, 1
+    number, count = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    if not 0 <= number < count:
+        raise SettingError(f"RANK={number} needs a WORLD_SIZE above it, got {count}; or unset both")
+    return number, count
+
+
+def _variable(name: str, default: int) -> int:
+    """A whole number from the environment."""
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise SettingError(f"{name}={os.environ[name]} needs a whole number; or unset it") from None
 
 
 def dtype(name: Precision = "auto") -> torch.dtype:
@@ -147,6 +190,16 @@ def check_space(folder: Path, needed: float) -> None:
         raise RunError(
             f"{folder}: needs about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on its disk"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Creates `folder`; raises RunError if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def quiet_libraries() -> None:

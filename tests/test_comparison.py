@@ -19,7 +19,7 @@ from PIL import Image
 from erase_sd import api
 from erase_sd.cli import main
 from erase_sd.comparison import cell as cell_module
-from erase_sd.comparison import runner
+from erase_sd.comparison import own_process, runner
 from erase_sd.comparison.cell import GridSetup, attempt, is_done
 from erase_sd.comparison.grid import Cell, MethodSpec, cells_of, parse_spec
 from erase_sd.comparison.results import measures_of
@@ -204,7 +204,7 @@ def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_ce
     assert (OUT / "pareto.png").is_file() and not (OUT / "several.png").exists()
 
     ran: list[str] = []
-    monkeypatch.setattr(runner, "_in_own_process", lambda cell, *_: ran.append(str(cell)) or "")
+    monkeypatch.setattr(runner, "in_own_process", lambda cell, *_: ran.append(str(cell)) or "")
     run_grid(tiny, ["apple", "chair"], methods)
     assert ran == [str(cell) for cell, _ in comparison.failed]
 
@@ -217,7 +217,7 @@ def killed(*_: object) -> str:
 def test_a_killed_cell_is_a_row_and_exit_status_1(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runner, "attempt", killed)
+    monkeypatch.setattr(own_process, "attempt", killed)
     words = ["--concepts", "apple", "--methods", "ga", "--seeds", "1", "--skip-images"]
     for name in ("model", "clip", "data"):
         words += [f"--{name}", str(sources(tiny)[name])]
@@ -289,7 +289,7 @@ def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny:
     for change in changes:
         other = dataclasses.replace(here, origin=dataclasses.replace(here.origin, **change))
         assert not is_done(cell, other)
-    unknown_data = dataclasses.replace(here.origin, data="", images="", missing_images=0)
+    unknown_data = dataclasses.replace(here.origin, data=None, images=None, missing_images=0)
     assert is_done(cell, dataclasses.replace(here, origin=unknown_data))
     own = path.read_text()
     record = json.loads(own)

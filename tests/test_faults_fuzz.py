@@ -29,10 +29,10 @@ from erase_sd.data.prompts import read_prompts
 from erase_sd.errors import EraseError
 from erase_sd.evaluation.galleries.cifar100 import read_cifar100
 from erase_sd.evaluation.galleries.shards import read_shards
-from erase_sd.files import parse_record, read_json
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
 from erase_sd.models.unpickle import read_pickle
+from erase_sd.reading import parse_record, read_json
 from erase_sd.run.measurements import DetectionRecord, EvaluationRecord, ScoresRecord
 from erase_sd.run.records import ErasureRecord, ImageRecord, RunRecord, TrainRecord
 

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty import Faults, calls_of, killed_at
+from faulty import Faults, calls_of, forked, killed_at
 from report_run import known_answers
 from unlearn_runs import short
 
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.attacks.stage import attack
+from erase_sd.attacks.target import Target
 from erase_sd.checked import hash_folder
+from erase_sd.comparison import runner
+from erase_sd.comparison.cell import attempt
+from erase_sd.evaluation.stage import evaluate
 from erase_sd.files import PARTIAL
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
@@ -31,6 +37,10 @@ pytestmark = [
 ]
 TIMES = ("seconds", "peak_memory_mb", "seconds_per_step", "resumed_at", "versions")
 OWN = (".lock", ".writer")  # a killed writer's stay, and the next one takes them over
+TIMED = ("comparison.csv", "comparison.md", "pareto.png")  # hold seconds and megabytes
+ATTACK = AttackSettings(
+    attacks=("embeddings",), budgets={"counts": 1, "steps": 2, "captions": 2}, images=2, steps=1
+)
 PROMPTS = ("an apple", "a dog", "a red apple on a table", "an orange")
 
 
@@ -46,6 +56,9 @@ def stages(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[
         return known_answers(detector, [Path(i.parent.name, "apple-0000.png") for i in images])
 
     monkeypatch.setattr(scoring, "detect", answers)
+    monkeypatch.setattr(
+        Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
+    )
     settings = short(steps=4)
     yield {
         "unlearn": lambda: unlearn(settings, tiny, run),
@@ -54,8 +67,29 @@ def stages(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[
         ),
         "score": lambda: scoring.score(run, tiny),
         "export": lambda: export(run, tiny, "diffusers"),
+        "evaluate": lambda: evaluate(run, tiny),
+        "attack": lambda: attack(run, tiny, ATTACK),
+        "compare": _compare_in_one_process(tiny),
     }  # type: ignore[misc]
     torch.set_num_threads(threads)
+
+
+def _compare_in_one_process(tiny: Models) -> Callable[[], object]:
+    """A comparison of two cells whose cells run in the process that is killed."""
+
+    def compare() -> object:
+        for stem in ("apple", "retain"):
+            Path("prompts").mkdir(exist_ok=True)
+            Path(f"prompts/{stem}.txt").write_text("an apple\na dog\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "in_own_process", lambda cell, setup, _: attempt(cell, setup))
+            return runner.compare(
+                ["apple"], ["ga:steps=2,learning_rate=1e-6"], models=tiny, seeds=2,
+                out=Path("runs/grid"), prompts_folder=Path("prompts"), images_per_prompt=1,
+                dtype="fp32", images=True,
+            )  # fmt: skip
+
+    return compare
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -67,7 +101,7 @@ def contents(folder: Path) -> dict[str, object]:
         return [timeless(v) for v in value] if isinstance(value, list) else value
 
     found: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in OWN):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in OWN + TIMED):
         name = path.relative_to(folder).as_posix()
         if path.suffix in (".json", ".jsonl"):
             text = path.read_text()
@@ -85,7 +119,13 @@ def contents(folder: Path) -> dict[str, object]:
         pytest.param(1, id="all", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("stage", ["unlearn", "generate", "score", "export"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "unlearn", "generate", "score", "export",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("evaluate", "attack", "compare")),
+    ],
+)  # fmt: skip
 def test_a_stage_killed_anywhere_ends_the_same_when_it_is_done_again(
     stages: dict[str, Callable[[], object]], stage: str, every: int, faults: Faults
 ) -> None:
@@ -105,7 +145,7 @@ def test_a_stage_killed_anywhere_ends_the_same_when_it_is_done_again(
             shutil.copytree(before, "runs")
             shutil.rmtree("cache", ignore_errors=True)
             assert killed_at(stages[stage], number) == -signal.SIGKILL
-            stages[stage]()
+            assert forked(stages[stage]) == 0
             assert contents(Path("runs")) == expected
             left = [p for p in Path("runs").rglob(".*") if p.name.endswith((PARTIAL, ".old"))]
             assert left == []

@@ -18,9 +18,6 @@ from erase_sd.errors import RunError
 from erase_sd.files import (
     hash_file,
     key_of,
-    read_json,
-    read_record,
-    read_records,
     whole_file,
     whole_folder,
     write_bytes,
@@ -29,6 +26,7 @@ from erase_sd.files import (
     write_records,
     write_text,
 )
+from erase_sd.reading import read_json, read_record, read_records
 
 
 @dataclass(frozen=True)

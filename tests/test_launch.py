@@ -33,6 +33,7 @@ def files_of(run: Run) -> dict[str, bytes]:
 
 
 def as_process(number: int, count: int, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("MASTER_ADDR", "127.0.0.1")
     patch.setenv("RANK", str(number))
     patch.setenv("WORLD_SIZE", str(count))
 

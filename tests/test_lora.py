@@ -186,7 +186,7 @@ def test_a_lora_that_leaves_too_much_undone_is_refused(
     ) as caught:
         export(erased_run, tiny, "lora", Path("out"), rank=2)
     assert "\n" not in str(caught.value) and not Path("out").exists()
-    with pytest.raises(SettingError, match="rank 0: needs a whole number above 0"):
+    with pytest.raises(SettingError, match="rank 0: needs a whole number from 1"):
         export(erased_run, tiny, "lora", Path("out"), rank=0)
     with pytest.raises(SettingError, match="rank 2: only a lora has a rank"):
         export(erased_run, tiny, "diffusers", Path("out"), rank=2)

@@ -31,7 +31,7 @@ with Run(Path(sys.argv[1])).lock():
 # What an unlearning records beside its settings.
 BEGINS: dict[str, Any] = {
     "concepts": [{"name": "apple", "synonyms": [], "keep_senses": []}],
-    "origin": {"model": "m", "clip": ["c"], "data": "d", "images": "", "missing_images": 0},
+    "origin": {"model": "m", "clip": ["c"], "data": "d", "images": None, "missing_images": 0},
 }
 
 
@@ -70,7 +70,7 @@ def test_a_stage_that_raises_is_not_done(tmp_path: Path) -> None:
     run = Run(tmp_path / "apple")
     with pytest.raises(KeyboardInterrupt), run.stage("unlearn", {}, **BEGINS):
         raise KeyboardInterrupt
-    assert run.status("unlearn") == "running"
+    assert run.status("unlearn") == "missing"
     with run.lock():  # and the folder is free again
         pass
 

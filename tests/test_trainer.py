@@ -35,7 +35,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny: Models, step: int) -> No
     unlearn(short(), tiny, whole)
     with pytest.raises(KilledError):
         unlearn(short(), tiny, broken, kill_at(step))
-    assert broken.status("unlearn") == "running"
+    assert broken.status("unlearn") != "done"
     assert not broken.erased.exists()
     unlearn(short(), tiny, broken)
     assert same(weights(whole), weights(broken))

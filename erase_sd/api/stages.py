@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EraseError, RunError, SettingError
 from ..run import RUNS, Run, run_folder
-from ..runtime import Precision, Progress, log
+from ..runtime import Approval, Precision, Progress, log
 
 if TYPE_CHECKING:
     from ..comparison.runner import Comparison
@@ -63,16 +63,17 @@ def generate(
     model: Source | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
+    approve: Approval | None = None,
     **settings: Any,
 ) -> Path:
     """Generates images of the prompts with the original and the erased encoder, from the same seeds.
 
     Returns the run folder; by default the first prompt file names the run, and `-` is standard input.
-    A `retain.txt` beside that
-    file is included, with `kinds` also the files of the other prompt kinds (`apple.synonym.txt` beside
-    `apple.txt`). `reference` adds the original's images of the concept-removed prompts. The model is
-    the run's own unless another is named. `settings` are fields of
-    `erase_sd.generation.settings.GenerateSettings`. Raises EraseError.
+    A `retain.txt` beside that file is included, with `kinds` also the files of the other prompt kinds
+    (`apple.synonym.txt` beside `apple.txt`). `reference` adds the original's images of the
+    concept-removed prompts. The model is the run's own unless another is named. `approve` is called
+    before a long run. `settings` are fields of `erase_sd.generation.settings.GenerateSettings`. Raises
+    EraseError.
     """
     from ..data.kinds import kind_files_beside, parse_prompt_file_name
     from ..data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
@@ -91,7 +92,7 @@ def generate(
     own = Run(run_folder(run, (parse_prompt_file_name(prompts_name(files[0]))[0],)))
     parsed = GenerateSettings(**settings)
     models = models_of_run(own, preset=preset, model=model, revision=revision)
-    generate_stage(files, parsed, models, own, progress, reference)
+    generate_stage(files, parsed, models, own, progress, reference, approve)
     return own.folder
 
 
@@ -106,15 +107,15 @@ def score(
     """Detects objects in the images of a run, by default of all under `runs/`, and returns the rates.
 
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
-    for a run that erased more than one. Of all runs, one that cannot be scored is logged as an error and
-    left out. Raises EraseError.
+    for a run that erased more than one. Of all runs, one that cannot be scored is left out, logged as an
+    error, and named in `unscored` of the result. Raises EraseError.
     """
     from ..models.presets import models_of_run
     from ..scoring.stage import merge, runs_with_images
     from ..scoring.stage import score as score_stage
 
-    runs = [Run(run_folder(run))] if run is not None else runs_with_images()
-    if not runs:
+    runs, unscored = ([Run(run_folder(run))], []) if run is not None else runs_with_images()
+    if not runs and not unscored:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
     scores = []
@@ -122,13 +123,15 @@ def score(
         try:
             models = models_of_run(own, preset=preset, detector=detector)
             scores.append(score_stage(own, models, classes, progress))
-        except EraseError as error:
+        except (EraseError, OSError) as error:
             if run is not None:
                 raise
-            log.error("%s; left out of the table", error)
+            unscored.append(str(error))
+    for why in unscored:
+        log.error("%s; left out of the table", why)
     if not scores:
         raise RunError(f"no run in {RUNS}/ could be scored")
-    return merge(*scores)
+    return merge(*scores, unscored=unscored)
 
 
 def attack(
@@ -214,13 +217,14 @@ def compare(
     data: str | Path | None = None,
     detector: str | Path | None = None,
     progress: Progress | None = None,
+    approve: Approval | None = None,
 ) -> Comparison:
     """Runs every concept with every method and seed, and writes tables and figures into `out`.
 
     Concepts joined by "+" are erased in one run; a method may carry settings, `cliperase:towers=both`.
     `seeds` counts training seeds; data split, prompts and image seeds are the same in all runs. `dtype`
-    is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks` are names. Finished
-    runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
+    is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks`
+    are names. `approve` is called with the number of images. Finished runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
     Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
     from ..comparison.runner import compare as run_grid
@@ -238,4 +242,5 @@ def compare(
         images=images,
         attacks=attacks,
         progress=progress,
+        approve=approve,
     )

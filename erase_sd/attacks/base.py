@@ -6,6 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from ..errors import DivergedError
 from .target import Embeds, Target
 
 Access = Literal["black box", "original", "white box"]
@@ -50,6 +54,17 @@ class Attack:
     def run(self, target: Target) -> list[Probe]:
         """Attacks the target; the same target and seed give the same probes."""
         raise NotImplementedError
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimizer down the gradient of `loss`; DivergedError if a result is not finite."""
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    results = (tensor for group in optimizer.param_groups for tensor in group["params"])
+    if not all(tensor.isfinite().all() for tensor in results):
+        rule = "the attack diverged (NaN or infinity); needs a lower learning rate"
+        raise DivergedError(rule, field="budgets")
 
 
 def at_least(bound: float, default: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Access, Attack, Probe, at_least
+from .base import Access, Attack, Probe, at_least, descend
 from .target import Target
 from .tokens import (
     counterparts,
@@ -55,9 +55,7 @@ class FittedEmbeddings(Attack):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for _ in range(self.steps):
             attacked = encode_rows(target, target.erased, rows, vectors)
-            optimizer.zero_grad()
-            torch.autograd.backward(state_loss(attacked, original, source).mean())
-            optimizer.step()
+            descend(optimizer, state_loss(attacked, original, source).mean())
             schedule.step()
         return embedding_probe(target, f"{count} embedding{'s' * (count > 1)}", vectors)
 

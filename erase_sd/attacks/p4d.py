@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Access, Attack, Probe, at_least
+from .base import Access, Attack, Probe, at_least, descend
 from .denoising import noisy, photograph_latents, predict
 from .target import Target
 from .tokens import embedding_table, encode_rows, token_rows, typeable_words, with_name
@@ -56,9 +56,7 @@ class Prompting4Debugging(Attack):
             with torch.no_grad():
                 wanted = predict(target, batch, named)
             own = predict(target, batch, encode_rows(target, target.erased, rows, vectors))
-            optimizer.zero_grad()
-            torch.autograd.backward((own - wanted).square().mean())
-            optimizer.step()
+            descend(optimizer, (own - wanted).square().mean())
         nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1).cpu()
         prompts = [
             " ".join(words[int(allowed[i])] for i in row) for row in nearest.view(start.shape)

@@ -26,6 +26,8 @@ AttackName = Literal[
 ]
 """An attack's file has its name, with underscores for hyphens, and defines one attack."""
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+MAX_BUDGET = 1_000_000
+"""Upper bound of every budget."""
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -81,6 +83,10 @@ def _checked(name: str, budget: str, value: Any) -> Any:
     if not numbers or not whole or (not several and len(numbers) > 1):
         rule = f"needs {'whole ' * (kind is int)}number{'s joined by commas' * several}"
         raise SettingError(f"{rule}, got {value}", field="budgets", value=budget)
+    if max(numbers) > MAX_BUDGET:
+        raise SettingError(
+            f"needs at most {MAX_BUDGET:,}, got {value}", field="budgets", value=budget
+        )
     if minimum is not None and min(numbers) < minimum:
         raise SettingError(f"needs at least {minimum}, got {value}", field="budgets", value=budget)
     return tuple(map(kind, numbers)) if several else kind(numbers[0])

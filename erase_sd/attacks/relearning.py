@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Access, Attack, Probe, at_least
+from .base import Access, Attack, Probe, at_least, descend
 from .denoising import denoising_loss, noisy, photograph_latents
 from .target import Target, copy_of
 from .tokens import encode_rows, token_rows
@@ -55,11 +55,7 @@ class Relearning(Attack):
             chosen = torch.randperm(len(texts), generator=generator)[: self.batch]
             rows = token_rows(target, [(texts[i], (), "") for i in chosen])
             batch = noisy(target, latents[chosen.to(latents.device)], generator)
-            optimizer.zero_grad()
-            torch.autograd.backward(
-                denoising_loss(target, batch, encode_rows(target, student, rows))
-            )
-            optimizer.step()
+            descend(optimizer, denoising_loss(target, batch, encode_rows(target, student, rows)))
             if step in self.steps:
                 probes.append(self._probe(target, student, step, word))
         return probes

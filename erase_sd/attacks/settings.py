@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SettingError
-from ..generation.settings import MAX_SEED
+from ..generation.settings import MAX_SEED, MOST
 from .registry import ATTACKS
+
+MAX_IMAGES = 10_000  # of a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,10 @@ class AttackSettings:
             if attack not in ATTACKS:
                 rule = f"needs one of {', '.join(ATTACKS)}"
                 raise SettingError(rule, field="attacks", value=attack)
-        for name in ("images", "steps"):
+        for name, most in {"images": MAX_IMAGES, "steps": MOST["steps"]}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"needs at least 1, got {value}", field=name)
+            if value is not None and not 1 <= value <= most:
+                raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
         if self.guidance is not None and not 1 <= self.guidance <= 100:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:

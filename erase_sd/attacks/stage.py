@@ -8,6 +8,7 @@ from dataclasses import asdict
 from .. import runtime
 from ..errors import RunError
 from ..files import write_json, write_text
+from ..models.features import report_unreadable
 from ..models.presets import Models
 from ..run import Run
 from ..run.measurements import AttackRecord, AttacksRecord
@@ -52,6 +53,7 @@ def attack(
                 threshold=THRESHOLD,
                 detector=models.detector_file().name,
                 detector_sha256=models.detector_hash(),
+                erased_sha256=run.erasure().weights_sha256,
                 rows=tuple(rows),
             )
             write_json(run.folder / "attacks.json", asdict(record))
@@ -67,7 +69,7 @@ def _targets(
     """The run's concepts as targets, all of which share the models."""
     concepts = run.unlearned().concepts
     score = run.record.stages.score
-    scored = [f"{name}={own}" for name, own in (score.settings["classes"] if score else {}).items()]
+    scored = [f"{name}={own}" for name, own in (score.classes if score else {}).items()]
     classes = classes_of(concepts, detector_class or scored)
     data, sets = concept_sets_of(run, models)
     pipe, encoders = open_models(run, models)
@@ -88,6 +90,7 @@ def _targets(
             steps=settings.steps or models.steps,
             guidance=settings.guidance or models.guidance,
         )
+    report_unreadable(data)
 
 
 def _rows_of(run: Run, models: Models) -> list[AttackRecord]:

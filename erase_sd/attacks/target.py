@@ -20,6 +20,7 @@ from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
 from ..errors import DataError
 from ..models import erased
+from ..models.features import readable
 from ..models.pipeline import (
     default_batch,
     embed_ids,
@@ -171,8 +172,8 @@ def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, 
 def attacked_captions(
     pipe: DiffusionPipeline, data: Dataset, sets: ConceptSets, concept: Concept, split: Split
 ) -> tuple[AttackedCaption, ...]:
-    """The first caption of each image that names the concept once and leaves SPARE_TOKENS, in the
-    order of a hash of the images' names. Raises DataError if there is none.
+    """The first caption of each readable image that names the concept once and leaves SPARE_TOKENS, in
+    the order of a hash of the images' names. Raises DataError if there is none.
 
     A class of COCO has to be what the words mean: "an apple laptop" names a laptop.
     """
@@ -186,7 +187,8 @@ def attacked_captions(
     for item in hash_order(sets.images("forget", split)):
         for text in item.captions:
             spans = concept.spans(text) if shows(text) else []
-            if len(spans) == 1 and len(tokenizer(text)["input_ids"]) <= limit:
+            fits = len(spans) == 1 and len(tokenizer(text)["input_ids"]) <= limit
+            if fits and readable(data, [item.image]):
                 chosen.append(AttackedCaption(text, spans[0], data.path_of(item.image)))
                 break
     if not chosen:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Access, Attack, Probe, at_least
+from .base import Access, Attack, Probe, at_least, descend
 from .denoising import denoising_loss, noisy, photograph_latents
 from .embeddings import embedding_probe, random_words
 from .target import Target
@@ -48,7 +48,5 @@ class TextualInversion(Attack):
             parts = in_place_of_name([captions[i] for i in chosen], [0] * count)
             embeds = encode_rows(target, target.erased, token_rows(target, parts), vectors)
             batch = noisy(target, latents[chosen.to(latents.device)], generator)
-            optimizer.zero_grad()
-            torch.autograd.backward(denoising_loss(target, batch, embeds))
-            optimizer.step()
+            descend(optimizer, denoising_loss(target, batch, embeds))
         return embedding_probe(target, f"{count} token{'s' * (count > 1)}", vectors)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ModelError, SettingError
 from ..models.pipeline import embed_ids, tokenizer_of
 from .target import AttackedCaption, Embeds, Target
 
@@ -30,12 +31,18 @@ class TokenRows:
 
 
 def token_rows(target: Target, parts: Sequence[Part]) -> TokenRows:
-    """The rows of prompts; a prompt that is too long loses its end."""
+    """The rows of prompts; a prompt that is too long loses its end.
+
+    Raises SettingError if the attacked stretch itself does not fit.
+    """
     first = target.tokenizer
     limit = int(first.model_max_length)
     rows, start = [], []
     for before, stretch, after in parts:
         head = [first.bos_token_id, *_ids(first, before)]
+        if len(head) + len(stretch) >= limit:
+            rule = f"{len(stretch)} tokens exceed the context length; needs fewer"
+            raise SettingError(rule, field="budgets")
         rows.append([*head, *stretch, *_ids(first, after)][: limit - 1])
         start.append(len(head))
     ids = {}
@@ -132,7 +139,10 @@ def state_loss(attacked: Embeds, original: Embeds, source: Tensor) -> Tensor:
 
 
 def typeable_words(target: Target) -> dict[int, str]:
-    """Token ids that stand for a word of letters which a user can type, without the concept's own."""
+    """Token ids that stand for a word of letters which a user can type, without the concept's own.
+
+    Raises ModelError if there is none.
+    """
     tokenizer = target.tokenizer
     words: dict[int, str] = {}
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
@@ -141,6 +151,8 @@ def typeable_words(target: Target) -> dict[int, str]:
             continue
         if not target.concept.in_text(word) and _ids(tokenizer, word) == [number]:
             words[number] = word
+    if not words:
+        raise ModelError(f"its tokenizer has no word without {target.concept.name}", field="model")
     return words
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Access, Attack, Probe, at_least
+from .base import Access, Attack, Probe, at_least, descend
 from .denoising import denoising_loss, noisy, photograph_latents
 from .target import Target
 from .tokens import TokenRows, embedding_table, encode_rows, token_rows, typeable_words
@@ -50,9 +50,7 @@ class UnlearnDiffAtk(Attack):
             embeds = encode_rows(
                 target, target.erased, rows, straight_through(target, logits, allowed)
             )
-            optimizer.zero_grad()
-            torch.autograd.backward(denoising_loss(target, batch, embeds))
-            optimizer.step()
+            descend(optimizer, denoising_loss(target, batch, embeds))
         chosen = logits.argmax(-1)
         prefixes = [" ".join(words[int(allowed[i])] for i in row) for row in chosen]
         return [

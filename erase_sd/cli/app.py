@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
-import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from .. import runtime
+from .. import runtime, termination
 from ..errors import EraseError
 from .attack import attack
 from .data import data, prompts
@@ -64,19 +64,8 @@ def _fail(message: str) -> None:
 
 
 def _print_line(message: str) -> None:
-    print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
-
-
-class Terminated(BaseException):
-    """SIGTERM, as a cluster sends it before it takes the machine away.
-
-    Not an Exception, so that nothing survives it: files that are being written stay as they were, and
-    an unlearning has its checkpoint of the last validation.
-    """
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
+    if sys.stderr:  # closed, as by 2>&-; print would use stdout instead
+        print(f"erase-sd: {' '.join(message.split())}", file=sys.stderr)
 
 
 class StderrLines(logging.Handler):
@@ -127,7 +116,7 @@ def program(
 def main() -> None:
     """Runs `erase-sd`."""
     runtime.keep_freed_memory()
-    signal.signal(signal.SIGTERM, _terminate)
+    termination.handle_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that only knows ASCII
@@ -135,7 +124,12 @@ def main() -> None:
         runtime.log.addHandler(StderrLines())
         runtime.log.setLevel(logging.INFO)
     try:
+        Path.cwd()
+    except OSError:  # on which libraries abort the process
+        _print_line("the working directory no longer exists")
+        sys.exit(1)
+    try:
         app()
-    except Terminated:
-        _print_line("terminated; the same command resumes from the last checkpoint")
-        sys.exit(128 + signal.SIGTERM)
+    except termination.TerminatedError as error:
+        _print_line("terminated; the same command resumes")
+        sys.exit(128 + error.signal)

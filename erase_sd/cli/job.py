@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import api
+from . import checks
 from . import options as opt
 from . import training_options as train
 from .terminal import Bar, rates_table
@@ -75,6 +76,7 @@ def generate(
     preset: opt.RunPreset = None,
     model: opt.Model = None,
     revision: opt.Revision = None,
+    yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Generate images of prompts with the original and the erased encoder, from the same seeds.
@@ -87,7 +89,7 @@ def generate(
     )  # fmt: skip
     _generate(
         quiet, prompts=prompts or [], run=run, kinds=kinds, reference=reference, preset=preset,
-        model=model, revision=revision, **settings,
+        model=model, revision=revision, approve=opt.approval(yes), **settings,
     )  # fmt: skip
 
 
@@ -103,16 +105,22 @@ def score(
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Detect objects in the images of a run, by default of all runs, and print the detection rates."""
+    """Detect objects in the images of a run, by default of all runs, and print the detection rates.
+
+    Of all runs, those that cannot be scored are named; the table has the others, and the exit status is 1.
+    """
     scores = _score(
         quiet, run=run, preset=preset, detector=detector, detector_class=detector_class or ()
     )
     rates = scores.by_class if by_class else scores.rates
     if as_json:
         record = dataclasses.asdict(dataclasses.replace(scores, rates=rates))
-        print(json.dumps({key: record[key] for key in ("threshold", "detectors", "rates")}))
+        keys = ("threshold", "detectors", "rates", "unscored")
+        print(json.dumps({key: record[key] for key in keys}))
     else:
         rates_table(scores, rates)
+    if scores.unscored:
+        raise typer.Exit(1)
 
 
 def run(
@@ -135,6 +143,7 @@ def run(
     data: opt.Data = None,
     detector: opt.DetectorFile = None,
     detector_class: opt.DetectorClasses = None,
+    yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Unlearn, generate, score and report, in this order.
@@ -142,19 +151,17 @@ def run(
     Without --prompts, the concept's own file is used: prompts/<concept>.txt, or the one that comes
     with erase-sd.
     """
-    from ..models.presets import resolve
-
     began = time.monotonic()
-    files = _checked_prompts(prompts, concepts, kinds)
+    files = checks.prompt_files(prompts, concepts)
     sources: dict[str, Any] = {
-        "preset": preset,
-        "model": model,
-        "revision": revision,
-        "clip": clip,
-        "data": data,
-    }
-    resolve(**sources, detector=detector).detector_file()  # raises now rather than after unlearning
-    precision = opt.chosen(dtype=dtype)
+        "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
+    }  # fmt: skip
+    precision, shape = opt.chosen(dtype=dtype), opt.chosen(images_per_prompt=images_per_prompt)
+    count = checks.images_of_run(
+        files, kinds, (concepts, synonyms or [], keep_senses or []), shape | precision,
+        sources | {"detector": detector}, detector_class or [],
+    )  # fmt: skip
+    opt.approval(yes)(count, None)
     folder = _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
         hyperparameters=opt.parse_hyperparameters(hyperparameters),
@@ -163,22 +170,11 @@ def run(
     )  # fmt: skip
     _generate(
         quiet, prompts=files, run=folder, kinds=kinds, reference=reference,
-        **opt.chosen(images_per_prompt=images_per_prompt), **precision,
+        **shape, **precision,
     )  # fmt: skip
     scores = _score(quiet, run=folder, detector=detector, detector_class=detector_class or ())
     rates_table(scores, scores.rates)
     _finish(folder, time.monotonic() - began)
-
-
-def _checked_prompts(prompts: list[Path] | None, concepts: list[str], kinds: bool) -> list[Path]:
-    """The prompt files, all read once so that a bad one is reported before the unlearning."""
-    from ..data.kinds import kind_files_beside
-    from ..data.prompts import find_prompts, read_prompts
-
-    files = prompts or [find_prompts(concept) for concept in concepts]
-    for file in [*files, *(kind_files_beside(files) if kinds else [])]:
-        read_prompts(file)
-    return files
 
 
 def _unlearn(quiet: bool, **arguments: Any) -> Path:

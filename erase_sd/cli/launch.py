@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,7 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import IO, Annotated
 
 import typer
 
@@ -28,27 +30,40 @@ def launch(
 ) -> None:
     """Run a command in several processes that share its work; the result is the same as with one.
 
-    On a CPU each process has one thread unless OMP_NUM_THREADS is set.
+    On a CPU each process has one thread unless OMP_NUM_THREADS is set. Prompts from standard input (-)
+    reach all processes.
     """
     if command[0] not in SHARED_COMMANDS:
         raise typer.BadParameter(f"needs one of {', '.join(SHARED_COMMANDS)}, got {command[0]}")
-    raise typer.Exit(run_processes([sys.executable, "-m", "erase_sd", *command], processes))
+    whole = [sys.executable, "-m", "erase_sd", *command]
+    raise typer.Exit(run_processes(whole, processes, _reads_standard_input(command)))
 
 
-def run_processes(command: Sequence[str], count: int) -> int:
+def _reads_standard_input(command: Sequence[str]) -> bool:
+    from ..data.prompts import STANDARD_INPUT
+
+    return any(Path(word.removeprefix("--prompts=")) in STANDARD_INPUT for word in command)
+
+
+def run_processes(command: Sequence[str], count: int, reads_input: bool = False) -> int:
     """Runs `count` processes of a command to their end; returns the exit status.
 
-    The first process has the terminal. When one fails, all are stopped, and what the failed one wrote
-    on stderr is shown.
+    The first process has the terminal; if the command `reads_input`, each has all of it. When one
+    fails, all are stopped, and what the failed one wrote on stderr is shown.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
+        contextlib.ExitStack() as opened,
+    ):
+        inputs = _inputs(count, opened) if reads_input else [None] * count
         children = [
             subprocess.Popen(  # noqa: S603
                 command,
                 env=_environment(number, count, port),
+                stdin=inputs[number] or (subprocess.DEVNULL if number else None),
                 stdout=subprocess.DEVNULL if number else None,
                 stderr=stderr if number else None,
             )
@@ -74,6 +89,19 @@ def run_processes(command: Sequence[str], count: int) -> int:
                 file=sys.stderr,
             )
         return status if status > 0 else 1
+
+
+def _inputs(count: int, opened: contextlib.ExitStack) -> list[IO[bytes]]:
+    """Standard input, which can be read only once, as a file for each process."""
+    from ..data.prompts import MAX_PROMPT_BYTES
+
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin else b""
+    files: list[IO[bytes]] = []
+    for _ in range(count):
+        files.append(opened.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115
+        files[-1].write(data)
+        files[-1].seek(0)
+    return files
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:

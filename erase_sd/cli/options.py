@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from ..errors import SettingError
 from ..models.choices import Sampler
 from ..models.presets import Preset
-from ..runtime import Precision
+from ..runtime import Approval, Precision, cost_line
 
 RUN_HELP = "Run: a name under runs/, or a folder."
 PRESET_HELP = "Models and data that belong together."
@@ -155,6 +156,21 @@ ByClass = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before a long run.")]
+MANY_IMAGES = 2_000
+"""A terminal's user is asked before as many images."""
+
+
+def approval(yes: bool) -> Approval:
+    """Asks a person at a terminal before MANY_IMAGES, unless they said `yes`; others are not held up."""
+
+    def approve(images: int, seconds: float | None) -> None:
+        if images >= MANY_IMAGES and not yes and sys.stdin and sys.stdin.isatty():
+            typer.confirm(f"{cost_line(images, seconds)}. Go on?", abort=True, err=True)
+
+    return approve
 
 
 def chosen(**options: Any) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def compare(
     clip: opt.ClipFolders = None,
     data: opt.Data = None,
     detector: opt.DetectorFile = None,
+    yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Run methods on the same concepts, prompts and seeds, and print the tables.
@@ -119,6 +120,7 @@ def compare(
             images=not skip_images,
             preset=preset,
             progress=progress,
+            approve=opt.approval(yes),
             **settings,
         )
     if comparison.tables:

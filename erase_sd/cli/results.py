@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import RunError
-from ..runtime import Precision
+from ..runtime import Precision, log
 from . import options as opt
 
 FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
@@ -21,16 +21,23 @@ def report(
         typer.Option(help="Run to report on; repeatable.", show_default="all runs with images"),
     ] = None,
 ) -> None:
-    """Write report.html of each run, and runs/index.html to compare several."""
+    """Write report.html of each run, and runs/index.html to compare several.
+
+    Of all runs, those that cannot be read are named, and the exit status is 1.
+    """
     from ..report import write, write_all
     from ..run import RUNS, Run, run_folder
     from ..scoring.stage import runs_with_images
 
-    runs = [Run(run_folder(name)) for name in run] if run else runs_with_images()
+    runs, unreadable = ([Run(run_folder(n)) for n in run], []) if run else runs_with_images()
+    for why in unreadable:
+        log.error("%s; left out", why)
     if not runs:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     for path in [write(runs[0])] if run and len(runs) == 1 else write_all(runs):
         print(path)
+    if unreadable:
+        raise typer.Exit(1)
 
 
 def show(

@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import runtime
 from ..attacks.settings import AttackSettings
 from ..attacks.stage import attack
-from ..errors import EraseError
+from ..errors import EraseError, RunError
 from ..evaluation.galleries import HELD_OUT
 from ..evaluation.stage import TEMPLATES, evaluate
 from ..files import hash_file
@@ -31,8 +31,8 @@ class GridSetup:
 
     models: Models
     origin: Origin
-    """Hashes of what every unlearning starts from; those of its data are empty if each run makes its
-    own pairs."""
+    """Hashes of what every unlearning starts from; those of its data are None if each run makes its own
+    pairs."""
     prompts: dict[str, Path]
     """The prompt file of each concept."""
     generation: GenerateSettings
@@ -68,32 +68,44 @@ def _run(cell: Cell, setup: GridSetup) -> None:
         score(run, setup.models)
     if setup.attacks:
         attack(run, setup.models, setup.attacks)
-    if not _is_evaluated(run):
+    try:
+        evaluated = _is_evaluated(run)
+    except RunError:
+        evaluated = False
+    if not evaluated:
         evaluate(run, setup.models, None, TEMPLATES)
 
 
 def is_done(cell: Cell, setup: GridSetup) -> bool:
-    """Whether the run folder holds all results of the cell, made with these very settings."""
+    """Whether the run folder holds all results of the cell, intact, made with these very settings."""
     run = Run(cell.folder)
-    if (
-        run.status("unlearn") != "done"
-        or not _is_evaluated(run)
-        or not _is_erased(cell, setup, run)
-    ):
+    try:
+        return (
+            run.status("unlearn") == "done"
+            and _is_evaluated(run)
+            and _is_erased(cell, setup, run)
+            and (setup.attacks is None or _is_attacked(run, setup.attacks))
+            and (not setup.images or _is_scored(cell, setup, run))
+        )
+    except RunError:  # damaged: made again, or refused with the reason by the stage
         return False
-    if setup.attacks and not _is_attacked(run, setup.attacks):
-        return False
-    if not setup.images:
-        return True
+
+
+def _is_scored(cell: Cell, setup: GridSetup, run: Run) -> bool:
+    """Whether the run's images and scores are those of the setup's prompts and detector."""
     if run.status("generate") != "done" or run.status("score") != "done":
         return False
-    generated, scored = run.generated().settings, run.scored().settings
-    return bool(
-        generated["prompts"] == {file.name: hash_file(file) for file in setup.prompt_files(cell)}
-        and generated["images_per_prompt"] == setup.generation.images_per_prompt
-        and generated["dtype"] == runtime.image_precision(setup.generation.dtype)
-        and (generated["sampler"], generated["steps"]) == (setup.models.sampler, setup.models.steps)
-        and scored["detector_sha256"] == setup.models.detector_hash()
+    wanted = {
+        "prompts": {file.name: hash_file(file) for file in setup.prompt_files(cell)},
+        "images_per_prompt": setup.generation.images_per_prompt,
+        "dtype": runtime.image_precision(setup.generation.dtype),
+        "sampler": setup.models.sampler,
+        "steps": setup.models.steps,
+    }
+    run.scores()
+    return (
+        wanted.items() <= run.generated().settings.items()
+        and run.scored().settings.get("detector_sha256") == setup.models.detector_hash()
     )
 
 
@@ -105,7 +117,7 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
     if record.concepts != settings.concepts or not wanted.items() <= record.settings.items():
         return False
     origin = setup.origin
-    if not origin.data:
+    if origin.data is None:
         own = record.origin
         origin = dataclasses.replace(
             origin, data=own.data, images=own.images, missing_images=own.missing_images
@@ -116,11 +128,12 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
 def _is_evaluated(run: Run) -> bool:
     """Whether `evaluation.json` rests on the run's own held-out pairs and the default templates."""
     evaluation = run.evaluation()
-    return bool(
-        evaluation
-        and evaluation.about["data"]["kind"] == HELD_OUT
-        and evaluation.about["templates"] == list(TEMPLATES)
-    )
+    if evaluation is None:
+        return False
+    about = evaluation.about
+    data = about.get("data")
+    held_out = isinstance(data, dict) and data.get("kind") == HELD_OUT
+    return held_out and about.get("templates") == list(TEMPLATES)
 
 
 def _is_attacked(run: Run, settings: AttackSettings) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import EraseError
+from ..errors import EraseError, RunError
 from ..files import write_csv, write_text
 from ..run import Run
 from ..run.measurements import AttackRecord, RateComparison
@@ -53,7 +53,8 @@ def _costs(cell: Cell, run: Run) -> list[CellMeasure]:
     if run.status("unlearn") != "done":
         return []
     record, log = run.unlearned(), run.training(ENCODER)
-    result = record.encoders[ENCODER]
+    if (result := record.encoders.get(ENCODER)) is None:
+        raise RunError(f"{run.folder / 'run.json'}: damaged, has no result of {ENCODER}")
     rows = [
         _measure(cell, "unlearn_seconds", value=None if result.resumed_at else record.seconds),
         _measure(cell, "peak_memory_mb", value=record.peak_memory_mb),

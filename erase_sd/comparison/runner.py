@@ -1,15 +1,11 @@
-"""Runs the cells of a comparison that are not done, each in its own process, and writes the results."""
+"""Runs the cells of a comparison that are not done, and writes the results."""
 
 from __future__ import annotations
 
 import datetime
-import logging
-import multiprocessing
 import os
 import shlex
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,34 +15,22 @@ from ..attacks.settings import AttackSettings
 from ..data.concept import slug
 from ..data.flickr30k import read_flickr30k
 from ..data.prompts import find_prompts, read_prompts
-from ..errors import EraseError
+from ..errors import EraseError, RunError
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
 from ..report.contact_sheet import contact_sheet
 from ..run import Run
 from ..run.records import Origin
-from ..runtime import Precision, Progress
+from ..runtime import Approval, Precision, Progress
 from ..unlearning.stage import origin
-from .cell import GridSetup, attempt, is_done
+from .cell import GridSetup, is_done
 from .grid import Cell, cells_of
+from .own_process import LAUNCHER_VARIABLES, in_own_process
 from .results import measures_of, write_results
 from .tables import Table
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-
-# torchrun's variables; with them a cell's process would try to join the others.
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Imported once, in the process that all cells are forked from, instead of 15 seconds in each.
-PRELOADED = [
-    *(f"erase_sd.{stage}.stage" for stage in ("unlearning", "generation", "scoring", "evaluation")),
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-    "transformers.models.auto.processing_auto",
-    "transformers.models.clip.image_processing_clip",
-    "transformers.models.clip.modeling_clip",
-    "inflect",
-    "scipy.stats",
-]
 
 
 @dataclass(frozen=True)
@@ -72,6 +56,7 @@ def compare(
     images: bool,
     attacks: Sequence[str] = (),
     progress: Progress | None = None,
+    approve: Approval | None = None,
 ) -> Comparison:
     """Runs the grid and writes `comparison.csv`, `comparison.md`, the figures and a contact sheet of
     each concept into `out`.
@@ -79,6 +64,7 @@ def compare(
     Without a `prompts_folder` each concept's prompts are those of `find_prompts`. torchrun's processes
     share the cells; the main one writes the results at the end. Raises EraseError, before anything
     starts, for what no cell could run with; a cell that fails later becomes a row with its reason.
+    `approve` is called with the number of images that are to be generated.
     """
     from accelerate import PartialState
 
@@ -97,15 +83,26 @@ def compare(
             for file in prompts.values():
                 read_prompts(file)
                 read_prompts(file.with_name("retain.txt"))
+        runtime.check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
         attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,
     )  # fmt: skip
+    if approve and images and state.is_main_process:
+        approve(_images_to_make(cells, setup), None)
     reasons = _run_all(cells, setup, state, progress)
     if not state.is_main_process:
         return Comparison(out, [], [])
     command = _command(concepts, methods, seeds, setup, prompts_folder)
     return _collect(cells, reasons, images, out, command)
+
+
+def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:
+    """Images of both models in all cells that are not done, without those of the attacks."""
+    pending = [cell for cell in cells if not is_done(cell, setup)]
+    lines = {file: len(read_prompts(file)) for c in pending for file in setup.prompt_files(c)}
+    prompts = sum(lines[file] for cell in pending for file in setup.prompt_files(cell))
+    return 2 * prompts * setup.generation.images_per_prompt
 
 
 def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]:
@@ -189,7 +186,10 @@ def _write_sheets(cells: Sequence[Cell], out: Path) -> None:
         }
         if runs:
             path = out / f"{concept}.png"
-            contact_sheet(list(runs.values()), path, columns=8, names=list(runs))
+            try:
+                contact_sheet(list(runs.values()), path, columns=8, names=list(runs))
+            except RunError as error:  # the tables do not need the images
+                runtime.log.error("%s: no contact sheet (%s)", path, error)
 
 
 def _outcome(cell: Cell, setup: GridSetup, index: int) -> str:
@@ -199,47 +199,4 @@ def _outcome(cell: Cell, setup: GridSetup, index: int) -> str:
             return ""
     except EraseError as error:
         return str(error)
-    return _in_own_process(cell, setup, index)
-
-
-def _in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
-    """`attempt` in a process of its own: peak memory is the cell's, and a killed cell ends no other."""
-    forks = os.name != "nt"
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if (
-        forks and runtime.device().type == "cpu"
-    ):  # an accelerator's driver does not survive the fork
-        context.set_forkserver_preload(PRELOADED)
-    own = (_environment(index), runtime.log.level if runtime.log.handlers else None)
-    with ProcessPoolExecutor(1, context, _settle, own) as pool:
-        try:
-            return pool.submit(attempt, cell, setup).result()
-        except BrokenProcessPool:
-            return "its process was killed (out of memory?)"
-        except BaseException:  # a signal; leaving the block would wait for the cell
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _environment(index: int) -> dict[str, str]:
-    """This process's environment for a cell that sees one device and no other processes."""
-    import torch
-
-    environment = {n: value for n, value in os.environ.items() if n not in LAUNCHER_VARIABLES}
-    if count := torch.cuda.device_count():
-        devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index % count]
-    return environment
-
-
-def _settle(environment: dict[str, str], log_level: int | None) -> None:
-    """Prepares a cell's process; it logs to stderr if the parent does."""
-    os.environ.clear()
-    os.environ.update(environment)
-    runtime.keep_freed_memory()
-    if log_level is not None:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("erase-sd: %(message)s"))
-        runtime.log.addHandler(handler)
-        runtime.log.setLevel(log_level)
+    return in_own_process(cell, setup, index)

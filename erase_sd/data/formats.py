@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from ..errors import DataError
 
 TOKEN_FILE = "results_20130124.token"  # noqa: S105
+MAX_BYTES = 1 << 28
+"""Most that a compressed caption file may inflate to; Flickr30K's own holds 13 MB."""
 
 
 class CaptionRow(NamedTuple):
@@ -147,9 +149,13 @@ def _bytes(path: Path) -> bytes:
     if path.suffix != ".gz":
         return data
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged, cannot be decompressed ({error})") from None
+    if len(text) > MAX_BYTES:  # a few megabytes may inflate to more than the memory
+        raise DataError(f"{path}: holds more than {MAX_BYTES:,} bytes")
+    return text
 
 
 def _text(path: Path, fallback: str | None = None) -> str:

@@ -85,10 +85,11 @@ def read_prompt_file(path: Path) -> PromptFile:
         raise error("no such file")
     elif not path.is_file():
         raise error("not a regular file; - reads standard input")
-    elif (size := path.stat().st_size) > MAX_PROMPT_BYTES:
-        raise error(f"holds {size:,} bytes, at most {MAX_PROMPT_BYTES:,} are read")
     else:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise error(f"holds more than {MAX_PROMPT_BYTES:,} bytes")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
@@ -104,8 +105,8 @@ def read_prompt_file(path: Path) -> PromptFile:
 
 @functools.cache
 def _standard_input() -> bytes:
-    """Everything on standard input, which can be read only once."""
-    return sys.stdin.buffer.read(MAX_PROMPT_BYTES)
+    """Everything on standard input, which can be read only once; a byte too many if it is too long."""
+    return sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin else b""
 
 
 def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPair]:
@@ -208,7 +209,7 @@ def _choose(
 def _write_new(texts: dict[Path, str]) -> None:
     """Writes all files, or none if one exists with other content."""
     for path, text in texts.items():
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
             rule = "exists with other content; needs a new name"
             raise SettingError(rule, field="out", value=path)
     for path, text in texts.items():

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .. import errors
 from ..errors import ModelError, SettingError
-from ..files import read_json, read_record, write_json
+from ..files import write_json
+from ..reading import read_json, read_record
 from ..run.measurements import Detection
 from ..runtime import Progress
 

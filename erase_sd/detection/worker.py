@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EraseError
-from ..files import read_json, write_json
+from ..files import write_json
+from ..reading import read_json
 from ..run.measurements import Detection
 from .detector import (
     ANSWER,

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import read_json
 from ..models.clip import Clip
 from ..models.source import check_config
 from ..models.text_encoder import load_weights
 from ..models.tokens import TokenLimit
+from ..reading import read_json
 
 if TYPE_CHECKING:
     from transformers import BlipForImageTextRetrieval, PreTrainedTokenizerBase

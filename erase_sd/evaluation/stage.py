@@ -47,6 +47,8 @@ def evaluate(
     concepts = run.unlearned().concepts
     runtime.quiet_libraries()
     variants, about = _open(run, models)
+    if "erased" in variants:
+        runtime.check_writable(run.folder)
     gallery = open_gallery(images, concepts) if images else held_out_gallery(run, models)
     estimates = measure(variants, gallery, concepts, templates, progress)
     about |= {"data": _described(gallery), "templates": list(templates)}

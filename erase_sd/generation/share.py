@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
+
+from .. import runtime
+from ..errors import RunError
 from .batch import ImageBatch, generate_pngs
 from .cache import cached_batch, store_batch
 
@@ -18,6 +23,10 @@ if TYPE_CHECKING:
 FOLDER = ".batches"
 """Folder in the run in which the other processes leave their batches for the first."""
 POLL_SECONDS = 0.05
+ABSENT_SECONDS = 300.0
+"""After so long without a batch the writer looks whether the process that owes it is still there."""
+_NO_LOCK = (filelock.Timeout, OSError, NotImplementedError)
+"""What FileLock raises if another process has the lock, or the file system knows none."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,7 @@ class Share:
     @classmethod
     def of_process(cls, run_folder: Path) -> Share:
         """The share of this process, by the variables that `erase-sd launch` and torchrun set."""
-        number, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        return cls(run_folder / FOLDER, number, count)
+        return cls(run_folder / FOLDER, *runtime.processes())
 
     @property
     def writes(self) -> bool:
@@ -46,12 +54,11 @@ class Share:
         """The images of the pass's batch number `index`, if this process is to write or to generate it.
 
         The writer waits for batches of other processes. The launcher ends all if one of them fails.
+        Raises RunError if the other process is not there.
         """
         size = len(batch.texts)
         if index % self.count != self.number:
-            while self.writes and not (stored := cached_batch(self.folder, batch.key, size)):
-                time.sleep(POLL_SECONDS)
-            return stored if self.writes else []
+            return self._from_other(index % self.count, batch.key, size) if self.writes else []
         if self.count > 1 and (stored := cached_batch(self.folder, batch.key, size)):
             return stored  # left by an interrupted pass
         pngs = generate_pngs(batch, pipe)
@@ -59,6 +66,44 @@ class Share:
             store_batch(self.folder, batch.key, pngs)
         return pngs
 
+    @contextlib.contextmanager
+    def present(self) -> Iterator[None]:
+        """Inside, a lock shows the writer that this process is there; it goes however the process ends."""
+        lock = filelock.FileLock(self._presence(self.number))
+        with contextlib.suppress(*_NO_LOCK):
+            lock.acquire(blocking=False)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _presence(self, number: int) -> Path:
+        """Lock of a process; outside of `folder`, which the writer removes at the end."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return self.folder.with_name(f"{FOLDER}-{number}.lock")
+
+    def _from_other(self, number: int, key: str, size: int) -> list[bytes]:
+        """A batch of process `number`, once it has stored it."""
+        began = time.monotonic()
+        while not (stored := cached_batch(self.folder, key, size)):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() - began > ABSENT_SECONDS and self._is_absent(number):
+                raise RunError(
+                    f"process {number + 1} of {self.count} is not there (RANK and WORLD_SIZE in the "
+                    "environment); start all with erase-sd launch, or unset both"
+                )
+        return stored
+
+    def _is_absent(self, number: int) -> bool:
+        """Whether nobody holds the lock of process `number`."""
+        try:
+            with filelock.FileLock(self._presence(number), blocking=False):
+                return True
+        except _NO_LOCK:
+            return False
+
     def clear(self) -> None:
         """Removes what the other processes left, once the run holds all of it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for number in range(1, self.count):
+            self._presence(number).unlink(missing_ok=True)

@@ -21,12 +21,13 @@ from ..models.pipeline import (
     image_size,
     open_pipeline,
     pipeline_token_limit,
+    seconds_per_image,
     swap,
 )
 from ..models.presets import Models
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
-from ..runtime import Progress, log
+from ..runtime import Approval, Progress, cost_line, log
 from .batch import ImageBatch, hashes_on_disk, write_batch
 from .plan import PlannedImage, batches_of, plan, reference_texts
 from .settings import GenerateSettings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 MANY_IMAGES = 2_000
-"""Their number is logged before the first one is generated."""
+"""From here on their number and the time they may take are said before the first one is generated."""
 BYTES_PER_PIXEL = 2.0
 """Approximate size of a generated image as PNG."""
 
@@ -60,13 +61,15 @@ def generate(
     run: Run,
     progress: Progress | None = None,
     reference: bool = False,
+    approve: Approval | None = None,
 ) -> list[ImageRecord]:
     """Generates every prompt with the original and the erased model; returns `images.jsonl`.
 
     With `reference`, the original also generates the concept-removed prompts, from the same seeds.
     The original's images are shared between runs through the cache. If memory runs out, every variant
     starts over with batches of half the size. Of several processes (`Share`), the first writes the run,
-    and the others return nothing. Raises RunError if the run is not unlearned from
+    and the others return nothing. Before MANY_IMAGES or more, their number and time are logged and
+    `approve` is called. Raises RunError if the run is not unlearned from
     `models`, DataError if a prompt file cannot be used, and SettingError if a kind file belongs to
     none of the run's concepts.
     """
@@ -92,9 +95,13 @@ def generate(
     runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
     share = Share.of_process(run.folder)
     if not share.writes:
-        return _generate_all(pipe, variants, images, shape, run, None, share)
+        with share.present():
+            return _generate_all(pipe, variants, images, shape, run, None, share)
     if total >= MANY_IMAGES:
-        log.info("%s: %s images are to be generated", run.folder, f"{total:,}")
+        seconds = total * seconds_per_image(pipe, shape["steps"], shape["guidance"])
+        log.info("%s: %s", run.folder, cost_line(total, seconds))
+        if approve:
+            approve(total, seconds)
     with run.stage("generate", stage) as entry:
         records = _generate_all(pipe, variants, images, shape, run, progress, share)
         entry["batch"] = shape["batch"]

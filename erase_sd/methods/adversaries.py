@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..models.clip import Clip, FreeEmbeddings
 from ..models.denoiser import Denoiser
 from .base import Student, TokenizedPairs
@@ -84,8 +85,14 @@ def distance(hidden_states: Tensor, wanted: Tensor, reached: Tensor) -> Tensor:
 def captions_to_attack(
     clip: Clip, forget: TokenizedPairs, count: int, tokens: int, denoiser: Denoiser | None
 ) -> AttackedCaptions:
-    """Up to `count` captions, evenly spread, whose name ends after at least `tokens` tokens."""
+    """Up to `count` captions, evenly spread, whose name ends after at least `tokens` tokens.
+
+    Raises SettingError if there is none.
+    """
     usable = torch.nonzero(forget.mask.any(1) & (forget.mention_end >= tokens)).flatten()
+    if not len(usable):
+        rule = f"no forget caption has {tokens} tokens up to the concept's name; needs fewer"
+        raise SettingError(rule, field="hyperparameters", value="tokens")
     rows = usable[torch.linspace(0, len(usable) - 1, min(count, len(usable))).long()]
     _, original = clip.encode_texts(forget.ids[rows])
     _, removed = clip.encode_texts(forget.concept_removed_ids[rows])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Batch, Method, Student, Task, fitted
+from .losses import fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class HiRM(Method):
 
     def prepare(self, task: Task) -> Self:
         """Tokenizes the prompts and chooses the direction."""
-        ids = task.clip.tokens([t.format(name) for name in task.concepts for t in self.templates])
+        ids = task.clip.tokens([fill(t, name) for name in task.concepts for t in self.templates])
         _, hidden_states = task.clip.encode_texts(ids)
         if self.toward == "random":
             generator = torch.Generator().manual_seed(task.seed)

@@ -15,6 +15,7 @@ from ..data.coco import COCO, named_classes
 from ..models.clip import Clip
 from ..runtime import log
 from .base import Batch, Need, StagedMethod, Student, Task, fitted, minimum
+from .losses import fill
 
 # Stage by stage, as in the paper and the authors' code: standard deviation of the noise, in
 # processed pixels, and how many more tensors of each tower train than in the first stage.
@@ -82,7 +83,7 @@ class Lipschitz(StagedMethod):
         every = max(1, len(task.retain) // 300)
         captions = " . ".join(pair.caption for pair in task.retain.pairs[::every])
         others = [n for n in named_classes(captions, COCO) or COCO if n not in task.concepts]
-        ids = task.clip.tokens([self.prompt.format(name) for name in (*task.concepts, *others)])
+        ids = task.clip.tokens([fill(self.prompt, name) for name in (*task.concepts, *others)])
         text, _ = task.clip.encode_texts(ids)
         images = [self._synthesize(task, text, n, generator) for n in range(len(task.concepts))]
         labels = torch.cat([torch.full((len(image),), n) for n, image in enumerate(images)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import SettingError
 from .base import Encodings, Student
 
 
@@ -38,3 +39,10 @@ def similarity_divergence(student: Student, original: Encodings, current: Encodi
     before = student.scale * original.image @ original.text.T
     after = student.scale * current.image @ current.text.T
     return divergence(before, after) + divergence(before.T, after.T)
+
+
+def fill(template: str, name: str) -> str:
+    """The template with `{}` replaced by a concept's name; SettingError if it has none."""
+    if "{}" not in template:
+        raise SettingError(f"needs {{}} for the name, got {template!r}", field="hyperparameters")
+    return template.replace("{}", name)

@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import runtime
 from ..data.concept import Concept
 from ..errors import DivergedError, RunError
-from ..files import hash_file, read_record, whole_folder, write_json
+from ..files import hash_file, whole_folder, write_json
+from ..reading import read_record
 from ..run import Run, run_folder
 from ..run.records import Base, ErasureRecord, Origin
 from .clip import Clip
@@ -85,6 +86,8 @@ def _save_image_tower(folder: Path, tensors: Mapping[str, Tensor]) -> Path | Non
 def check(folder: Path) -> ErasureRecord:
     """`erase.json` of erased encoders; RunError if their weights are no longer those that were saved."""
     record = read_record(folder / "erase.json", ErasureRecord, hint="unlearn again")
+    if not record.concepts or not record.weights_sha256:
+        raise RunError(f"{folder / 'erase.json'}: damaged, names no encoder; unlearn again")
     hashes = {
         encoder_folder(folder, n) / WEIGHTS_FILE: h for n, h in record.weights_sha256.items()
     } | {

@@ -16,7 +16,8 @@ from .. import runtime
 from ..checked import sweep
 from ..data.concept import slug
 from ..errors import ModelError, RunError, SettingError, reason
-from ..files import read_json, whole_folder, write_json, write_text
+from ..files import whole_folder, write_json, write_text
+from ..reading import read_json
 from ..run import Run
 from ..run.records import ErasureRecord
 from ..runtime import log
@@ -105,7 +106,8 @@ def export(
     precision = None if dtype is None else runtime.dtype(dtype)
     erasure = _Erasure(run, models, record, base, rank, precision, push_to)
     out = out or run.folder / "export" / to
-    if out.exists() and not (out / "erase.json").is_file():
+    encoders = (out.parent / "run.json").is_file() and out.name == run.erased.name
+    if encoders or (out.exists() and not (out / "erase.json").is_file()):
         raise SettingError("exists and is not an export", field="out", value=out)
     with run.lock():
         sweep(out.parent, out.name)
@@ -137,7 +139,10 @@ def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str,
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
-    return {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
+    stored = {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
+    if name := next((n for n, t in stored.items() if not t.isfinite().all()), None):
+        raise ModelError(f"{path}: {name} is not finite in {str(dtype)[6:]}; needs more precision")
+    return stored
 
 
 def _diffusers(folder: Path, erasure: _Erasure) -> None:

@@ -32,6 +32,8 @@ from .text_encoder import load_text_encoder
 
 MAX_RESIDUAL = 0.5
 """A LoRA that leaves more of the erasure undone than this is refused."""
+MAX_RANK = 10_000
+"""Wider than any layer of a CLIP."""
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 
@@ -52,8 +54,8 @@ def write_lora(
     SettingError for a rank below 1, ModelError if more than `MAX_RESIDUAL` of the erasure is left undone.
     """
     rank = RANK if rank is None else rank
-    if rank < 1:
-        raise SettingError("needs a whole number above 0", field="rank", value=rank)
+    if not 1 <= rank <= MAX_RANK:
+        raise SettingError(f"needs a whole number from 1 to {MAX_RANK:,}", field="rank", value=rank)
     runtime.quiet_libraries()
     kohya: dict[str, Tensor] = {}
     diffusers: dict[str, Tensor] = {}
@@ -84,6 +86,10 @@ def _change(
     weights = (hub_names(dict(model.named_parameters())) for model in (original, erased))
     before, after = ({n: p.detach() for n, p in tensors.items()} for tensors in weights)
     change = low_rank_change(before, after, rank)
+    if not change.factors:
+        raise ModelError(
+            f"{source}: the linear layers are the original's; there is nothing to export"
+        )
     tokenizer = CLIPTokenizer.from_pretrained(
         models.folder / name.replace("text_encoder", "tokenizer"), local_files_only=True
     )

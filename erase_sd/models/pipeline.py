@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import runtime
 from ..errors import ModelError, reason
-from ..files import read_json
+from ..reading import read_json
 from .choices import Sampler
 from .clip import Tap
-from .source import variant_of
+from .source import check_config, check_sizes, variant_of
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
 
@@ -43,6 +45,9 @@ def open_pipeline(
     import diffusers
 
     taps = {encoder.name: encoder.taps for encoder in text_encoders(folder)}
+    for part in ("unet", "vae"):
+        check_config(folder / part)
+    check_sizes(folder / "scheduler" / "scheduler_config.json")
     kind = getattr(diffusers, read_json(folder / "model_index.json")["_class_name"])
     omitted: dict[str, Any] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None,
@@ -172,20 +177,42 @@ def generate_embedded(
     steps: int,
     guidance: float,
 ) -> list[Image]:
-    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt."""
+    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt.
+
+    Raises ModelError for pixels that are not finite, which would become black images.
+    """
     size = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
         empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
-    out = pipe(
-        **embeds,
-        **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-        latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-    )
+    try:
+        with np.errstate(invalid="raise"):  # NaN as a pixel of 8 bits
+            out = pipe(
+                **embeds,
+                **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
+                latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+            )
+    except FloatingPointError:
+        raise ModelError(
+            f"images are not finite in {str(pipe.unet.dtype)[6:]}; fp32 has the widest range",
+            field="dtype",
+        ) from None
     return list(out.images)
+
+
+def seconds_per_image(pipe: DiffusionPipeline, steps: int, guidance: float) -> float:
+    """About how long an image takes, seconds, by a few of its denoising steps."""
+    seconds = []
+    for short in (1, 3):
+        began = time.monotonic()
+        generate_batch(pipe, [""], [0], short, guidance)
+        seconds.append(time.monotonic() - began)
+    first, third = seconds
+    step = max(0.0, third - first) / 2
+    return max(0.0, first - step) + steps * step
 
 
 def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:

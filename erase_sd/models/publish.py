@@ -10,9 +10,16 @@ from ..runtime import log
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Raises SettingError unless it is an `owner/name`."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
-        raise SettingError("needs a hub id (owner/name)", field="push_to", value=hub_id)
+    """Raises SettingError unless it is an `owner/name` that the hub accepts."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+            raise HFValidationError
+        validate_repo_id(hub_id)
+    except HFValidationError:
+        raise SettingError("needs a hub id (owner/name)", field="push_to", value=hub_id) from None
 
 
 def push(folder: Path, hub_id: str) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..checked import cached_folder
 from ..errors import ModelError, reason
-from ..files import cache_folder, hash_file, whole_folder
+from ..files import cache_folder, hash_file
 from .source import CONFIG_FILES, fetch
 
 SIGNS = (
@@ -32,12 +33,15 @@ def folder_of(path: Path) -> Path:
     from the hub's cache, or downloaded. Raises ModelError for a file of another kind, a damaged one,
     and if the configuration cannot be had.
     """
-    import diffusers
-
     kind, base = _kind(path)
     folder = cache_folder() / "checkpoints" / hash_file(path)[:16]
-    if (folder / "model_index.json").is_file():
-        return folder
+    return cached_folder(folder, lambda partial: _convert(path, kind, base, partial))
+
+
+def _convert(path: Path, kind: str, base: str, folder: Path) -> None:
+    """Writes the checkpoint as a diffusers folder."""
+    import diffusers
+
     try:
         config = fetch("model", base, CONFIG_FILES)
     except ModelError as error:
@@ -52,9 +56,7 @@ def folder_of(path: Path) -> Path:
         )
     except Exception as error:  # a damaged file raises different errors in different releases
         raise ModelError(f"cannot be loaded ({reason(error)})", field="model", value=path) from None
-    with whole_folder(folder) as partial:
-        pipe.save_pretrained(partial, safe_serialization=True)
-    return folder
+    pipe.save_pretrained(folder, safe_serialization=True)
 
 
 def _kind(path: Path) -> tuple[str, str]:

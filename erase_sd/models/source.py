@@ -6,10 +6,11 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..checked import hash_folder, walk_files
 from ..errors import EraseError, ModelError, reason
-from ..files import read_json
+from ..reading import read_json
 from ..runtime import is_out_of_memory, log
 
 Source = str | Path
@@ -27,6 +28,8 @@ SD_FILES = (
 CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
 TOKENIZER_FILES = ("*.json", "*.txt")
+MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
+"""Most layers of a model, and most of everything else that a configuration counts."""
 UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 
 
@@ -95,8 +98,30 @@ def variant_of(folder: Path) -> str | None:
 
 
 def check_config(folder: Path) -> None:
-    """Raises ModelError for a folder without `config.json`, or one that would run its own code."""
+    """Raises ModelError for a folder without `config.json`, one that would run its own code, and one of
+    absurd sizes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: not a model folder (no config.json)")
     if "auto_map" in read_json(folder / "config.json"):
         raise ModelError(f"{folder}: its config.json would run code of its own; refused")
+    check_sizes(folder / "config.json")
+
+
+def check_sizes(path: Path) -> None:
+    """ModelError for a configuration of absurd sizes, which would be built until the memory is full."""
+    for name, value in _numbers(read_json(path)):
+        most = MAX_LAYERS if "layer" in name or "block" in name else MAX_SIZE
+        if value > most:
+            raise ModelError(f"{path}: {name} is {value}, at most {most:,} is read")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers in parsed JSON, each with the name of the field that it is in."""
+    if isinstance(value, int):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import hash_file, key_of, read_json
+from ..files import hash_file, key_of
+from ..reading import read_json
 from .clip import Clip, Tap
 from .source import check_config, fingerprint, foreign_files, variant_of
 
@@ -26,7 +27,6 @@ PIPELINES = {
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
-
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # noqa: S105
 
 

@@ -74,8 +74,7 @@ class ReportData:
     def detector_class(self, concept: str) -> str:
         """The detector's class for a concept, as recorded by `score`."""
         score = self.record.stages.score
-        classes = score.settings.get("classes", {}) if score else {}
-        return str(classes.get(concept, concept))
+        return score.classes.get(concept, concept) if score else concept
 
     def look_alikes(self, concept: str) -> list[str]:
         """The classes that are easily mistaken for a concept."""

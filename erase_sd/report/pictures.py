@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import RunError
 from ..files import digest
+from ..reading import read_bytes
 from ..run.records import ImageRecord
 
 MAX_SIDE = 384  # pixels; larger images are scaled down to this
@@ -44,8 +46,8 @@ def embed_images(folder: Path, images: Sequence[ImageRecord]) -> dict[str, Pictu
 
 def _picture(path: Path, sha256: str, budget: int) -> Picture:
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = read_bytes(path)
+    except (OSError, RunError):
         return Picture(problem="missing")
     if digest(data) != sha256:
         return Picture(problem="changed since it was generated")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import filelock
-
 from .. import runtime
-from ..checked import sweep
 from ..data.concept import slug
 from ..errors import RunError, SettingError
-from ..files import digest, read_record, read_records, write_json
+from ..files import digest, write_json
+from ..reading import read_bytes, read_record, read_records
 from .differences import refuse_other
+from .lock import writer_lock
 from .measurements import AttacksRecord, DetectionRecord, EvaluationRecord, ScoresRecord
 from .records import (
     ErasureRecord,
@@ -124,7 +121,7 @@ class Run:
         """An image's file; RunError if it is missing, or not the image that was generated."""
         path = self.folder / image.file
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except FileNotFoundError:
             raise RunError(f"{path}: missing; generate again") from None
         if digest(data) != image.sha256:
@@ -154,14 +151,26 @@ class Run:
     def evaluation(self) -> EvaluationRecord | None:
         """`evaluation.json`; None if the run has not been evaluated."""
         path = self.folder / "evaluation.json"
-        return (
-            read_record(path, EvaluationRecord, hint="evaluate again") if path.is_file() else None
-        )
+        if not path.is_file():
+            return None
+        record = read_record(path, EvaluationRecord, hint="evaluate again")
+        self._check_weights(path, record.about.get("erased_sha256"), "evaluate")
+        return record
 
     def attacks(self) -> AttacksRecord | None:
         """`attacks.json`; None if the run has not been attacked."""
         path = self.folder / "attacks.json"
-        return read_record(path, AttacksRecord, hint="attack again") if path.is_file() else None
+        if not path.is_file():
+            return None
+        record = read_record(path, AttacksRecord, hint="attack again")
+        self._check_weights(path, record.erased_sha256, "attack")
+        return record
+
+    def _check_weights(self, path: Path, measured: object, command: str) -> None:
+        """RunError if a file was measured on other weights than the run now has."""
+        known = measured and (self.erased / "erase.json").is_file()
+        if known and measured != self.erasure().weights_sha256:
+            raise RunError(f"{path}: measured on other weights than the run has; {command} again")
 
     def update(self, **fields: Any) -> None:
         """Sets fields of `run.json`: `models`, `versions`, `stages` or `total`."""
@@ -170,36 +179,9 @@ class Run:
             self.folder / "run.json", dataclasses.asdict(dataclasses.replace(record, **fields))
         )
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """The one writer's lock; the system releases it when the process ends, however it ends.
-
-        Removes what a killed writer left.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / ".lock")
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise RunError(f"{self.folder}: in use by {self._writer()}") from None
-        except (OSError, ValueError, NotImplementedError) as error:  # no locks on this file system
-            why = getattr(error, "strerror", None) or error
-            raise RunError(f"{self.folder}: cannot be written ({why})") from None
-        try:
-            process = f"process {os.getpid()} on {socket.gethostname()}"
-            (self.folder / ".writer").write_text(process, encoding="utf-8")
-            for folder in (self.folder, *self.folder.glob("images/*/")):
-                sweep(folder, keep="report.html")  # which is written without the lock
-            yield
-        finally:
-            (self.folder / ".writer").unlink(missing_ok=True)
-            lock.release()
-
-    def _writer(self) -> str:
-        try:
-            return (self.folder / ".writer").read_text(encoding="utf-8") or "another process"
-        except OSError:
-            return "another process"
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """The one writer's lock; RunError if another process has it, or the folder cannot be written."""
+        return writer_lock(self.folder)
 
     @contextlib.contextmanager
     def stage(
@@ -223,7 +205,7 @@ class Run:
             began = time.monotonic()
             try:
                 yield entry
-            except Exception:
+            except BaseException:  # a signal, too
                 before.restore()
                 raise
             entry |= {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..data.pair import ConceptSet, PromptKind
+from ..data.pair import CONCEPT_SETS, ConceptSet, PromptKind
 from .records import Variant
 
 RateGroup = Literal["target", "retained_same", "retained_other"]
@@ -106,6 +106,8 @@ class ScoresRecord:
     rates: tuple[RateComparison, ...]
     by_class: tuple[RateComparison, ...]
     sweep: tuple[RateComparison, ...]
+    unscored: tuple[str, ...] = ()
+    """Why runs are missing from a table of several, one line per run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,11 @@ class EvaluationRecord:
     about: dict[str, Any]
     """Models, data and templates that the measurements rest on."""
     measurements: tuple[Measurement, ...]
+
+    def __post_init__(self) -> None:
+        data = self.about.get("data")
+        if not isinstance(data, dict) or not {"kind", "folder", *CONCEPT_SETS} <= data.keys():
+            raise ValueError("about.data needs kind, folder, and the images of each set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,4 +197,6 @@ class AttacksRecord:
     """Least probability of a detection that counts."""
     detector: str
     detector_sha256: str
+    erased_sha256: dict[str, str] = field(default_factory=dict)
+    """Hashes of the weights that were attacked, by encoder; empty if an earlier version attacked them."""
     rows: tuple[AttackRecord, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,15 +25,23 @@ class StageRecord:
     peak_memory_mb: int | None = None
 
 
+def _check_types(values: Mapping[str, Any], **types: type | tuple[type, ...]) -> None:
+    """ValueError for a value that is there, is not None, and is not of its type."""
+    for name, kind in types.items():
+        value = values.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{name} cannot be {value!r:.60}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """SHA-256 hashes of what an unlearning starts from."""
 
     model: str
     clip: tuple[str, ...]
-    data: str
-    """Hash of the captions."""
-    images: str = ""
+    data: str | None = None
+    """Hash of the captions; None before the model has generated its own."""
+    images: str | None = None
     """Hash of the image files."""
     missing_images: int = 0
 
@@ -50,6 +59,11 @@ class EncoderResult:
     held_out: dict[str, float]
     """`unlearning.metrics` on the held-out captions."""
 
+    @property
+    def residual(self) -> float:
+        """Residual concept similarity on the held-out captions; 1, as if nothing was erased, if unknown."""
+        return self.held_out.get("residual_concept_similarity", 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnRecord(StageRecord):
@@ -62,6 +76,9 @@ class UnlearnRecord(StageRecord):
     unreadable_images: tuple[str, ...] = ()
     """Images that were left out because they cannot be read."""
 
+    def __post_init__(self) -> None:
+        _check_types(self.settings, forget_threshold=(int, float), retain_floor=(int, float))
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRecord(StageRecord):
@@ -70,10 +87,22 @@ class GenerateRecord(StageRecord):
     batch: int | None = None
     """Images per batch, after any out-of-memory halving."""
 
+    def __post_init__(self) -> None:
+        _check_types(self.settings, steps=int, guidance=(int, float), dtype=str, sampler=str)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRecord(StageRecord):
     """The score stage's entry."""
+
+    def __post_init__(self) -> None:
+        _check_types(self.settings, classes=dict, detector_sha256=str)
+        _check_types(self.classes, **dict.fromkeys(self.classes, str))
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The detector's class of each concept."""
+        return self.settings.get("classes") or {}
 
 
 @dataclass(frozen=True, kw_only=True)

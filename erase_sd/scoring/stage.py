@@ -13,7 +13,7 @@ from ..models.presets import Models
 from ..run import RUNS, Run
 from ..run.measurements import DetectionRecord, DetectorRecord, ScoresRecord
 from ..run.records import ImageRecord
-from ..runtime import Progress, log
+from ..runtime import Progress
 from .matching import match_images
 from .rates import THRESHOLD, THRESHOLDS, compare_rates
 from .table import csv_columns, csv_row, markdown
@@ -163,14 +163,15 @@ def _scores(
     )
 
 
-def merge(*scores: ScoresRecord) -> ScoresRecord:
-    """The scores of several runs as one table."""
+def merge(*scores: ScoresRecord, unscored: Sequence[str] = ()) -> ScoresRecord:
+    """The scores of several runs as one table; `unscored` says why others are not in it."""
     return ScoresRecord(
         threshold=THRESHOLD,
         detectors=tuple(dict.fromkeys(d for score in scores for d in score.detectors)),
         rates=tuple(rate for score in scores for rate in score.rates),
         by_class=tuple(rate for score in scores for rate in score.by_class),
         sweep=tuple(rate for score in scores for rate in score.sweep),
+        unscored=tuple(unscored),
     )
 
 
@@ -181,14 +182,13 @@ def write_scores(run: Run, scores: ScoresRecord) -> None:
     write_text(run.folder / "scores.md", markdown(scores))
 
 
-def runs_with_images() -> list[Run]:
-    """Every run under `runs/` that has generated its images, by name; one that cannot be read is
-    logged as an error."""
-    runs = []
+def runs_with_images() -> tuple[list[Run], list[str]]:
+    """Every run under `runs/` that has generated its images, by name, and why others cannot be read."""
+    runs, unreadable = [], []
     for path in sorted(RUNS.glob("*/run.json")):
         try:
             if Run(path.parent).status("generate") == "done":
                 runs.append(Run(path.parent))
-        except RunError as error:
-            log.error("%s", error)
-    return runs
+        except (OSError, RunError) as error:
+            unreadable.append(str(error))
+    return runs, unreadable

@@ -56,7 +56,7 @@ def strength_rates(
 
     `lora` is the kohya file of the run's export. Raises RunError if the run is not scored.
     """
-    classes = run.scored().settings["classes"]
+    classes = run.scored().classes
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
     full = {record.file: record.detections for record in run.detections()}

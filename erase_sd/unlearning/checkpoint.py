@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import runtime
 from ..checked import load_tensors, save_tensors
 from ..errors import RunError
-from ..files import parse_record
+from ..reading import parse_record
 from ..run.differences import brief
 from ..run.records import Origin, TrainRecord
 from .settings import UnlearnSettings
@@ -49,6 +49,8 @@ class Snapshot:
     state: TrainerState
     accepted: Mapping[str, Tensor]
     """Weights of the last accepted validation, by parameter name."""
+    current: Mapping[str, Tensor]
+    """Weights of a step between two validations; empty after one, when they are the accepted ones."""
     optimizer: Mapping[str, Mapping[str, Tensor]]
     """Adam's state (`step`, `exp_avg`, `exp_avg_sq`) by parameter name; empty after a roll-back."""
     memory: Mapping[str, Tensor]
@@ -83,6 +85,7 @@ class Checkpoint:
     def save(self, snapshot: Snapshot) -> None:
         """Writes the snapshot, whole or not at all."""
         tensors = {f"accepted.{name}": tensor for name, tensor in snapshot.accepted.items()}
+        tensors |= {f"current.{name}": tensor for name, tensor in snapshot.current.items()}
         tensors |= {f"memory.{name}": tensor for name, tensor in snapshot.memory.items()}
         for name, adam in snapshot.optimizer.items():
             tensors |= {f"{key}.{name}": tensor for key, tensor in adam.items()}
@@ -110,15 +113,12 @@ class Checkpoint:
                     f"{self.path}: written with {name} {brief(old)}, now it is {brief(new)}; use the "
                     f"same, or {end}"
                 )
-        accepted: dict[str, Tensor] = {}
-        memory: dict[str, Tensor] = {}
+        weights: dict[str, dict[str, Tensor]] = {"accepted": {}, "current": {}, "memory": {}}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
-            if kind == "accepted":
-                accepted[name] = tensor
-            elif kind == "memory":
-                memory[name] = tensor
+            if kind in weights:
+                weights[kind][name] = tensor
             else:
                 optimizer.setdefault(name, {})[kind] = tensor
-        return Snapshot(written.state, accepted, optimizer, memory, written.log)
+        return Snapshot(state=written.state, optimizer=optimizer, log=written.log, **weights)

@@ -29,6 +29,7 @@ RANGES = {
 }
 """Least and most; a batch's seed is a million times the run's and has to stay within 64 bits."""
 MAX_LEARNING_RATE = 10.0
+MAX_HYPERPARAMETER = 1_000_000
 
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 
@@ -157,6 +158,8 @@ def _converted(name: str, value: Any, default: Any, hint: Any, bounds: Mapping[s
         return tuple(str(value).split("|")) if isinstance(default, tuple) else str(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise error("needs a finite number")
+    if abs(value) > MAX_HYPERPARAMETER:
+        raise error(f"needs at most {MAX_HYPERPARAMETER:,}")
     if isinstance(default, int) and value != int(value):
         raise error("needs a whole number")
     if "minimum" in bounds and value < bounds["minimum"]:

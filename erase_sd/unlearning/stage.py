@@ -30,9 +30,9 @@ from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
 
-SPACE = 6
+SPACE = 7
 """Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
-the weights and Adam's two moments."""
+the weights and Adam's two moments, the new one also with weights that are not validated yet."""
 
 
 def unlearn(
@@ -104,8 +104,7 @@ def check_erased(run: Run, max_residual: float) -> None:
     """
     record = run.unlearned()
     for name, result in record.encoders.items():
-        residual = result.held_out["residual_concept_similarity"]
-        if residual > max_residual:
+        if (residual := result.residual) > max_residual:
             concepts = ", ".join(concept.name for concept in record.concepts)
             raise NotErasedError(
                 f"{run.folder}: {concepts} not erased from {name}: residual concept similarity "
@@ -122,13 +121,13 @@ def clips_of(models: Models) -> list[Path]:
 def origin(models: Models, data: Dataset | None) -> Origin:
     """Hashes of the weights and the data that an unlearning starts from.
 
-    Without `data`, which the model may yet have to generate, its hash is empty.
+    Without `data`, which the model may yet have to generate, its hashes are None.
     """
     return Origin(
         model=models.fingerprint(),
         clip=tuple(fingerprint(folder) for folder in clips_of(models)),
-        data=data.digest if data else "",
-        images=data.images_digest if data else "",
+        data=data.digest if data else None,
+        images=data.images_digest if data else None,
         missing_images=len(data.missing) if data else 0,
     )
 

@@ -15,6 +15,7 @@ from ..files import write_records
 from ..methods.base import Method
 from ..run.records import EncoderResult, TrainRecord
 from ..runtime import Progress, log
+from ..termination import deferred
 from .batches import Batches
 from .checkpoint import Snapshot, TrainerState
 from .metrics import ErasureMetrics
@@ -31,7 +32,7 @@ class Trainer:
     """Trains with Adam on a cosine schedule.
 
     Every validation is accepted or, if it breaks the retain floor, rolled back to the last accepted
-    weights; then a checkpoint is written.
+    weights; then a checkpoint is written, and also when a signal ends training.
     """
 
     def __init__(self, method: Method, session: Session) -> None:
@@ -49,6 +50,8 @@ class Trainer:
         self.log: list[TrainRecord] = []
         self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
+        self.validated = True
+        """Whether the current weights are the accepted ones."""
         self.begin(method)
 
     def begin(self, method: Method) -> None:
@@ -66,17 +69,13 @@ class Trainer:
         Raises DivergedError if training diverges before a validation is accepted.
         """
         self.resume()
-        began, first = time.monotonic(), self.state.step
-        while self.state.step < self.steps and not self.state.stopped:
-            terms = self._take_step()
-            if self.state.stopped:
-                break
-            self.state.step += 1
-            step = self.state.step
-            if progress:
-                progress(step, self.steps, " ".join(f"{n} {v:.3f}" for n, v in terms.items()))
-            if step % self.settings.validate_every == 0 or step == self.steps:
-                self._validate(terms, (time.monotonic() - began) / (step - first))
+        with deferred() as terminated:
+            began, first = time.monotonic(), self.state.step
+            while self.state.step < self.steps and not self.state.stopped and not terminated():
+                self._advance(progress, began, first)
+            if terminated() and self.state.step > first:
+                self._save()
+                log.info("%s: step %d", self.session.checkpoint.path, self.state.step)
         self.student.load(self.accepted)
         if not self.state.accepted_step:
             log.warning("every validation was rolled back: the weights are still the original's")
@@ -87,6 +86,18 @@ class Trainer:
             batch_sizes=self.batches.sizes,
             held_out=dataclasses.asdict(self.session.measure("held-out")),
         )
+
+    def _advance(self, progress: Progress | None, began: float, first: int) -> None:
+        """Takes a step, and validates if it is due; training `began` at the step `first`, seconds."""
+        terms = self._take_step()
+        if self.state.stopped:
+            return
+        self.state.step += 1
+        self.validated, step = False, self.state.step
+        if progress:
+            progress(step, self.steps, " ".join(f"{n} {v:.3f}" for n, v in terms.items()))
+        if step % self.settings.validate_every == 0 or step == self.steps:
+            self._validate(terms, (time.monotonic() - began) / (step - first))
 
     def accepts(self, metrics: ErasureMetrics) -> bool:
         """Whether the weights are kept after a validation."""
@@ -139,7 +150,8 @@ class Trainer:
         self.batches.sizes = self.state.batch_sizes
         self.begin(self.scheduled())
         self.accepted = {name: snapshot.accepted[name] for name in self.student.parameters}
-        self.student.load(self.accepted)
+        self.student.load({**self.accepted, **snapshot.current})
+        self.validated = not snapshot.current
         self._load_optimizer(snapshot)
         self.memory = dict(snapshot.memory)
         self.log = list(snapshot.log)
@@ -198,6 +210,7 @@ class Trainer:
         else:
             self.student.load(self.accepted)
             self.adjust()
+        self.validated = True
         self._save()
 
     def _diverge(self, step: int, why: str) -> None:
@@ -214,7 +227,7 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self) -> None:
-        """The accepted weights, which after a validation are also the current ones."""
+        """Writes the log and the checkpoint."""
         self.state.batch_sizes = self.batches.sizes
         write_records(self.session.log_path, self.log)
         began = time.monotonic()
@@ -226,7 +239,14 @@ class Trainer:
             if parameter in self.optimizer.state
         }
         self.session.checkpoint.save(
-            Snapshot(self.state, self.accepted, optimizer, self.memory, tuple(self.log))
+            Snapshot(
+                state=self.state,
+                accepted=self.accepted,
+                current={} if self.validated else self.student.weights(),
+                optimizer=optimizer,
+                memory=self.memory,
+                log=tuple(self.log),
+            )
         )
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - began

@@ -35,7 +35,7 @@ class Player:
         runtime.quiet_libraries()
         self.lock = threading.Lock()
         stages = run.record.stages
-        classes = stages.score.settings.get("classes", {}) if stages.score else {}
+        classes = stages.score.classes if stages.score else {}
         self.targets: dict[str, str] = {
             c.name: classes.get(c.name, c.name.lower()) for c in erasure.concepts
         }

@@ -1,0 +1,74 @@
+"""What `erase-sd run` checks before it begins, so that nothing fails after hours of unlearning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..data.concept import Concept
+    from ..data.prompts import PromptFile
+    from ..models.presets import Models
+
+
+def prompt_files(prompts: Sequence[Path] | None, concepts: Sequence[str]) -> list[Path]:
+    """The prompt files that were named, or the concepts' own."""
+    from ..data.prompts import find_prompts
+
+    return list(prompts) if prompts else [find_prompts(concept) for concept in concepts]
+
+
+def images_of_run(
+    files: Sequence[Path],
+    kinds: bool,
+    concepts: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    settings: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    detector_class: Sequence[str],
+) -> int:
+    """How many images the original and the erased model are to generate.
+
+    `concepts` are names, synonyms and kept senses, `settings` those of the images, `sources` the
+    arguments of `models.presets.resolve`. Raises whatever a later stage would: for a prompt file that
+    cannot be used or is another concept's, for settings, and for a detector that lacks a class.
+    """
+    from ..generation.plan import plan
+    from ..generation.settings import GenerateSettings
+    from ..models.presets import resolve
+    from ..unlearning.settings import parse_concepts
+
+    models = resolve(**sources)
+    models.detector_file()
+    parsed, images = parse_concepts(*concepts), GenerateSettings(**settings)
+    prompts = _read(files, kinds, [concept.name for concept in parsed], models)
+    if sources.get("detector") or detector_class:  # a preset's own is known to load
+        _check_detector(models, parsed, detector_class)
+    return 2 * len(plan(prompts, parsed, images.images_per_prompt, images.seed))
+
+
+def _read(
+    files: Sequence[Path], kinds: bool, names: Sequence[str], models: Models
+) -> list[PromptFile]:
+    """The prompt files that `generate` would read, each prompt within the context length."""
+    from ..data.kinds import check_kind_files, kind_files_beside
+    from ..data.prompts import STANDARD_INPUT, read_prompt_file
+    from ..models.tokens import token_limit_of
+
+    retain = files[0].with_name("retain.txt")
+    beside = [retain] if files[0] not in STANDARD_INPUT and retain.is_file() else []
+    beside += kind_files_beside(files) if kinds else []
+    named = [*files, *(file for file in beside if file not in files)]
+    check_kind_files(named, names)
+    prompts = [read_prompt_file(file) for file in named]
+    limit = token_limit_of(models)
+    for file in prompts:
+        limit.check(file.texts, file.stem)
+    return prompts
+
+
+def _check_detector(models: Models, concepts: Sequence[Concept], options: Sequence[str]) -> None:
+    from ..detection.detector import detect
+    from ..scoring.stage import classes_of
+
+    detect(models.detector_file(), [], list(classes_of(concepts, options).values()))

@@ -1,0 +1,72 @@
+"""A cell in a process of its own: peak memory is the cell's, and a killed cell ends no other."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from .. import runtime, termination
+from .cell import GridSetup, attempt
+from .grid import Cell
+
+# torchrun's variables; with them a cell's process would try to join the others.
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# Imported once, in the process that all cells are forked from, instead of 15 seconds in each.
+PRELOADED = [
+    *(f"erase_sd.{stage}.stage" for stage in ("unlearning", "generation", "scoring", "evaluation")),
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.models.auto.processing_auto",
+    "transformers.models.clip.image_processing_clip",
+    "transformers.models.clip.modeling_clip",
+    "inflect",
+    "scipy.stats",
+]
+
+
+def in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
+    """`attempt` in a process of its own, on the device number `index` of the machine."""
+    forks = os.name != "nt"
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if (
+        forks and runtime.device().type == "cpu"
+    ):  # an accelerator's driver does not survive the fork
+        context.set_forkserver_preload(PRELOADED)
+    own = (_environment(index), runtime.log.level if runtime.log.handlers else None)
+    with ProcessPoolExecutor(1, context, _settle, own) as pool:
+        try:
+            return pool.submit(attempt, cell, setup).result()
+        except BrokenProcessPool:
+            return "its process was killed (out of memory?)"
+        except BaseException:  # a signal; leaving the block would wait for the cell
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _environment(index: int) -> dict[str, str]:
+    """This process's environment for a cell that sees one device and no other processes."""
+    import torch
+
+    environment = {n: value for n, value in os.environ.items() if n not in LAUNCHER_VARIABLES}
+    if count := torch.cuda.device_count():
+        devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index % count]
+    return environment
+
+
+def _settle(environment: dict[str, str], log_level: int | None) -> None:
+    """Prepares a cell's process; it logs to stderr if the parent does."""
+    os.environ.clear()
+    os.environ.update(environment)
+    runtime.keep_freed_memory()
+    termination.handle_signals()  # the last checkpoint is of the last step
+    if parent := multiprocessing.parent_process():
+        termination.end_with(parent)
+    if log_level is not None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("erase-sd: %(message)s"))
+        runtime.log.addHandler(handler)
+        runtime.log.setLevel(log_level)
