@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
+from ..data.classes import TEMPLATES as TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
 from ..files import write_csv, write_json
@@ -23,9 +24,6 @@ from .embedders import ClipEmbedder, Embedder, is_blip, load_blip
 from .galleries import Gallery, held_out_gallery, open_gallery
 from .measures import Estimates
 
-TEMPLATES = (
-    "a {}", "the {}", "a photo of a {}", "a picture of a {}", "there is a {} in the picture",
-)  # fmt: skip
 EVALUATION_HEADINGS = ("measure", "set", "n", "original", "erased")
 
 

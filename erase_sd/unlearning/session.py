@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import runtime
 from ..data.concept import Concept
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.pair import Split
 from ..data.split import ConceptSets
 from ..methods.base import Task
@@ -49,6 +49,7 @@ class Session:
             forget=self.pairs.forget["train"],
             retain=self.pairs.retain["train"],
             seed=self.settings.seed,
+            prompts=self.pairs.prompts,
             open_denoiser=lambda: open_denoiser(self.pipeline),
         )
 

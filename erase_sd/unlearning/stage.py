@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import runtime
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import NotErasedError, RunError
 from ..methods.base import ClosedFormMethod, StagedMethod

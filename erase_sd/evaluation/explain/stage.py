@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import runtime
 from ...data.concept import Concept
-from ...data.flickr30k import Dataset
+from ...data.dataset import Dataset
 from ...data.pair import CONCEPT_SETS, CaptionPair
 from ...data.split import ConceptSets
 from ...errors import RunError
