@@ -142,8 +142,6 @@ def run(
     Without --prompts, the concept's own file is used: prompts/<concept>.txt, or the one that comes
     with erase-sd.
     """
-    from ..models.presets import resolve
-
     began = time.monotonic()
     files = _checked_prompts(prompts, concepts, kinds)
     sources: dict[str, Any] = {
@@ -153,7 +151,7 @@ def run(
         "clip": clip,
         "data": data,
     }
-    resolve(**sources, detector=detector).detector_file()  # raises now rather than after unlearning
+    _check_models(**sources, detector=detector)
     precision = opt.chosen(dtype=dtype)
     folder = _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
@@ -179,6 +177,16 @@ def _checked_prompts(prompts: list[Path] | None, concepts: list[str], kinds: boo
     for file in [*files, *(kind_files_beside(files) if kinds else [])]:
         read_prompts(file)
     return files
+
+
+def _check_models(**sources: Any) -> None:
+    """Raises now, rather than after unlearning, if images cannot be generated or scored."""
+    from ..models.presets import resolve
+
+    models = resolve(**sources)
+    models.detector_file()
+    if models.model is None:
+        _ = models.folder
 
 
 def _unlearn(quiet: bool, **arguments: Any) -> Path:

@@ -16,7 +16,7 @@ from ..models.clip import Clip, FreeEmbeddings
 from ..models.denoiser import Denoiser
 from .encodings import Encodings as Encodings
 
-Need = Literal["images", "features", "hidden_states", "image_tower"]
+Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class Hyperparameters:
     """What to compute beside the captions' tokens and the features of the forget images: `images`
     (features of the retain images), `features` (the original's caption features), `hidden_states` (the
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
-    it on the device, for images of the method's own)."""
+    it on the device, for images of the method's own), `clip_layers` (hidden states or layers of CLIP's
+    text tower beside those of the batch: nothing more is computed)."""
     trained_parameters: ClassVar[str] = "all layers"
     """The parameters that change, in words."""
 

@@ -69,6 +69,11 @@ class Clip:
         return int(self.model.config.vision_config.image_size)
 
     @property
+    def towers(self) -> tuple[str, str]:
+        """Prefixes of the parameters of the text and of the image tower."""
+        return "text_model.", "vision_model."
+
+    @property
     def blocks(self) -> tuple[str, str]:
         """Prefixes of the parameters in the transformer blocks of the text and of the image tower."""
         return "text_model.encoder.layers.", "vision_model.encoder.layers."
@@ -175,5 +180,9 @@ def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:
     The projections and the temperature are frozen: Stable Diffusion reads neither (SDXL only its
     second encoder's projection), so a concept forgotten there would still be generated.
     """
-    trained = ("text_model.",) if towers == "text" else ("text_model.", "vision_model.")
-    return {n: p for n, p in clip.model.named_parameters() if n.startswith(trained)}
+    trained = clip.towers if towers == "both" else clip.towers[:1]
+    return {
+        name: parameter
+        for name, parameter in clip.model.named_parameters()
+        if name.startswith(trained) and ".crossattention." not in name  # BLIP's matching head's
+    }

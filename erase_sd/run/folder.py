@@ -137,7 +137,8 @@ class Run:
 
     def training_log(self, encoder: str = "text_encoder") -> Path:
         """Path of an encoder's `train.jsonl`; of the second one, `train_2.jsonl`."""
-        return self.folder / f"train{encoder.removeprefix('text_encoder')}.jsonl"
+        number = encoder.removeprefix("text_encoder") if encoder.startswith("text_encoder") else ""
+        return self.folder / f"train{number}.jsonl"
 
     def training(self, encoder: str = "text_encoder") -> list[TrainRecord]:
         """Validation steps of an encoder's unlearning."""
