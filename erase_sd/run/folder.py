@@ -15,7 +15,7 @@ import filelock
 
 from .. import runtime
 from ..checked import sweep
-from ..data.concept import slug
+from ..data.concept import joined_slug
 from ..errors import RunError, SettingError
 from ..files import digest, read_record, read_records, write_json
 from .differences import refuse_other
@@ -48,7 +48,7 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
     Without either, the concepts name the run: `apple+chair`.
     """
     if run is None:
-        run = "+".join(slug(concept) for concept in concepts)
+        run = joined_slug(concepts)
     if not str(run).strip():
         raise SettingError("needs a name or a folder, got an empty one", field="run")
     path = Path(run)
