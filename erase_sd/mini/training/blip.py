@@ -21,8 +21,9 @@ from ...models.blip import CONTEXT_LENGTH, TEMPERATURE
 from ..captions import training_captions
 from ..scenes import SIZE, render_scene, sample
 from .clip import contrastive
-from .data import TRAIN_SEED, signed
+from .data import signed
 from .fit import fit
+from .rendering import TRAIN_SEED
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, BlipForImageTextRetrieval
@@ -121,7 +122,7 @@ def main() -> None:
         prog="python -m erase_sd.mini.training.blip", description=__doc__
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=800)
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"{options.folder} exists; needs a new folder")
