@@ -106,7 +106,8 @@ def _new_blip(tokenizer: BertTokenizer) -> BlipForImageTextRetrieval:
     model = BlipForImageTextRetrieval(
         BlipConfig(
             text_config=tower | tokens,
-            vision_config=tower | {"image_size": SIZE, "patch_size": 8},
+            # transformers' own spread of BLIP's image tower is 1e-10, from which nothing is learnt here.
+            vision_config=tower | {"image_size": SIZE, "patch_size": 16, "initializer_range": 0.02},
             image_text_hidden_size=128,
         )
     )
@@ -122,7 +123,7 @@ def main() -> None:
         prog="python -m erase_sd.mini.training.blip", description=__doc__
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=700)
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"{options.folder} exists; needs a new folder")
