@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from erase_sd.data.pickles import Inert
 from erase_sd.detection import worker
 from erase_sd.detection.benchmark import (
     DetectorQuality,
@@ -34,7 +35,7 @@ from erase_sd.detection.worker import Detector
 from erase_sd.detection.yolov5 import SCALES, AnchorHead, _build, read_detector
 from erase_sd.errors import DataError, ModelError, SettingError
 from erase_sd.models.presets import Models
-from erase_sd.models.unpickle import Inert, read_pickle
+from erase_sd.models.unpickle import read_pickle
 from erase_sd.run.measurements import Detection
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -11,7 +11,8 @@ from PIL import Image
 
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.errors import DataError, ModelError
-from erase_sd.evaluation.embedders import BlipEmbedder, ClipEmbedder, is_blip, load_blip
+from erase_sd.evaluation.embedders import Embedder
+from erase_sd.models.blip import is_blip, load_blip
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip, with_weights
 
@@ -29,12 +30,12 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_blip_features_reproduce_its_contrastive_scores(tiny: Models, blip: Path) -> None:
-    embedder = load_blip(blip)
-    images = images_of(tiny)
-    encoded = embedder.tokenizer(TEXTS, padding=True, return_tensors="pt")
-    pixels = embedder.processor(images, return_tensors="pt")["pixel_values"]
+    loaded = load_blip(blip)
+    embedder, images = Embedder(loaded), images_of(tiny)
+    encoded = loaded.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    pixels = loaded.processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        own = embedder.model(
+        own = loaded.model(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"],
             pixel_values=pixels, use_itm_head=False,
         ).itm_score  # fmt: skip
@@ -44,13 +45,13 @@ def test_blip_features_reproduce_its_contrastive_scores(tiny: Models, blip: Path
 
 
 def test_blip_features_of_a_text_do_not_depend_on_its_batch(blip: Path) -> None:
-    embedder = load_blip(blip)
+    embedder = Embedder(load_blip(blip))
     torch.testing.assert_close(embedder.embed_texts(TEXTS)[2:], embedder.embed_texts(TEXTS[2:]))
 
 
 def test_clip_features_reproduce_its_scores(tiny: Models) -> None:
     clip = load_clip(tiny.clips[0])
-    embedder, images = ClipEmbedder(clip), images_of(tiny)
+    embedder, images = Embedder(clip), images_of(tiny)
     with torch.no_grad():
         own = clip.model(input_ids=clip.tokens(TEXTS), pixel_values=clip.process(images))
     ours = embedder.embed_images(images) @ embedder.embed_texts(TEXTS).T
@@ -64,15 +65,14 @@ def test_clip_features_of_cut_texts_equal_those_of_padded_ones(tiny: Models, pad
     clip.tokenizer.pad_token = pad
     texts = [("a dog next to a red apple in the snow " * 2)[:cut] for cut in range(1, 60)] * 3
     padded, _ = clip.encode_texts(clip.tokens(texts))
-    torch.testing.assert_close(ClipEmbedder(clip).embed_texts(texts), padded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Embedder(clip).embed_texts(texts), padded, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip"])
 def test_text_longer_than_the_context_length_is_refused(
     tiny: Models, blip: Path, kind: str
 ) -> None:
-    embedder: ClipEmbedder | BlipEmbedder
-    embedder = ClipEmbedder(load_clip(tiny.clips[0])) if kind == "clip" else load_blip(blip)
+    embedder = Embedder(load_clip(tiny.clips[0]) if kind == "clip" else load_blip(blip))
     assert embedder.token_limit.fitting(["a dog", "dog " * 60]) == [True, False]
     with pytest.raises(DataError, match=r"62 tokens, at most \d+ fit"):
         embedder.embed_texts(["a dog", "dog " * 60])

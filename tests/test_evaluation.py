@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 import erase_sd
 from erase_sd.cli import app
 from erase_sd.data import grammar
+from erase_sd.data.classes import prompt_of
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import CaptionedImage, Dataset, read_flickr30k
 from erase_sd.data.pair import CONCEPT_SETS
@@ -35,7 +36,6 @@ from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
 from erase_sd.evaluation.clip_measures import MEASURES
 from erase_sd.evaluation.stage import evaluate, evaluation_lines, evaluation_note
-from erase_sd.evaluation.zero_shot import prompt_of
 from erase_sd.files import hash_file, write_json
 from erase_sd.models.clip import Clip
 from erase_sd.models.presets import Models

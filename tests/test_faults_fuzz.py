@@ -21,14 +21,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from erase_sd.checked import load_tensors, save_tensors
+from erase_sd.data.cifar100 import read_cifar100
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.formats import FORMATS
 from erase_sd.data.images import open_image
 from erase_sd.data.prompts import read_prompts
+from erase_sd.data.shards import read_shards
 from erase_sd.errors import EraseError
-from erase_sd.evaluation.galleries.cifar100 import read_cifar100
-from erase_sd.evaluation.galleries.shards import read_shards
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
 from erase_sd.models.unpickle import read_pickle
@@ -187,7 +187,6 @@ def test_images(tmp_path: Path, faults: Faults) -> None:
 
 
 def test_shards(tmp_path: Path, faults: Faults) -> None:
-    pytest.importorskip("webdataset")
     archive, image = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "JPEG")
     with tarfile.open(fileobj=archive, mode="w") as file:
@@ -199,7 +198,7 @@ def test_shards(tmp_path: Path, faults: Faults) -> None:
 
     def read(data: bytes) -> None:
         (tmp_path / "0.tar").write_bytes(data)
-        read_shards(tmp_path, [tmp_path / "0.tar"], [Concept("apple")])
+        read_shards(tmp_path, [tmp_path / "0.tar"])
 
     fuzz(faults, "shards", read, st.binary(max_size=99), damage(archive.getvalue()))
 
@@ -211,7 +210,6 @@ def test_shards(tmp_path: Path, faults: Faults) -> None:
 def test_links_devices_and_paths_out_of_a_shard_are_not_followed(
     tmp_path: Path, kind: bytes, name: str, faults: Faults
 ) -> None:
-    pytest.importorskip("webdataset")
     with tarfile.open(tmp_path / "0.tar", "w") as file:
         entry = tarfile.TarInfo(name)
         entry.type, entry.linkname = kind, "/etc/passwd"
@@ -221,7 +219,7 @@ def test_links_devices_and_paths_out_of_a_shard_are_not_followed(
         file.addfile(caption, io.BytesIO(b"an apple"))
     with faults("malicious files", f"shard: {name} of type {kind!r}"):
         with pytest.raises(EraseError):
-            read_shards(tmp_path, [tmp_path / "0.tar"], [Concept("apple")])
+            read_shards(tmp_path, [tmp_path / "0.tar"])
         assert {p.name for p in tmp_path.iterdir()} <= {"0.tar", "cache"}
 
 
@@ -262,7 +260,7 @@ def test_a_pickle_with_a_huge_memo_is_refused(tmp_path: Path, faults: Faults) ->
     for name in ("meta", "test"):
         (tmp_path / name).write_bytes(memo)
     with faults("malicious files", "CIFAR-100: a memo of 32 GB"), pytest.raises(EraseError):
-        read_cifar100(tmp_path, [Concept("apple")])
+        read_cifar100(tmp_path)
 
 
 def test_cifar_pickles(tmp_path: Path, faults: Faults) -> None:
@@ -273,7 +271,7 @@ def test_cifar_pickles(tmp_path: Path, faults: Faults) -> None:
     def read(data: bytes) -> None:
         (tmp_path / "meta").write_bytes(data)
         (tmp_path / "test").write_bytes(data)
-        read_cifar100(tmp_path, [Concept("apple")])
+        read_cifar100(tmp_path)
 
     fuzz(faults, "CIFAR-100", read, st.binary(max_size=99), damage(meta))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import os
 import pickle
@@ -25,11 +24,12 @@ from labelled_data import (
 )
 from PIL import Image
 
+from erase_sd.data.classes import matching_classes
 from erase_sd.data.concept import Concept
 from erase_sd.data.pair import CaptionPair
-from erase_sd.errors import DataError, SettingError
+from erase_sd.errors import DataError
 from erase_sd.evaluation.galleries import Gallery, GalleryImage, gallery, open_gallery, shards
-from erase_sd.evaluation.galleries.gallery import balanced, captioned_images, matching_classes
+from erase_sd.evaluation.galleries.gallery import balanced, captioned_images
 
 FRUIT = (Concept("apple"),)
 LABELS = [APPLE, 0, PEPPER, APPLE]
@@ -113,9 +113,9 @@ def test_attributes_of_an_arrays_globals_are_refused_too(tmp_path: Path) -> None
         ({b"fine_labels": [APPLE, 100, 0, 0]}, "a label is 100; needs 0 to 99"),
         ({b"fine_labels": [APPLE, -1, 0, 0]}, "a label is -1; needs 0 to 99"),
         ({b"fine_labels": [APPLE, 0, 0]}, "12288 bytes for 3 images; needs 3072 each"),
-        ({b"fine_labels": [b"apple"] * 4}, "test or meta is damaged .*labels as integers"),
+        ({b"fine_labels": [b"apple"] * 4}, "test: damaged .*labels as integers"),
         ({b"data": np.zeros((4, 100), np.uint8)}, "400 bytes for 4 images"),
-        ({b"data": b"none"}, "test or meta is damaged"),
+        ({b"data": b"none"}, "test: damaged"),
     ],
 )
 def test_damaged_batch_is_named(tmp_path: Path, change: dict[bytes, object], message: str) -> None:
@@ -131,7 +131,7 @@ def test_truncated_or_missing_file_of_cifar_is_named(tmp_path: Path, file: str) 
     write_cifar_python(tmp_path, LABELS)
     path = tmp_path / "cifar-100-python" / file
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="test or meta is damaged") as caught:
+    with pytest.raises(DataError, match=f"{file}: damaged") as caught:
         open_gallery(tmp_path, FRUIT)
     assert "\n" not in str(caught.value)
     path.unlink()
@@ -179,7 +179,7 @@ def test_unreadable_images_in_class_folders_are_counted_named_and_left_out(
     write_class_folders(tmp_path, {"apple": 1, "dog": 2})
     (tmp_path / "dog" / "0.jpg").write_bytes(b"not an image")
     assert [image.label for image in open_gallery(tmp_path, FRUIT).images] == ["apple", "dog"]
-    assert f"1 unreadable images are left out, first {tmp_path / 'dog/0.jpg'}" in caplog.text
+    assert "1 unreadable images are left out, first dog/0.jpg" in caplog.text
 
 
 def test_images_too_large_to_open_are_left_out(
@@ -248,7 +248,7 @@ def test_unusable_entries_of_a_shard_are_left_out_and_counted(
     write_shard(tmp_path / "0.tar", files)
     opened = open_gallery(tmp_path, FRUIT)
     assert [captions_of(image) for image in opened.images] == [("an apple",), ("a cat",)]
-    assert "4 entries without a caption or a readable image are left out" in caplog.text
+    assert "4 samples without a caption or a readable image are left out" in caplog.text
     assert opened.details["left_out"] == 4
 
 
@@ -313,43 +313,10 @@ def test_shards_without_the_concept_or_without_a_retain_image_are_refused(tmp_pa
         open_gallery(tmp_path, FRUIT)
 
 
-def test_shards_are_read_in_webdatasets_secure_mode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import webdataset
-    import webdataset.utils
-
-    monkeypatch.setattr(webdataset.utils, "enforce_security", False)
-    write_shard(
-        tmp_path / "0.tar", samples(["an apple", "a dog"]) | {"00002.pyd": b"cos\nsystem\n."}
-    )
-    open_gallery(tmp_path, FRUIT)
-    assert webdataset.utils.enforce_security
-    with pytest.raises(ValueError, match="cannot open pipe"):
-        webdataset.gopen("pipe:touch exploded")
-    assert not Path("exploded").exists()
-
-
-def test_missing_webdataset_is_an_error_that_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = builtins.__import__
-
-    def without_webdataset(name: str, *rest: object) -> object:
-        if name.startswith("webdataset"):
-            raise ModuleNotFoundError(name)
-        return plain(name, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without_webdataset)
-    write_shard(tmp_path / "0.tar", samples(["an apple", "a dog"]))
-    with pytest.raises(SettingError, match=r"pip install -e '\.\[shards\]' in the clone"):
-        open_gallery(tmp_path, FRUIT)
-
-
 def test_class_names_do_not_span_two_captions() -> None:
     pairs = tuple(
         CaptionPair(caption=text, image="0.jpg", mentions=(), set="retain", split="held-out")
         for text in ("what is hot", "dog on a bed")
     )
-    [image] = captioned_images([(pairs, lambda: pytest.fail("opened"))])
+    [image] = captioned_images([(pairs, lambda: pytest.fail("opened"))], FRUIT)
     assert image.label is None  # a dog and a bed, not a hot dog

@@ -203,7 +203,7 @@ def test_every_imported_package_is_declared() -> None:
     requirements = [*PROJECT["project"]["dependencies"]]
     requirements += [
         requirement
-        for extra in ("play", "shards")
+        for extra in ("play",)
         for requirement in PROJECT["project"]["optional-dependencies"][extra]
     ]
     declared = {re.split(r"[<>=!;\[ ]", requirement)[0] for requirement in requirements}

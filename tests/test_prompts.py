@@ -202,7 +202,7 @@ def test_the_command_writes_prompt_files(
     [
         (["--concept", "zeppelin"], "--concept zeppelin: in no caption of the data"),
         (["--concept", "apple", "--n", "0"], "--n: needs at least 1, got 0"),
-        (["--concept", "apple", "--data", "."], "--data .: not a Flickr30K folder"),
+        (["--concept", "apple", "--data", "."], "--data .: holds no caption pairs"),
         (["--concept", "apple", "--clip", "nowhere"], "--clip nowhere: no such folder"),
         (["--concept", "apple", "--clip", "bare"], "--clip bare: no tokenizer"),
         (["--concept", "apple", "--clip", "damaged"], "--clip damaged: tokenizer cannot be loaded"),

@@ -151,7 +151,7 @@ def test_the_command_prints_one_json_object(
     [
         (
             ["clip", "--concept", "apple"],
-            "data clip: not a Flickr30K folder; needs one of dataset_flickr30k.json",
+            "data clip: holds no caption pairs; needs Flickr30K (dataset_flickr30k.json",
         ),
         (["pairs", "--concept", "zeppelin"], "--concept zeppelin: in no caption of the data"),
         (["pairs", "--concept", "?"], "--concept '?': needs a word"),

@@ -34,7 +34,9 @@ def unlearn(
     """Erases one or more concepts from the text encoder and returns the run folder.
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
-    is a Flickr30K folder, or "synth" for pairs that the model generates itself. `settings` are fields
+    is a folder of Flickr30K, CIFAR-100 or webdataset shards, or with one folder of images per class, or
+    "synth" for pairs that the model generates itself. A `clip` without a `model` is a CLIP or BLIP that
+    is unlearned alone, unless the preset has a model that it belongs to. `settings` are fields
     of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
     complete but the concept is still there.
     """
@@ -173,7 +175,8 @@ def evaluate(
 
     Measured on the run's held-out pairs, or on `images`: a folder of CIFAR-100, of webdataset shards,
     or with one folder per class. `templates` are prompts with `{}` for the class name. `clip` is a
-    CLIP that the erased text tower fits, or a BLIP, which is measured alone. Raises EraseError.
+    CLIP that the erased text tower fits, or a BLIP that the run did not erase, which is measured alone.
+    Raises EraseError.
     """
     from ..evaluation.stage import TEMPLATES
     from ..evaluation.stage import evaluate as evaluate_stage

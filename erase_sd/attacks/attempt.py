@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..data.concept import slug
-from ..files import digest, hash_file, key_of, write_bytes
+from ..data.images import hash_image
+from ..files import digest, key_of, write_bytes
 from ..models.presets import Models
 from ..run import Run
 from ..run.measurements import AttackImage, AttackRecord, Rate
@@ -46,7 +47,7 @@ class Attempt:
     def key(self) -> str:
         """Hash of everything that shapes the rows."""
         texts = [
-            [c.text, hash_file(c.image)] for c in (*self.target.captions, *self.target.training)
+            [c.text, hash_image(c.image)] for c in (*self.target.captions, *self.target.training)
         ]
         erasure = self.run.erasure()
         return key_of(
@@ -73,7 +74,7 @@ class Attempt:
     def _intact(self, row: AttackRecord) -> bool:
         images = (*row.images, *row.original_images)
         files = [(self.run.folder / image.file, image.sha256) for image in images]
-        return all(path.is_file() and hash_file(path) == sha256 for path, sha256 in files)
+        return all(path.is_file() and hash_image(path) == sha256 for path, sha256 in files)
 
     def _no_attack(self) -> Probe:
         rows = with_name(self.target, self.target.captions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import open_image
+from ..data.images import ImageSource, open_image
 from ..models.pipeline import image_size
 from .target import Embeds, Target
 
@@ -29,7 +28,7 @@ class NoisyBatch:
     """Noise, or velocity, as `latents`."""
 
 
-def photograph_latents(target: Target, photographs: Sequence[Path]) -> Tensor:
+def photograph_latents(target: Target, photographs: Sequence[ImageSource]) -> Tensor:
     """The VAE's latents of photographs, fitted into the pipeline's square, (n, channels, h, w)."""
     pipe, size = target.pipe, image_size(target.pipe)
     latents = []

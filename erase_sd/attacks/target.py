@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..data.coco import COCO, named_classes
 from ..data.concept import Concept, Span
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
+from ..data.images import ImageSource
 from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
 from ..errors import DataError
@@ -52,7 +53,7 @@ class AttackedCaption:
     text: str
     span: Span
     """Where it names the concept, characters."""
-    image: Path
+    image: ImageSource
 
     @property
     def name(self) -> str:

@@ -120,7 +120,11 @@ def compare_unlearning(repeats: int) -> list[SideBySide]:
     data = dataset_of(models, concepts)
     sets = split_by_concept(data.items, concepts).present(data)
     forget, retain = (
-        [(data.path_of(p.image), p.caption) for p in sets.pairs(name, "train") if p.image]
+        [
+            (path, pair.caption)
+            for pair in sets.pairs(name, "train")
+            if pair.image and isinstance(path := data.path_of(pair.image), Path)
+        ]
         for name in ("forget", "retain")
     )
     steps = EPOCHS * math.ceil(len(retain) / BATCH)

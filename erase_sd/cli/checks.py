@@ -40,6 +40,8 @@ def images_of_run(
 
     models = resolve(**sources)
     models.detector_file()
+    if models.model is None:
+        _ = models.folder  # raises: a CLIP alone generates no images
     parsed, images = parse_concepts(*concepts), GenerateSettings(**settings)
     prompts = _read(files, kinds, [concept.name for concept in parsed], models)
     if sources.get("detector") or detector_class:  # a preset's own is known to load

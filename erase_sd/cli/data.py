@@ -17,7 +17,9 @@ def data(
     concepts: opt.Concepts,
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="FOLDER", help="Flickr30K folder.", show_default="the preset's"),
+        typer.Argument(
+            metavar="FOLDER", help="Folder of caption pairs.", show_default="the preset's"
+        ),
     ] = None,
     synonyms: opt.Synonyms = None,
     keep_senses: opt.KeepSenses = None,
@@ -31,19 +33,19 @@ def data(
     ] = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Summarize a Flickr30K folder: its captions, the concept in them, and how they would be split."""
+    """Summarize a folder of caption pairs: its captions, the concept in them, and how they would be split."""
     from dataclasses import asdict
 
-    from ..data.flickr30k import read_flickr30k
+    from ..data.readers import read_dataset
     from ..data.summary import summarize, summary_lines
     from ..models.presets import resolve
     from ..models.tokens import token_limit_of
     from ..unlearning.mentions import mention_lines, mentions_of
     from ..unlearning.settings import parse_concepts
 
-    models = resolve(preset, clip=clip, data=data)
+    models = resolve(preset, data=data).with_clips(clip)
     parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
-    dataset, tokens = read_flickr30k(models.pairs()), token_limit_of(models)
+    dataset, tokens = read_dataset(models.pairs()), token_limit_of(models)
     summary = summarize(dataset, parsed, tokens.counts, tokens.limit)
     mined = mentions_of(models, dataset, parsed) if mentions else {}
     if as_json:
@@ -78,17 +80,17 @@ def prompts(
     data: opt.Data = None,
 ) -> None:
     """Write captions of a dataset as a prompt file that states its source."""
-    from ..data.flickr30k import read_flickr30k
     from ..data.prompts import PROMPTS_FOLDER, write_prompts
+    from ..data.readers import read_dataset
     from ..models.presets import resolve
     from ..models.tokens import token_limit_of
     from ..run import run_folder
     from ..unlearning.settings import parse_concepts
 
-    models = resolve(preset, clip=clip, data=data)
+    models = resolve(preset, data=data).with_clips(clip)
     parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
     file = out or PROMPTS_FOLDER / f"{run_folder(None, tuple(concepts)).name}.txt"
-    dataset, tokens = read_flickr30k(models.pairs()), token_limit_of(models)
+    dataset, tokens = read_dataset(models.pairs()), token_limit_of(models)
     counts = write_prompts(dataset, parsed, file, n, seed, tokens.fits, retain, split)
     for path, count in counts.items():
         note = "" if count == n else f"; no more {split} images have a suitable caption"

@@ -71,7 +71,7 @@ ClipFolders = Annotated[
         "--clip",
         metavar="CLIP",
         help="CLIP in transformers format, of the model's text encoder: a folder or a hub id; two "
-        "for SDXL.",
+        "for SDXL. Without --model: a CLIP or BLIP that is unlearned alone.",
         show_default="the preset's",
     ),
 ]
@@ -80,7 +80,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="Caption pairs: a Flickr30K folder, or synth, pairs that the model generates itself.",
+        help="Caption pairs: a folder of Flickr30K, CIFAR-100, webdataset shards, or with one folder "
+        "of images per class; or synth, pairs that the model generates itself.",
         show_default="the preset's",
     ),
 ]

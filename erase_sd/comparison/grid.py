@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..data.concept import slug
+from ..data.concept import joined_slug
 from ..errors import SettingError
 from ..methods.registry import METHODS
 from ..unlearning.settings import UnlearnSettings, parse_concepts
@@ -104,7 +104,7 @@ def cells_of(
 
 def _cell(concepts: tuple[str, ...], spec: MethodSpec, seed: int, out: Path) -> Cell:
     spec_folder = str(spec).replace(":", "+").replace(",", "+")
-    folder = out / "runs" / "+".join(map(slug, concepts)) / spec_folder / f"seed-{seed}"
+    folder = out / "runs" / joined_slug(concepts) / spec_folder / f"seed-{seed}"
     return Cell(concepts, spec, seed, folder)
 
 

@@ -58,11 +58,16 @@ FORGET_RETAIN = (
         "image_retrieval_r1", ("forget",), ("retain",),
         ("image retrieval R@1, forget set, %", "image retrieval R@1, retain set, %"),
     ),
+    ForgetRetain(
+        "zero_shot_prediction", ("forget",), ("retain",),
+        ("zero-shot prediction, forget set, %", "zero-shot prediction, retain set, %"),
+    ),
 )  # fmt: skip
 
 
 def measured_axes(rows: Sequence[CellMeasure]) -> ForgetRetain | None:
-    """Detection if images were generated, else retrieval; None if neither was measured."""
+    """Detection if images were generated, else retrieval, or prediction if the data has classes instead
+    of captions; None if none was measured."""
     measures = {row.measure for row in erased_rows(rows)}
     return next((axes for axes in FORGET_RETAIN if axes.measure in measures), None)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from .. import runtime
 from ..attacks.settings import AttackSettings
 from ..data.concept import slug
-from ..data.flickr30k import read_flickr30k
 from ..data.prompts import find_prompts, read_prompts
+from ..data.readers import read_dataset
 from ..errors import EraseError, RunError
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
@@ -147,7 +147,7 @@ def _run_all(
 
 def _origin(models: Models) -> Origin:
     """What all cells start from; without data if each run makes its own pairs."""
-    return origin(models, None if models.data == "synth" else read_flickr30k(models.pairs()))
+    return origin(models, None if models.data == "synth" else read_dataset(models.pairs()))
 
 
 def _command(

@@ -43,6 +43,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 """Everyday words for the classes. The longest phrase wins: an "apple laptop" is a laptop, not an
 apple, and a "hot dog" is not a dog."""
 
+HYPERNYMS = ("person",)
+"""Classes whose words are kinds of it rather than other names for it."""
+
 COMPOUNDS: dict[str, tuple[str, ...]] = {
     "car": ("cable car", "subway car", "train car", "trolley car", "car seat", "car wash"),
     "bus": ("bus stop", "bus station", "bus shelter", "bus terminal"),

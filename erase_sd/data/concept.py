@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
+from ..files import key_of
 from .nouns import forms_of, inflect_module
 
 Span = tuple[int, int]
 """Start and end character offsets."""
+MAX_NAME = 120
+"""Most characters of a file name; file systems allow 255 bytes."""
 
 
 @functools.cache
@@ -23,6 +27,12 @@ def with_article(noun: str) -> str:
 def slug(name: str) -> str:
     """A concept's name as a file name: `hot-dog` for "Hot dog"."""
     return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+
+
+def joined_slug(names: Sequence[str]) -> str:
+    """Several concepts as one file name: `apple+chair`, or their number and a hash if it is too long."""
+    joined = "+".join(map(slug, names))
+    return joined if len(joined) <= MAX_NAME else f"{len(names)}-concepts-{key_of(list(names))}"
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checked import walk_files
 from ..errors import DataError
-from ..files import digest, hash_file, key_of
+from .dataset import CaptionedImage as CaptionedImage
+from .dataset import Dataset as Dataset
+from .dataset import digest_of
 from .formats import FORMATS, CaptionRow
 from .formats import TOKEN_FILE as TOKEN_FILE
-from .images import IMAGE_SUFFIXES
+from .images import IMAGE_SUFFIXES, ImageSource
 from .pair import Split
 
 IMAGE_FOLDER = "flickr30k-images"
@@ -22,53 +21,6 @@ IMAGE_FOLDER = "flickr30k-images"
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "restval": "train", "val": "validation", "test": "held-out",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CaptionedImage:
-    """An image with all of its captions."""
-
-    image: str
-    """File name."""
-    captions: tuple[str, ...]
-    split: Split | None = None
-    """The image's split in the dataset itself, if it has one."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A folder's captioned images, in the order of the captions."""
-
-    folder: Path
-    source: Path
-    """File or folder that holds the captions."""
-    format: str
-    """Title of the caption format."""
-    digest: str
-    """SHA-256 of image names, captions and splits."""
-    items: tuple[CaptionedImage, ...]
-    files: Mapping[str, Path]
-    """Paths of the image files that exist, by file name."""
-    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
-    """Images that were found not to be readable, and why; they are left out."""
-
-    @functools.cached_property
-    def missing(self) -> tuple[str, ...]:
-        """Names of images that have captions but no file."""
-        return tuple(item.image for item in self.items if item.image not in self.files)
-
-    @functools.cached_property
-    def images_digest(self) -> str:
-        """SHA-256 of the image files: their names and hashes."""
-        return key_of(
-            [[i.image, hash_file(self.files[i.image])] for i in self.items if i.image in self.files]
-        )
-
-    def path_of(self, image_name: str) -> Path:
-        """Path of an image. Raises DataError if the file is missing."""
-        if image_name not in self.files:
-            raise DataError(f"image {image_name} is missing", field="data", value=self.folder)
-        return self.files[image_name]
 
 
 def read_flickr30k(folder: Path) -> Dataset:
@@ -90,8 +42,7 @@ def read_flickr30k(folder: Path) -> Dataset:
             files[image] = by_lower[image.lower()]
     splits = splits or _listed_splits(source.parent, captions)
     items = tuple(CaptionedImage(i, tuple(c), splits.get(i)) for i, c in captions.items())
-    content = json.dumps([[item.image, item.split, *item.captions] for item in items])
-    return Dataset(folder, source, caption_format.title, digest(content.encode()), items, files)
+    return Dataset(folder, source, caption_format.title, digest_of(items), items, files)
 
 
 def _collect(rows: Iterable[CaptionRow]) -> tuple[dict[str, list[str]], dict[str, Split]]:
@@ -117,17 +68,27 @@ def _collect(rows: Iterable[CaptionRow]) -> tuple[dict[str, list[str]], dict[str
     return captions, splits
 
 
-def _find_files(folder: Path) -> tuple[Path, dict[str, Path]]:
+def has_captions(folder: Path) -> bool:
+    """Whether a folder holds Flickr30K's captions in one of its formats."""
+    return any(_caption_source(path) for path in walk_files(folder))
+
+
+def _caption_source(path: Path) -> Path | None:
+    """The file or folder of captions that a file is, or belongs to."""
+    name = path.name.lower()
+    if name in FORMATS and name != "sentences":
+        return path
+    return path.parent if path.parent.name.lower() == "sentences" else None
+
+
+def _find_files(folder: Path) -> tuple[Path, dict[str, ImageSource]]:
     """The captions nearest to the top of the folder, and all image files by name."""
     sources: set[Path] = set()
-    images: dict[str, Path] = {}
+    images: dict[str, ImageSource] = {}
     for path in walk_files(folder):
-        name = path.name.lower()
-        if name in FORMATS and name != "sentences":
-            sources.add(path)
-        elif path.parent.name.lower() == "sentences":
-            sources.add(path.parent)
-        elif name.endswith(IMAGE_SUFFIXES):
+        if source := _caption_source(path):
+            sources.add(source)
+        elif path.name.lower().endswith(IMAGE_SUFFIXES):
             images.setdefault(path.name, path)
     if not sources:
         raise DataError(

@@ -1,30 +1,80 @@
-"""Image files: the formats that are read, and one way to open them."""
+"""Images: the formats that are read, where they can lie, and one way to open them."""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError, reason
+from ..files import digest, hash_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-def open_image(path: Path, data: bytes | None = None) -> Image.Image:
-    """The image at `path` as RGB; `data` gives its bytes if they are already in memory.
+@dataclass(frozen=True)
+class Entry:
+    """An image inside a larger file: an entry of a shard, or the pixels of an image of CIFAR-100."""
+
+    name: str
+    file: Path
+    start: int
+    """Where its bytes begin in the file."""
+    size: int
+    """Number of bytes."""
+    sha256: str
+    """Hash of the bytes."""
+    width: int | None = None
+    """Of square, raw pixels, in planes of red, green and blue; None for an encoded image."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def read(self) -> bytes:
+        """The bytes; DataError if the file no longer holds them."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                data = file.read(self.size)
+        except OSError as error:
+            raise DataError(f"{self}: not a readable image ({reason(error)})") from None
+        if digest(data) != self.sha256:
+            raise DataError(f"{self}: not a readable image (the file has changed)")
+        return data
+
+
+ImageSource = Path | Entry
+"""An image file, or an image inside a larger file."""
+
+
+def open_image(source: ImageSource, data: bytes | None = None) -> Image.Image:
+    """The image as RGB; `data` gives its bytes if they are already in memory.
 
     Raises DataError if the file is missing or not a readable image.
     """
-    if data is None and path.exists() and not path.is_file():
-        raise DataError(f"{path}: not a regular file")
+    if isinstance(source, Entry):
+        data = source.read()
+        if source.width:
+            planes = np.frombuffer(data, np.uint8).reshape(3, source.width, source.width)
+            return Image.fromarray(planes.transpose(1, 2, 0))
+    elif data is None and source.exists() and not source.is_file():
+        raise DataError(f"{source}: not a regular file")
     try:
-        file = path if data is None else io.BytesIO(data)
-        with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as image:
+        file = source if data is None else io.BytesIO(data)
+        with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as image:  # type: ignore[arg-type]
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise DataError(f"{path}: not a readable image ({reason(error)})") from None
+        why = re.sub(r" ?<_io[^>]*>", "", reason(error))  # bytes have no name
+        raise DataError(f"{source}: not a readable image ({why})") from None
+
+
+def hash_image(source: ImageSource) -> str:
+    """SHA-256 of an image's bytes."""
+    return hash_file(source) if isinstance(source, Path) else source.sha256

@@ -34,5 +34,7 @@ class CaptionPair:
     split: Split
     kind: PromptKind = "plain"
     """How a prompt refers to the concept; `plain` for captions of a dataset."""
+    label: str | None = None
+    """Class of the image, if the dataset has classes instead of captions."""
     concept: str | None = None
     """The concept that a prompt of another kind than `plain` belongs to."""

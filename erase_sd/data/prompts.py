@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import DataError, SettingError
 from ..files import digest, write_text
 from .concept import Concept, slug
-from .flickr30k import CaptionedImage, Dataset
+from .dataset import CaptionedImage, Dataset
 from .kinds import CONCEPT_KINDS, names_concept, parse_prompt_file_name
 from .pair import CaptionPair, ConceptSet, Split
 from .split import hash_order, split_by_concept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ..errors import DataError
+from .classes import nearest_classes
 from .concept import Concept
-from .flickr30k import CaptionedImage, Dataset
+from .dataset import CaptionedImage, Dataset
 from .pair import CONCEPT_SETS, SPLITS, CaptionPair, ConceptSet, Split
 
 MIN_SPLIT_IMAGES = 10
@@ -57,7 +59,12 @@ class ConceptSets:
         """Caption pairs of one set and split, image by image."""
         return tuple(
             CaptionPair(
-                caption=caption, image=item.image, mentions=mentions, set=concept_set, split=split
+                caption=caption,
+                image=item.image,
+                mentions=mentions,
+                set=concept_set,
+                split=split,
+                label=item.label,
             )
             for item in self.images(concept_set, split)
             for caption, mentions in zip(item.captions, self.mentions[item.image], strict=True)
@@ -69,13 +76,9 @@ class ConceptSets:
         Training images of the retain set that any caption gives such a mention are left out.
         """
 
-        def mentions_in(item: CaptionedImage) -> tuple[tuple[str, ...], ...]:
-            return tuple(
-                tuple(c.name for c in concepts if c.in_text(caption)) for caption in item.captions
-            )
-
-        forget = {item.image: mentions_in(item) for item in self.images("forget", "train")}
-        retain = [i for i in self.images("retain", "train") if not any(mentions_in(i))]
+        forget = mentions_by_image(self.images("forget", "train"), concepts)
+        known = mentions_by_image(self.images("retain", "train"), concepts)
+        retain = [item for item in self.images("retain", "train") if not any(known[item.image])]
         by_split = {**self.by_split, ("retain", "train"): tuple(retain)}
         return replace(self, by_split=by_split, mentions={**self.mentions, **forget})
 
@@ -101,16 +104,11 @@ class ConceptSets:
 def split_by_concept(items: Iterable[CaptionedImage], concepts: Sequence[Concept]) -> ConceptSets:
     """Divides images, never single captions, into forget and retain set.
 
-    Raises DataError if a set has fewer than three images, or a concept occurs in no caption; then
-    the message suggests words that do.
+    Raises DataError if a set has fewer than three images, or a concept occurs in no caption and no
+    class; then the message suggests words that do.
     """
     items = list(items)
-    mentions = {
-        item.image: tuple(
-            tuple(c.name for c in concepts if c.in_text(caption)) for caption in item.captions
-        )
-        for item in items
-    }
+    mentions = mentions_by_image(items, concepts)
     mentioned = {name for captions in mentions.values() for names in captions for name in names}
     for concept in concepts:
         if concept.name not in mentioned:
@@ -121,6 +119,18 @@ def split_by_concept(items: Iterable[CaptionedImage], concepts: Sequence[Concept
     by_set = {"forget": assign_splits(forget), "retain": assign_splits(retain)}
     by_split = {(s, split): by_set[s][split] for s in CONCEPT_SETS for split in SPLITS}
     return ConceptSets(by_split, mentions)
+
+
+def mentions_by_image(
+    items: Iterable[CaptionedImage], concepts: Sequence[Concept]
+) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """By image name: the names of the concepts that each caption mentions."""
+
+    @functools.cache  # the captions of a class are those of all of its images
+    def mentions_in(captions: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(c.name for c in concepts if c.in_text(text)) for text in captions)
+
+    return {item.image: mentions_in(item.captions) for item in items}
 
 
 def _check_sizes(
@@ -136,6 +146,9 @@ def _check_sizes(
 
 
 def _unknown_concept(concept: Concept, items: Sequence[CaptionedImage]) -> DataError:
+    if classes := sorted({item.label for item in items if item.label is not None}):
+        rule = f"not a class of the data; nearest: {nearest_classes(concept, classes)}"
+        return DataError(rule, field="concept", value=concept.name)
     words = Counter(
         word
         for item in items

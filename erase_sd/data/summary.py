@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .concept import Concept
-from .flickr30k import Dataset
+from .dataset import Dataset
 from .pair import SPLITS, ConceptSet, Split
 from .removal import remove_concepts_from
 from .split import ConceptSets, hash_order, split_by_concept

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..data.concept import Concept
+from ..models.blip import Blip
 from ..run.records import Variant
 from ..runtime import Progress, in_batches
 from .drift import drift, drift_texts
-from .embedders import EMBEDDING_BATCH, ClipEmbedder, Embedder
+from .embedders import EMBEDDING_BATCH, Embedder
 from .galleries import Gallery
 from .galleries.gallery import GalleryImage
 from .measures import DRIFT_GROUPS, Estimates
@@ -44,7 +45,7 @@ def measure(
         if captions:
             estimates[variant] |= retrieval(embedder, gallery, captions, features[variant])
     erased = variants.get("erased")
-    if isinstance(original, ClipEmbedder) and isinstance(erased, ClipEmbedder):
+    if erased and not isinstance(original.clip, Blip):
         if (
             not captions
         ):  # in class prompts the subject is the class, whatever the concept is called
@@ -67,7 +68,7 @@ def _image_features(
     for variant, embedder in variants.items():
         if variant != "original" and embedder.image_tower is original.image_tower:
             features[variant] = features["original"]
-        elif variant == "original" and gallery.features and isinstance(original, ClipEmbedder):
+        elif variant == "original" and gallery.features:
             features[variant] = gallery.features(original.clip)
         else:
             features[variant] = _embed_images(variant, embedder, gallery, progress)

@@ -9,23 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
+from ..data.classes import TEMPLATES as TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
 from ..files import write_csv, write_json
+from ..models.blip import is_blip, load_blip
 from ..models.erased import check_base, encoder_folder, erased_clip
-from ..models.presets import Models
-from ..models.text_encoder import check_fit, load_clip, text_encoders
+from ..models.presets import Models, PairSource
+from ..models.source import fingerprint
+from ..models.text_encoder import check_fit
+from ..models.towers import encoders_to_unlearn, load_towers
 from ..run import Run
 from ..run.measurements import EvaluationRecord, Measurement
 from ..run.records import Variant
 from .clip_measures import MEASURES, measure
-from .embedders import ClipEmbedder, Embedder, is_blip, load_blip
+from .embedders import Embedder
 from .galleries import Gallery, held_out_gallery, open_gallery
 from .measures import Estimates
 
-TEMPLATES = (
-    "a {}", "the {}", "a photo of a {}", "a picture of a {}", "there is a {} in the picture",
-)  # fmt: skip
 EVALUATION_HEADINGS = ("measure", "set", "n", "original", "erased")
 
 
@@ -39,9 +40,10 @@ def evaluate(
     """Measures CLIP with the original and with the erased text encoder; writes `evaluation.json` and
     `evaluation.csv`.
 
-    `images` is a folder to measure on instead of the run's held-out pairs. If the CLIP of `models` is
-    a BLIP, which no run erases, it is measured alone and nothing is written. Raises RunError before
-    unlearning is done.
+    `images` is a folder to measure on instead of the run's held-out pairs; of the folder that the run
+    was unlearned with, its held-out images are measured. If the CLIP of `models` is a BLIP other than
+    the run's own, it is measured alone and nothing is written. Raises RunError before unlearning is
+    done.
     """
     check_templates(templates)
     concepts = run.unlearned().concepts
@@ -49,6 +51,9 @@ def evaluate(
     variants, about = _open(run, models)
     if "erased" in variants:
         runtime.check_writable(run.folder)
+    if images and _is_same(images, models.data):
+        runtime.log.info("%s: the run's own data; its held-out images are measured", images)
+        images = None
     gallery = open_gallery(images, concepts) if images else held_out_gallery(run, models)
     estimates = measure(variants, gallery, concepts, templates, progress)
     about |= {"data": _described(gallery), "templates": list(templates)}
@@ -71,28 +76,35 @@ def check_templates(templates: Sequence[str]) -> None:
             )
 
 
+def _is_same(images: Path, data: PairSource | None) -> bool:
+    return isinstance(data, Path) and images.resolve() == data.resolve()
+
+
 def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, Any]]:
-    """The original and the erased model on the device, and what they are; a BLIP alone."""
+    """The original and the erased model on the device, and what they are; another BLIP alone."""
     folder = models.clip_folder(0)
     about: dict[str, Any] = {"clip": str(models.clips[0])}
-    if is_blip(folder):
+    if is_blip(folder) and fingerprint(folder) not in run.unlearned().origin.clip:
         blip = load_blip(folder)
         blip.model.to(runtime.device())
-        runtime.log.info("%s: a BLIP, which no run erases; only the original is measured", folder)
-        return {"original": blip}, about | {"clip_digest": blip.digest}
+        runtime.log.info(
+            "%s: a BLIP that the run did not erase; only the original is measured", folder
+        )
+        return {"original": Embedder(blip)}, about | {"clip_digest": blip.digest}
     erasure = check_base(run, models)
-    encoder = text_encoders(models.folder)[0]
-    check_fit(folder, encoder_folder(run.erased, encoder.name))
-    clip = load_clip(folder, encoder)
+    encoder = encoders_to_unlearn(models)[0]
+    if models.model is not None:
+        check_fit(folder, encoder_folder(run.erased, encoder.name))
+    clip = load_towers(folder, encoder)
     clip.model.to(runtime.device())
     erased = erased_clip(run.erased, encoder.name, clip)
     about |= {
         "clip_digest": clip.digest,
         "encoder": encoder.name,
         "erased_sha256": erasure.weights_sha256,
-        "image_tower_erased": encoder.name in erasure.image_tower_sha256,
+        "image_tower_erased": clip.model.vision_model is not erased.model.vision_model,
     }
-    return {"original": ClipEmbedder(clip), "erased": ClipEmbedder(erased)}, about
+    return {"original": Embedder(clip), "erased": Embedder(erased)}, about
 
 
 def _measurements(run: Run, estimates: dict[Variant, Estimates]) -> tuple[Measurement, ...]:

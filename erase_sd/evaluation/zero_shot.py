@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..data.concept import with_article
+from ..data.classes import prompt_of
 from ..data.pair import CONCEPT_SETS
 from ..runtime import log
 from . import measures
@@ -31,13 +30,6 @@ def class_prompts(gallery: Gallery, templates: Sequence[str]) -> list[list[str]]
         )
         return []
     return [[prompt_of(template, name) for template in templates] for name in classes]
-
-
-def prompt_of(template: str, name: str) -> str:
-    """The template filled with the name; an "a" before it becomes "an" where the name needs it."""
-    article, _, _ = with_article(name).partition(" ")
-    template = re.sub(r"\b([aA]) \{\}", rf"\g<1>{article[1:]} {{}}", template)
-    return template.replace("{}", name)
 
 
 def zero_shot(

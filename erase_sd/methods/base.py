@@ -5,56 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from ..data.images import ImageSource
 from ..data.pair import CaptionPair
 from ..models.clip import Clip, FreeEmbeddings
 from ..models.denoiser import Denoiser
+from .encodings import Encodings as Encodings
 
-Need = Literal["images", "features", "hidden_states", "image_tower"]
-
-
-class Encodings:
-    """A model's encodings of n caption pairs.
-
-    They hold what the method's `needs` ask for; reading anything else raises LookupError.
-    """
-
-    def __init__(
-        self,
-        text: Tensor | None = None,
-        image: Tensor | None = None,
-        hidden_states: Tensor | None = None,
-    ) -> None:
-        self._tensors = {"text": text, "image": image, "hidden_states": hidden_states}
-
-    @property
-    def text(self) -> Tensor:
-        """Unit-norm caption features, (n, projection)."""
-        return self._tensor("text")
-
-    @property
-    def image(self) -> Tensor:
-        """Unit-norm image features, (n, projection)."""
-        return self._tensor("image")
-
-    @property
-    def hidden_states(self) -> Tensor:
-        """Hidden states that the U-Net reads, (n, tokens, width)."""
-        return self._tensor("hidden_states")
-
-    def with_text(self, text: Tensor, hidden_states: Tensor | None) -> Encodings:
-        """The same images with other encodings of the captions."""
-        return Encodings(text, self._tensors["image"], hidden_states)
-
-    def _tensor(self, name: str) -> Tensor:
-        if (tensor := self._tensors[name]) is None:
-            raise LookupError(f"{name} was not computed; the method's `needs` do not ask for it")
-        return tensor
+Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +28,8 @@ class EncodedPairs:
     original: Encodings
     pixels: Tensor | None = None
     """Processed images, (n, 3, size, size), if the image tower trains."""
+    prompts: Tensor | None = None
+    """Token ids of a prompt of every class, (classes, tokens); of retain pairs of labelled data only."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +67,8 @@ class TokenizedPairs:
     """Token ids of the captions, (n, tokens)."""
     image: Tensor | None
     """Unit-norm features of the images by the original model, (n, projection), if needed."""
-    paths: list[Path]
-    """Image files."""
+    paths: list[ImageSource]
+    """Where the images lie."""
     concept_removed_ids: Tensor
     """Token ids of the captions without the concept, (n, tokens)."""
     source: Tensor
@@ -113,6 +77,8 @@ class TokenizedPairs:
     """1 for captions that have a concept-removed counterpart, else 0, (n, tokens)."""
     mention_end: Tensor
     """Position of the last token of the last mention, 0 if there is none, (n,)."""
+    label: Tensor | None = None
+    """Number of each image's class in labelled data, (n,)."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -130,6 +96,8 @@ class Task:
     retain: TokenizedPairs
     """Training pairs that show none."""
     seed: int
+    prompts: Tensor | None = None
+    """For labelled data: token ids of the prompts of all classes, (templates, classes, tokens)."""
     open_denoiser: Callable[[], Denoiser] | None = None
     """Opens the pipeline's U-Net, if there is one; raises ModelError if it cannot be used."""
 
@@ -176,7 +144,8 @@ class Hyperparameters:
     """What to compute beside the captions' tokens and the features of the forget images: `images`
     (features of the retain images), `features` (the original's caption features), `hidden_states` (the
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
-    it on the device, for images of the method's own)."""
+    it on the device, for images of the method's own), `clip_layers` (hidden states or layers of CLIP's
+    text tower beside those of the batch: nothing more is computed)."""
     trained_parameters: ClassVar[str] = "all layers"
     """The parameters that change, in words."""
 

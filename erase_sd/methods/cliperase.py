@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .base import Batch, Method, Need, Student
-from .losses import divergence, similarity_divergence
+from .losses import contrast, divergence, similarity_divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +38,14 @@ class CLIPErase(Method):
         """The terms `forget`, `retain` and `consistency`."""
         forget, retain = student(batch.forget), student(batch.retain)
         original = batch.retain.original
-        similarity = student.scale * retain.image @ retain.text.T  # (n, n)
-        target = torch.arange(len(similarity), device=similarity.device)
         if self.consistency == "similarity":
             change = similarity_divergence(student, original, retain)
         else:
             change = divergence(original.image, retain.image)
             change = change + divergence(original.text, retain.text)
-        contrast = F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)
+        _, retention = contrast(student, None, retain)
         return {
             "forget": self.forget_weight * (forget.image * forget.text).sum(-1).mean(),
-            "retain": self.retain_weight * contrast / 2,
+            "retain": self.retain_weight * retention.mean(),
             "consistency": self.consistency_weight * change,
         }

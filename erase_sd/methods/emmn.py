@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.clip import Clip
 from .base import Batch, Encodings, Method, Need, Student, Task, fitted, minimum
 from .losses import contrast
 
@@ -45,6 +46,8 @@ class EMMN(Method):
     """Token ids of the noise images' captions, (images, tokens)."""
     pixels: Tensor = fitted()
     """Noise images, in processed pixels, (images, 3, size, size)."""
+    label: Tensor | None = fitted()
+    """In labelled data, the class of each noise image's caption, (images,)."""
 
     def prepare(self, task: Task) -> Self:
         """Optimizes the noise against forget captions that mention a concept."""
@@ -52,28 +55,41 @@ class EMMN(Method):
         mentions = torch.nonzero(task.forget.mask.sum(1)).flatten()
         sample = mentions[torch.randperm(len(mentions), generator=generator)[: self.images]]
         others = torch.randperm(len(task.retain), generator=generator)[: self.images]
-        text, _ = clip.encode_texts(torch.cat([task.forget.ids[sample], task.retain.ids[others]]))
-        size = clip.model.config.vision_config.image_size
+        size = clip.image_size
         pixels = torch.randn((len(sample), 3, size, size), generator=generator).to(clip.device)
+        label = None if task.forget.label is None else task.forget.label[sample].to(clip.device)
+        if task.prompts is None or label is None:
+            ids, target = torch.cat([task.forget.ids[sample], task.retain.ids[others]]), None
+        else:
+            ids, target = task.prompts[0], label
+        pixels = self._noise(clip, pixels, ids, target)
+        return dataclasses.replace(self, ids=task.forget.ids[sample], pixels=pixels, label=label)
+
+    def _noise(self, clip: Clip, pixels: Tensor, ids: Tensor, target: Tensor | None) -> Tensor:
+        """The pixels after the ascent of their error among the captions `ids` (m, tokens).
+
+        `target` (n,) are the rows of the images' own captions; None: the first n, in order.
+        """
+        text, _ = clip.encode_texts(ids)
         optimizer = torch.optim.Adam([pixels.requires_grad_()], lr=self.noise_learning_rate)
-        target = torch.arange(len(sample), device=clip.device)
+        target = torch.arange(len(pixels), device=clip.device) if target is None else target
         for _ in range(self.noise_steps):
-            logits = clip.model.logit_scale.exp() * clip.encode_image(pixels) @ text.T
+            logits = clip.scale * clip.encode_image(pixels) @ text.T
             error = F.cross_entropy(logits, target)
             optimizer.zero_grad(set_to_none=True)
             (self.noise_decay * pixels.square().mean() - error).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return dataclasses.replace(self, ids=task.forget.ids[sample], pixels=pixels.detach())
+        return pixels.detach()
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The terms `impair` and `retain` at first, then `retain` alone."""
         retain = student(batch.retain)
         if batch.done >= self.impair_share:
-            none = Encodings(retain.text[:0], retain.image[:0])
-            return {"retain": self.retain_weight * contrast(student, none, retain)[1].mean()}
+            return {"retain": self.retain_weight * contrast(student, None, retain)[1].mean()}
         sample = torch.randperm(len(self.ids), generator=batch.generator)[: len(batch.forget.ids)]
         text, _ = student.text(self.ids[sample])
-        noise = Encodings(text, student.image(self.pixels[sample]))
+        label = None if self.label is None else self.label[sample]
+        noise = Encodings(text, student.image(self.pixels[sample]), label=label)
         impaired, retained = contrast(student, noise, retain)
         return {
             "impair": self.impair_weight * impaired.mean(),

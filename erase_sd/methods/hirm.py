@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from .base import Batch, Method, Student, Task, fitted
+from .base import Batch, Method, Need, Student, Task, fitted
 from .losses import fill
 
 
@@ -21,6 +21,7 @@ class HiRM(Method):
     direction. Differs: the start token is left out, because all captions share it.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"clip_layers"})
     learning_rate: ClassVar[float] = 3e-4
     trained_parameters: ClassVar[str] = "the first layer of the text tower"
     toward: str = "random"

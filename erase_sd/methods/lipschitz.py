@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.coco import COCO, named_classes
 from ..models.clip import Clip
 from ..runtime import log
-from .base import Batch, Need, StagedMethod, Student, Task, fitted, minimum
+from .base import Batch, Need, StagedMethod, Student, Task, TokenizedPairs, fitted, minimum
 from .losses import fill
 
 # Stage by stage, as in the paper and the authors' code: standard deviation of the noise, in
@@ -80,9 +80,7 @@ class Lipschitz(StagedMethod):
     def prepare(self, task: Task) -> Self:
         """Synthesizes the images and ranks the tensors."""
         generator = torch.Generator().manual_seed(task.seed)
-        every = max(1, len(task.retain) // 300)
-        captions = " . ".join(pair.caption for pair in task.retain.pairs[::every])
-        others = [n for n in named_classes(captions, COCO) or COCO if n not in task.concepts]
+        others = [name for name in _classes_named_by(task.retain) if name not in task.concepts]
         ids = task.clip.tokens([fill(self.prompt, name) for name in (*task.concepts, *others)])
         text, _ = task.clip.encode_texts(ids)
         images = [self._synthesize(task, text, n, generator) for n in range(len(task.concepts))]
@@ -101,8 +99,7 @@ class Lipschitz(StagedMethod):
         """
         from torchvision.transforms.v2.functional import gaussian_blur
 
-        clip, scale = task.clip, task.clip.model.logit_scale.exp()
-        size = clip.model.config.vision_config.image_size
+        clip, scale, size = task.clip, task.clip.scale, task.clip.image_size
         mean, std = (
             torch.tensor(values, device=text.device)[:, None, None]
             for values in (clip.processor.image_mean, clip.processor.image_std)
@@ -141,7 +138,7 @@ class Lipschitz(StagedMethod):
         loss = self._constant(student.encode_text, student.encode_image, generator)
         loss.backward()  # type: ignore[no-untyped-call]
         rankings = []
-        for tower in ("text_model.encoder.layers.", "vision_model.encoder.layers."):
+        for tower in clip.blocks:
             mean = {
                 name: float(parameter.grad.abs().mean())
                 for name, parameter in model.named_parameters()
@@ -196,3 +193,12 @@ class Lipschitz(StagedMethod):
             norm = noise.flatten(1).norm(dim=-1).to(distance.device)
             total = total + (distance / (2 * norm)).sum()
         return total / (2 * self.copies)
+
+
+def _classes_named_by(pairs: TokenizedPairs) -> Sequence[str]:
+    """The classes of labelled pairs; else the COCO classes that some of the captions name, or all."""
+    if labels := sorted({pair.label for pair in pairs.pairs if pair.label is not None}):
+        return labels
+    every = max(1, len(pairs) // 300)
+    captions = " . ".join(pair.caption for pair in pairs.pairs[::every])
+    return named_classes(captions, COCO) or COCO

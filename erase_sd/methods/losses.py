@@ -10,12 +10,24 @@ from ..errors import SettingError
 from .base import Encodings, Student
 
 
-def contrast(student: Student, forget: Encodings, retain: Encodings) -> tuple[Tensor, Tensor]:
+def contrast(
+    student: Student, forget: Encodings | None, retain: Encodings
+) -> tuple[Tensor, Tensor]:
     """CLIP's contrastive loss of each forget pair and of each retain pair, (n,) each.
 
     The mean of the image-to-text and text-to-image cross entropies (Radford et al., 2021, arXiv
-    2103.00020); the captions and images of both sets are the candidates.
+    2103.00020); the captions and images of both sets are the candidates. In labelled data the captions
+    of a class repeat and would be each other's negatives: there, the loss is the cross entropy of an
+    image over one prompt of every class.
     """
+    if forget is None:
+        forget = Encodings(
+            retain.text[:0],
+            retain.image[:0],
+            label=None if retain.label is None else retain.label[:0],
+        )
+    if retain.prompts is not None:
+        return _classification(student, forget, retain), _classification(student, retain, retain)
     image = torch.cat([forget.image, retain.image])
     text = torch.cat([forget.text, retain.text])
     similarity = student.scale * image @ text.T
@@ -27,6 +39,13 @@ def contrast(student: Student, forget: Encodings, retain: Encodings) -> tuple[Te
     return loss[: len(forget.text)], loss[len(forget.text) :]
 
 
+def _classification(student: Student, pairs: Encodings, retain: Encodings) -> Tensor:
+    """Cross entropy of each pair's image over the class prompts, (n,)."""
+    assert pairs.label is not None
+    logits = student.scale * pairs.image @ retain.candidates.T
+    return F.cross_entropy(logits, pairs.label, reduction="none")
+
+
 def divergence(original: Tensor, current: Tensor) -> Tensor:
     """KL(softmax(original) || softmax(current)) over the last dimension, averaged over the rows."""
     return F.kl_div(
@@ -35,9 +54,10 @@ def divergence(original: Tensor, current: Tensor) -> Tensor:
 
 
 def similarity_divergence(student: Student, original: Encodings, current: Encodings) -> Tensor:
-    """`divergence` of the batch's similarities, image to text plus text to image."""
-    before = student.scale * original.image @ original.text.T
-    after = student.scale * current.image @ current.text.T
+    """`divergence` of the batch's similarities, image to text plus text to image; the texts are one
+    prompt of every class in labelled data."""
+    before = student.scale * original.image @ original.candidates.T
+    after = student.scale * current.image @ current.candidates.T
     return divergence(before, after) + divergence(before.T, after.T)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from .base import ClosedFormMethod, Task, TokenizedPairs, minimum
+from .base import ClosedFormMethod, Need, Task, TokenizedPairs, minimum
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -31,6 +31,7 @@ class Projection(ClosedFormMethod):
     solves the same problem in the U-Net's cross-attention. Here, every layer and position has a target.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"clip_layers"})
     trained_parameters: ClassVar[str] = "the output matrices of the text tower's MLPs"
     first_layer: int = minimum(0, 0)
     """First layer to edit, counted from 0; the last is the last that the U-Net reads (ours: all)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.images import open_image
+from ..data.images import ImageSource, open_image
 from .choices import Towers as Towers
 from .tokens import TokenLimit
 
@@ -58,6 +57,26 @@ class Clip:
         """Device of the text tower."""
         device: torch.device = self.model.text_projection.weight.device
         return device
+
+    @property
+    def scale(self) -> float:
+        """The temperature, which multiplies similarities."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of processed images, pixels."""
+        return int(self.model.config.vision_config.image_size)
+
+    @property
+    def towers(self) -> tuple[str, str]:
+        """Prefixes of the parameters of the text and of the image tower."""
+        return "text_model.", "vision_model."
+
+    @property
+    def blocks(self) -> tuple[str, str]:
+        """Prefixes of the parameters in the transformer blocks of the text and of the image tower."""
+        return "text_model.encoder.layers.", "vision_model.encoder.layers."
 
     @property
     def length(self) -> int:
@@ -128,7 +147,7 @@ class Clip:
         image: Tensor = self.model.visual_projection(out.pooler_output).float()
         return F.normalize(image, dim=-1) if unit else image
 
-    def pixels(self, paths: Sequence[Path]) -> Tensor:
+    def pixels(self, paths: Sequence[ImageSource]) -> Tensor:
         """Processed image files, (n, 3, size, size). Raises DataError for an unreadable one."""
         return self.process([open_image(path) for path in paths])
 
@@ -161,5 +180,9 @@ def trainable(clip: Clip, towers: Towers) -> dict[str, nn.Parameter]:
     The projections and the temperature are frozen: Stable Diffusion reads neither (SDXL only its
     second encoder's projection), so a concept forgotten there would still be generated.
     """
-    trained = ("text_model.",) if towers == "text" else ("text_model.", "vision_model.")
-    return {n: p for n, p in clip.model.named_parameters() if n.startswith(trained)}
+    trained = clip.towers if towers == "both" else clip.towers[:1]
+    return {
+        name: parameter
+        for name, parameter in clip.model.named_parameters()
+        if name.startswith(trained) and ".crossattention." not in name  # BLIP's matching head's
+    }

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import open_image
+from ..data.images import ImageSource, open_image
 from ..errors import ModelError
 from .pipeline import encoders_of, image_size, open_pipeline
 
@@ -26,7 +26,7 @@ class Denoiser:
 
     pipe: DiffusionPipeline
 
-    def latents(self, paths: Sequence[Path]) -> Tensor:
+    def latents(self, paths: Sequence[ImageSource]) -> Tensor:
         """The VAE's latents of image files, resized to the pipeline's square, (n, channels, h, w)."""
         vae, size = self.pipe.vae, image_size(self.pipe)
         latents = []

@@ -21,6 +21,7 @@ from ..run.records import Base, ErasureRecord, Origin
 from .clip import Clip
 from .presets import Models
 from .text_encoder import load_text_encoder, text_encoder_with, with_weights
+from .towers import ALONE, erased_towers, save_towers
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -44,7 +45,7 @@ def save(
 
     `weights` maps an encoder's name to its tensors, named as in `CLIPModel`. A single encoder is saved
     in `folder` itself, several in subfolders of their names; a trained image tower, which no pipeline
-    reads, in `image_tower`. Raises DivergedError, and saves nothing, if a weight is not finite.
+    reads, in `image_tower`. A CLIP or BLIP alone is saved whole. Raises DivergedError, and saves nothing, if a weight is not finite.
     """
     for tensors in weights.values():
         for name, tensor in tensors.items():
@@ -53,6 +54,10 @@ def save(
     with whole_folder(folder) as partial:
         text_hashes, image_hashes = {}, {}
         for name, tensors in weights.items():
+            if name == ALONE:
+                save_towers(partial, tensors, models.clip_folder(0))
+                text_hashes[name] = hash_file(partial / WEIGHTS_FILE)
+                continue
             own = partial / name if len(weights) > 1 else partial
             text_encoder_with(tensors, models.folder / name).save_pretrained(own)
             text_hashes[name] = hash_file(own / WEIGHTS_FILE)
@@ -64,7 +69,7 @@ def save(
             origin=origin,
             held_out=held_out,
             mentions={name: dict(phrases) for name, phrases in (mentions or {}).items()},
-            base=Base(model=str(models.model), revision=models.revision, fingerprint=origin.model),
+            base=Base(model=models.name, revision=models.revision, fingerprint=origin.model),
             weights_sha256=text_hashes,
             image_tower_sha256=image_hashes,
             versions=runtime.versions(),
@@ -111,7 +116,7 @@ def check_base(run: Run, models: Models) -> ErasureRecord:
     record = check(run.erased)
     if record.base.fingerprint != models.fingerprint():
         raise RunError(
-            f"{run.folder}: unlearned from {record.base.model}, not {models.model} with its present "
+            f"{run.folder}: unlearned from {record.base.model}, not {models.name} with its present "
             "weights; use the model that the run began with, or unlearn again"
         )
     return record
@@ -123,10 +128,14 @@ def encoder_folder(folder: Path, name: str) -> Path:
 
 
 def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
-    """`clip` with the erased text tower of that name, and with its erased image tower, if it has one.
+    """`clip` with the erased text tower of that name, and with its erased image tower, if it has one;
+    the unlearned CLIP or BLIP if it was alone.
 
     Raises ModelError if they do not fit.
     """
+    if encoder == ALONE:
+        settings = check(folder).settings
+        return erased_towers(folder, clip, image_tower=settings.get("towers") == "both")
     own = encoder_folder(folder, encoder)
     tower = own / IMAGE_TOWER / WEIGHTS_FILE
     return with_weights(clip, own, tower if tower.is_file() else None)

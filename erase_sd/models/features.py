@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..checked import load_tensors, save_tensors
-from ..data.flickr30k import Dataset
-from ..data.images import open_image
+from ..data.dataset import Dataset
+from ..data.images import hash_image, open_image
 from ..errors import DataError, RunError
-from ..files import cache_folder, hash_file, key_of
+from ..files import cache_folder, key_of
 from ..runtime import in_batches, log
 from .clip import Clip
 
@@ -24,7 +24,7 @@ def image_features(clip: Clip, data: Dataset, images: Sequence[str]) -> dict[str
     Images that cannot be read are left out and noted in `data.unreadable`. The cache is keyed by the
     weights and by each image file's hash; a damaged cache is replaced.
     """
-    hashes = {name: hash_file(data.path_of(name)) for name in dict.fromkeys(images)}
+    hashes = {name: hash_image(data.path_of(name)) for name in dict.fromkeys(images)}
     path = cache_folder() / "features" / f"{key_of([clip.digest, data.digest])}.safetensors"
     try:
         known, _ = load_tensors(path)

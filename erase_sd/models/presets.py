@@ -16,7 +16,7 @@ from .single_file import folder_of, is_single_file
 from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 
 PairSource = Path | Literal["synth"]
-"""A Flickr30K folder, or `synth`: pairs that the model generates itself."""
+"""A folder of caption pairs, or `synth`: pairs that the model generates itself."""
 
 Preset = Literal["mini", "sd14", "sd15", "sd21", "sdxl"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -26,12 +26,13 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 class Models:
     """The models and data of a run; nothing is fetched or opened before it is used."""
 
-    model: Source
-    """A diffusers Stable Diffusion, or a single-file checkpoint (.safetensors)."""
+    model: Source | None
+    """A diffusers Stable Diffusion, or a single-file checkpoint (.safetensors); None: a CLIP or BLIP
+    alone."""
     clips: tuple[Source, ...]
     """The CLIP of each of its text encoders."""
     data: PairSource | None
-    """The caption pairs; None: the model's own, if it comes with some."""
+    """The folder of the caption pairs; None: the model's own, if it comes with some."""
     detector: Path | None
     """A YOLOv5 file."""
     revision: str | None = None
@@ -57,6 +58,8 @@ class Models:
 
         A single-file checkpoint is written as one into the cache.
         """
+        if self.model is None:
+            raise SettingError(f"{self.name} is alone; needs a Stable Diffusion", field="model")
         if is_single_file(self.model):
             return folder_of(Path(self.model))
         folder = fetch("model", self.model, SD_FILES, self.revision)
@@ -67,22 +70,32 @@ class Models:
         return folder
 
     @property
+    def source(self) -> Source:
+        """The Stable Diffusion, or the CLIP or BLIP that is alone."""
+        return self.clips[0] if self.model is None else self.model
+
+    @property
+    def name(self) -> str:
+        """What the user calls the model: its folder, file or hub id."""
+        return str(self.source)
+
+    @property
     def hub_id(self) -> str | None:
         """The model's hub id; None for a local folder."""
-        local = isinstance(self.model, Path) or Path(self.model).exists()
-        return None if local else str(self.model)
+        local = isinstance(self.source, Path) or Path(self.name).exists()
+        return None if local else self.name
 
     def clip_folder(self, encoder: int) -> Path:
         """The transformers CLIP folder of the pipeline's text encoder number `encoder`, from 0."""
         if encoder >= len(self.clips):
             raise SettingError(
-                f"{self.model} has {encoder + 1} text encoders, got {len(self.clips)} CLIP",
+                f"{self.name} has {encoder + 1} text encoders, got {len(self.clips)} CLIP",
                 field="clip",
             )
         return fetch("clip", self.clips[encoder], CLIP_FILES)
 
     def pairs(self) -> Path:
-        """The Flickr30K folder; the model's own is written into the cache on first use."""
+        """The folder of the caption pairs; the model's own is written into the cache on first use."""
         if self.data == "synth":
             raise SettingError(
                 "generates its pairs in unlearn and run; needs a folder here",
@@ -90,23 +103,29 @@ class Models:
             )  # fmt: skip
         if self.data is None:
             if self.own_data is None:
-                raise SettingError(f"{self.model} needs a Flickr30K folder, or synth", field="data")
+                raise SettingError(f"{self.name} needs a folder, or synth", field="data")
             return self.own_data()
         if not self.data.is_dir():
             raise DataError(
-                "no such folder; needs a Flickr30K folder, or synth", field="data", value=self.data
+                "no such folder; needs a folder of caption pairs, or synth",
+                field="data",
+                value=self.data,
             )
         return self.data
 
+    def with_clips(self, clips: Sequence[Source] | None) -> Models:
+        """The same with other CLIPs, if there are any."""
+        return replace(self, clips=tuple(clips)) if clips else self
+
     def fingerprint(self) -> str:
-        """Hash of the diffusers folder's weights and settings."""
-        return fingerprint(self.folder)
+        """Hash of the weights and settings of the diffusers folder, or of the CLIP or BLIP alone."""
+        return fingerprint(self.clip_folder(0) if self.model is None else self.folder)
 
     def detector_file(self) -> Path:
         """The detector; SettingError if none is named, ModelError if there is no such file."""
         if self.detector is None:
             raise SettingError(
-                f"{self.model} comes without one; needs a YOLOv5 file, such as yolov5s.pt or "
+                f"{self.name} comes without one; needs a YOLOv5 file, such as yolov5s.pt or "
                 "yolov5su.pt",
                 field="detector",
             )
@@ -148,6 +167,9 @@ def resolve(
 ) -> Models:
     """The preset's models and data, with every argument that is set in place of the preset's own.
 
+    The CLIP of the miniature world fits no other model: a `clip` without a `model` is unlearned alone,
+    unless the preset has a Stable Diffusion that it belongs to.
+
     Raises SettingError for an unknown preset, and for a revision of a local model.
     """
     if preset not in PRESETS:
@@ -172,6 +194,8 @@ def resolve(
     overrides |= {n: str(v) for n, v in changes.items() if n != "clips"}
     if clips:
         overrides["clip"] = [str(folder) for folder in clips]
+    if clips and not model and preset == "mini":
+        own = replace(own, model=None, title=None, licence="other", own_data=None)
     if str(model or own.model) != str(own.model):
         changes |= {"title": None, "licence": "other", "own_data": None}
     return replace(own, **changes, overrides=overrides)
@@ -180,13 +204,16 @@ def resolve(
 def models_of_run(run: Run, **overrides: Any) -> Models:
     """The models and data that the run was unlearned with; `overrides` that are set replace them.
 
-    A preset other than the run's replaces everything. Without a run, the default preset.
+    A preset other than the run's replaces everything. Without a run, the default preset. A `clip` takes
+    the place of the run's without making it one that is alone.
     """
+    clip = overrides.pop("clip", None)
     recorded = run.record.models if run.exists else {}
     overrides = {name: value for name, value in overrides.items() if value}
     if overrides.get("preset", recorded.get("preset")) != recorded.get("preset"):
         recorded = {}
-    return resolve(**recorded | overrides)
+    models = resolve(**recorded | overrides)
+    return models.with_clips([clip] if clip else None)
 
 
 def _mini() -> Models:

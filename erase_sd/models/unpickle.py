@@ -1,15 +1,12 @@
 """Tensors and plain data of a PyTorch `.pt` file, read without running anything in its pickle.
 
-A pickle is a program: it names classes and functions, and has them called. This reader hands it an
-`Inert` for every name, so all it can do is build nested records, from which we rebuild the tensors.
+Every name in it becomes an `Inert` (`data.pickles`), from whose records the tensors are rebuilt.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
-import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.pickles import Inert, checked_pickle
 from ..errors import ModelError, reason
 
 # Names in the pickles of YOLOv5 and ultralytics; any other name does not belong to a model.
@@ -38,42 +36,6 @@ STORED = {
     "LongStorage": torch.int64,
     "IntStorage": torch.int32,
 }
-
-
-class Inert(dict[Any, Any]):
-    """Stands for an object of a class that the pickle names.
-
-    Keeps the constructor's arguments (`args`), the pickled state (`state`) and the items. It has no
-    `__dict__` and its own `__setstate__`, so nothing that the pickle sets on it is ever looked up or
-    called.
-    """
-
-    __slots__ = ("args", "state")
-    name = ""  # module and name of the class
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any, **_: Any) -> Inert:
-        inert = super().__new__(cls)
-        inert.args, inert.state = args, {}
-        return inert
-
-    def __init__(self, *args: Any, **_: Any) -> None:
-        """The arguments are in `args`, not among the items."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def checked_pickle(data: bytes) -> io.BytesIO:
-    """The pickle as a file; ValueError if it would make the unpickler allocate far more than it holds.
-
-    CPython's memo is an array, which a single large index fills with gigabytes.
-    """
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
-            raise ValueError(f"memo index {argument} in {len(data)} bytes")
-    return io.BytesIO(data)
 
 
 class InertUnpickler(pickle.Unpickler):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from .. import runtime
-from ..data.concept import slug
+from ..data.concept import joined_slug
 from ..errors import RunError, SettingError
 from ..files import digest, write_json
 from ..reading import read_bytes, read_record, read_records
@@ -45,7 +45,7 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
     Without either, the concepts name the run: `apple+chair`.
     """
     if run is None:
-        run = "+".join(slug(concept) for concept in concepts)
+        run = joined_slug(concepts)
     if not str(run).strip():
         raise SettingError("needs a name or a folder, got an empty one", field="run")
     path = Path(run)
@@ -134,7 +134,8 @@ class Run:
 
     def training_log(self, encoder: str = "text_encoder") -> Path:
         """Path of an encoder's `train.jsonl`; of the second one, `train_2.jsonl`."""
-        return self.folder / f"train{encoder.removeprefix('text_encoder')}.jsonl"
+        number = encoder.removeprefix("text_encoder") if encoder.startswith("text_encoder") else ""
+        return self.folder / f"train{number}.jsonl"
 
     def training(self, encoder: str = "text_encoder") -> list[TrainRecord]:
         """Validation steps of an encoder's unlearning."""

@@ -19,7 +19,8 @@ batch, so that memory does not grow with the data."""
 class Batches:
     """Samples forget pairs with replacement and retain pairs without.
 
-    `sizes`, forget and retain pairs per step, shrink if memory runs out.
+    `sizes`, forget and retain pairs per step, shrink if memory runs out. In labelled data, `prompts`
+    (templates, classes, tokens) are the classes' captions; each step uses those of one template.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class Batches:
         original: Clip,
         forget: TokenizedPairs,
         retain: TokenizedPairs,
+        prompts: Tensor | None = None,
     ) -> None:
         self.settings, self.original = settings, original
-        self.forget, self.retain = forget, retain
+        self.forget, self.retain, self.prompts = forget, retain, prompts
         self.sizes = (settings.forget_batch, settings.retain_batch)
         self._stored: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -41,6 +43,7 @@ class Batches:
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
         forget = torch.randint(len(self.forget), (self.sizes[0],), generator=generator)
         retain = torch.randperm(len(self.retain), generator=generator)[: self.sizes[1]]
+        prompts = self._class_prompts(needs, generator)
         concept_removed = None
         text = hidden_states = None
         if "hidden_states" in needs:
@@ -48,7 +51,7 @@ class Batches:
             text, hidden_states = self._encode_rows("retain", self.retain.ids, retain, steps)
         return Batch(
             self._encode(self.forget, forget, needs),
-            self._encode(self.retain, retain, needs, text, hidden_states),
+            self._encode(self.retain, retain, needs, text, hidden_states, prompts),
             concept_removed,
             step / steps,
             generator,
@@ -84,16 +87,33 @@ class Batches:
         needs: frozenset[Need],
         text: Tensor | None = None,
         hidden_states: Tensor | None = None,
+        prompts: Tensor | None = None,
     ) -> EncodedPairs:
         ids = pairs.ids[rows]
-        pixels = None
+        pixels = candidates = None
         if text is None and "features" in needs:
-            with torch.no_grad():
-                text, _ = self.original.encode_text(self.original.cut(ids))
+            text = self._features(ids)
+            candidates = None if prompts is None else self._features(prompts)
         if self.settings.towers == "both":
             pixels = self.original.pixels([pairs.paths[row] for row in rows.tolist()])
         image = None if pairs.image is None else pairs.image[rows].to(self.original.device)
-        return EncodedPairs(ids, Encodings(text, image, hidden_states), pixels)
+        label = None if pairs.label is None else pairs.label[rows].to(self.original.device)
+        original = Encodings(text, image, hidden_states, candidates, label)
+        return EncodedPairs(ids, original, pixels, prompts)
+
+    def _features(self, ids: Tensor) -> Tensor:
+        """The original's features of captions, without a gradient."""
+        with torch.no_grad():
+            return self.original.encode_text(self.original.cut(ids))[0]
+
+    def _class_prompts(self, needs: frozenset[Need], generator: torch.Generator) -> Tensor | None:
+        """The prompts of all classes by a random template, (classes, tokens), in labelled data.
+
+        Losses on hidden states compare a caption with itself, and need none.
+        """
+        if self.prompts is None or "hidden_states" in needs:
+            return None
+        return self.prompts[int(torch.randint(len(self.prompts), (1,), generator=generator))]
 
     def _encode_rows(
         self, name: str, ids: Tensor, rows: Tensor, steps: int

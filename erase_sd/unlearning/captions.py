@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.classes import TEMPLATES, prompt_of
 from ..data.concept import Concept, Span
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.pair import SPLITS, CaptionPair, ConceptSet, Split
 from ..data.removal import remove_concepts_from
 from ..data.split import ConceptSets
@@ -26,6 +27,8 @@ class TokenizedSets:
 
     forget: Mapping[Split, TokenizedPairs]
     retain: Mapping[Split, TokenizedPairs]
+    prompts: Tensor | None = None
+    """For labelled data: token ids of the captions of all classes, (templates, classes, tokens)."""
 
 
 def tokenize_sets(
@@ -59,7 +62,15 @@ def tokenize_sets(
                 f"the {split} split needs at least 2 captions without the concept, got {count}",
                 field="data", value=data.folder,
             )  # fmt: skip
-    return TokenizedSets(forget, retain)
+    return TokenizedSets(forget, retain, _class_prompts(clip, data.classes))
+
+
+def _class_prompts(clip: Clip, classes: Sequence[str]) -> Tensor | None:
+    """Token ids of the captions of all classes, (templates, classes, tokens); None without classes."""
+    if not classes:
+        return None
+    texts = [prompt_of(template, name) for template in TEMPLATES for name in classes]
+    return clip.tokens(texts).view(len(TEMPLATES), len(classes), -1)
 
 
 def tokenize_pairs(
@@ -76,23 +87,38 @@ def tokenize_pairs(
     """
     table = image_features(clip, data, [_image(pair) for pair in pairs]) if images else {}
     pairs = [pair for pair in pairs if _image(pair) not in data.unreadable]
-    fitting = clip.token_limit.fitting([pair.caption for pair in pairs])
-    kept = [pair for pair, fits in zip(pairs, fitting, strict=True) if fits]
+    captions = list(dict.fromkeys(pair.caption for pair in pairs))  # those of a class repeat
+    fits = dict(zip(captions, clip.token_limit.fitting(captions), strict=True))
+    kept = [pair for pair in pairs if fits[pair.caption]]
     if len(kept) < len(pairs):
         log.warning(
             "%d captions of more than %d tokens are left out", len(pairs) - len(kept), clip.length
         )
-    ids = clip.tokens([pair.caption for pair in kept])
-    features = torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None
-    paths = [data.path_of(_image(pair)) for pair in kept]
+    distinct = {pair.caption: pair for pair in kept}
+    number = {caption: row for row, caption in enumerate(distinct)}
+    rows = torch.tensor([number[pair.caption] for pair in kept], dtype=torch.long)
+    ids = clip.tokens(list(distinct))
+    once = list(distinct.values())
+    removed_ids, source, mask = concept_removed_ids(clip, once, ids, concepts)
     return TokenizedPairs(
         kept,
-        ids,
-        features,
-        paths,
-        *concept_removed_ids(clip, kept, ids, concepts),
-        mention_ends(clip, kept, concepts),
+        ids[rows],
+        torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None,
+        [data.path_of(_image(pair)) for pair in kept],
+        removed_ids[rows],
+        source[rows],
+        mask[rows],
+        mention_ends(clip, once, concepts)[rows],
+        _labels(data, kept),
     )
+
+
+def _labels(data: Dataset, pairs: Sequence[CaptionPair]) -> Tensor | None:
+    """Number of each pair's class, (n,); None without classes."""
+    if not data.classes:
+        return None
+    number = {name: n for n, name in enumerate(data.classes)}
+    return torch.tensor([number[pair.label] for pair in pairs if pair.label is not None])
 
 
 def _image(pair: CaptionPair) -> str:

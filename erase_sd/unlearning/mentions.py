@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.concept import Concept
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.pair import CaptionPair
 from ..data.removal import remove_concepts_from, remove_spans
 from ..data.split import ConceptSets, split_by_concept

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..data.concept import Concept
-from ..data.flickr30k import Dataset, read_flickr30k
+from ..data.dataset import Dataset
+from ..data.readers import read_dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import RunError
 from ..models.presets import Models
@@ -16,7 +17,7 @@ from .synthetic import synthetic_pairs
 def dataset_of(models: Models, concepts: Sequence[Concept]) -> Dataset:
     """The caption pairs of `models`; if its data is `synth`, those that it generates itself."""
     folder = synthetic_pairs(models, concepts) if models.data == "synth" else models.pairs()
-    return read_flickr30k(folder)
+    return read_dataset(folder)
 
 
 def concept_sets_of(run: Run, models: Models) -> tuple[Dataset, ConceptSets]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import runtime
 from ..data.concept import Concept
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.pair import Split
 from ..data.split import ConceptSets
 from ..methods.base import Task
@@ -16,6 +17,7 @@ from ..models.clip import Clip
 from ..models.denoiser import open_denoiser
 from ..models.features import readable, report_unreadable
 from ..models.text_encoder import TextEncoder
+from ..models.towers import LoneTowers
 from ..run import Run
 from ..run.records import Origin
 from .captions import TokenizedSets, tokenize_sets
@@ -35,8 +37,8 @@ class Session:
     pairs: TokenizedSets
     checkpoint: Checkpoint
     log_path: Path
-    pipeline: Path
-    """The diffusers folder whose text encoder is unlearned."""
+    pipeline: Path | None
+    """The diffusers folder whose text encoder is unlearned; None: a CLIP or BLIP alone."""
     originals: dict[Split, OriginalEncodings] = field(default_factory=dict)
     """The original's encodings of each split that was measured."""
 
@@ -49,7 +51,10 @@ class Session:
             forget=self.pairs.forget["train"],
             retain=self.pairs.retain["train"],
             seed=self.settings.seed,
-            open_denoiser=lambda: open_denoiser(self.pipeline),
+            prompts=self.pairs.prompts,
+            open_denoiser=None
+            if self.pipeline is None
+            else functools.partial(open_denoiser, self.pipeline),
         )
 
     def measure(self, split: Split) -> ErasureMetrics:
@@ -84,7 +89,8 @@ def open_session(
     report_unreadable(data)
     if settings.towers == "text" and "image_tower" not in needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
-    suffix = encoder.name.removeprefix("text_encoder")
+    alone = isinstance(encoder, LoneTowers)
+    suffix = "" if alone else encoder.name.removeprefix("text_encoder")
     return Session(
         settings=settings,
         student=ClipStudent(clip, settings.towers, runtime.dtype(settings.dtype), needs),
@@ -94,5 +100,5 @@ def open_session(
             run.folder / f"checkpoint{suffix}.safetensors", identity_of(settings, started_from)
         ),
         log_path=run.training_log(encoder.name),
-        pipeline=encoder.folder.parent,
+        pipeline=None if alone else encoder.folder.parent,
     )

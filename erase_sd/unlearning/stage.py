@@ -9,15 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from .. import runtime
-from ..data.flickr30k import Dataset
+from ..data.dataset import Dataset
 from ..data.split import ConceptSets, split_by_concept
-from ..errors import NotErasedError, RunError
+from ..errors import NotErasedError, RunError, SettingError
 from ..methods.base import ClosedFormMethod, StagedMethod
+from ..methods.registry import METHODS
 from ..models import erased
+from ..models.blip import Blip
 from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.source import fingerprint
-from ..models.text_encoder import check_fit, load_clip, text_encoders
+from ..models.text_encoder import check_fit
+from ..models.towers import encoders_to_unlearn, load_towers
 from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
@@ -30,6 +33,8 @@ from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
 
+CLIP_ONLY = frozenset({"hidden_states", "clip_layers"})
+"""Needs that a BLIP cannot meet."""
 SPACE = 7
 """Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
 the weights and Adam's two moments, the new one also with weights that are not validated yet."""
@@ -45,9 +50,10 @@ def unlearn(
     EraseError for bad settings, data or weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
-    encoders, clips = text_encoders(models.folder), clips_of(models)
-    for folder, encoder in zip(clips, encoders, strict=True):
-        check_fit(folder, encoder.folder)
+    encoders, clips = encoders_to_unlearn(models), clips_of(models)
+    if models.model is not None:
+        for folder, encoder in zip(clips, encoders, strict=True):
+            check_fit(folder, encoder.folder)
     data = dataset_of(models, settings.concepts)
     started_from = origin(models, data)
     values = dataclasses.asdict(settings)
@@ -60,7 +66,8 @@ def unlearn(
     files = [path for encoder in encoders for path in encoder.folder.glob("*.safetensors")]
     runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
-    clip = load_clip(clips[0], encoders[0])
+    clip = load_towers(clips[0], encoders[0])
+    _check_method(settings, clip)
     weights: dict[str, dict[str, Tensor]] = {}
     results: dict[str, EncoderResult] = {}
     with run.stage("unlearn", values, **entry) as stage:
@@ -69,7 +76,7 @@ def unlearn(
         concepts = with_mentions(settings.concepts, mentions)
         sets = sets.also_mentioned(concepts) if mentions else sets
         for number, encoder in enumerate(encoders):
-            clip = load_clip(clips[number], encoder) if number else clip
+            clip = load_towers(clips[number], encoder) if number else clip
             weights[encoder.name], results[encoder.name] = _unlearn_encoder(
                 open_session(settings, clip, data, sets, concepts, run, encoder, started_from),
                 progress,
@@ -87,6 +94,16 @@ def unlearn(
             checkpoint.unlink()
     log_mentions(mentions)
     return held_out
+
+
+def _check_method(settings: UnlearnSettings, clip: Clip) -> None:
+    """SettingError if the method needs what only a CLIP has, and the model is a BLIP."""
+    if isinstance(clip, Blip) and CLIP_ONLY & METHODS[settings.method].needs:
+        others = (name for name, method in METHODS.items() if not CLIP_ONLY & method.needs)
+        raise SettingError(
+            f"needs the hidden states of a CLIP; a BLIP is unlearned by {', '.join(others)}",
+            field="method", value=settings.method,
+        )  # fmt: skip
 
 
 def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
@@ -114,8 +131,8 @@ def check_erased(run: Run, max_residual: float) -> None:
 
 
 def clips_of(models: Models) -> list[Path]:
-    """CLIP folder of each text encoder of the pipeline."""
-    return [models.clip_folder(number) for number in range(len(text_encoders(models.folder)))]
+    """CLIP folder of each text encoder of the pipeline, or of the CLIP or BLIP alone."""
+    return [models.clip_folder(number) for number in range(len(encoders_to_unlearn(models)))]
 
 
 def origin(models: Models, data: Dataset | None) -> Origin:

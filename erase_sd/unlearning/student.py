@@ -28,7 +28,7 @@ class ClipStudent:
     @property
     def scale(self) -> float:
         """CLIP's temperature, which multiplies similarities."""
-        return float(self.clip.model.logit_scale.exp())
+        return self.clip.scale
 
     def text(
         self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
@@ -43,14 +43,19 @@ class ClipStudent:
             return self.clip.encode_image(pixels, unit)
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
-        """Encodes caption pairs. Images are encoded if their tower trains, else the original's used."""
+        """Encodes caption pairs, and class prompts if there are any. Images are encoded if their tower
+        trains, else the original's used."""
         if "hidden_states" in self.needs:
             text, hidden_states = self.text(pairs.ids)
         else:
             (text, _), hidden_states = self.text(self.clip.cut(pairs.ids)), None
+        prompts = None
+        if pairs.prompts is not None:
+            prompts, _ = self.text(self.clip.cut(pairs.prompts))
         if pairs.pixels is not None:
-            return Encodings(text, self.image(pairs.pixels), hidden_states)
-        return pairs.original.with_text(text, hidden_states)
+            image = self.image(pairs.pixels)
+            return Encodings(text, image, hidden_states, prompts, pairs.original.label)
+        return pairs.original.with_text(text, hidden_states, prompts)
 
     def precision(self) -> torch.autocast:
         """Autocast for passes through the towers; off in float32."""

@@ -42,7 +42,7 @@ class Trainer:
         self.settings, self.session, self.student = settings, session, session.student
         pairs = session.pairs
         self.batches = Batches(
-            settings, session.original, pairs.forget["train"], pairs.retain["train"]
+            settings, session.original, pairs.forget["train"], pairs.retain["train"], pairs.prompts
         )
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0

@@ -12,18 +12,20 @@ from torch import Tensor
 
 from ... import runtime
 from ...data.concept import Concept
-from ...data.flickr30k import Dataset
+from ...data.dataset import Dataset
 from ...data.pair import CONCEPT_SETS, CaptionPair
 from ...data.split import ConceptSets
-from ...errors import RunError
+from ...errors import ModelError, RunError
 from ...files import write_bytes
+from ...models.blip import Blip
 from ...models.clip import Clip
 from ...models.erased import check_base, erased_clip
 from ...models.features import image_features, readable
 from ...models.presets import Models
 from ...models.source import fingerprint
-from ...models.text_encoder import load_clip, text_encoders
+from ...models.text_encoder import TextEncoder
 from ...models.tokens import words_of
+from ...models.towers import encoders_to_unlearn, load_towers
 from ...run import Run
 from ...unlearning.pairs import concept_sets_of
 from .attention import image_rollout, patch_similarity, text_attention
@@ -47,22 +49,30 @@ def explain(run: Run, models: Models) -> list[Path]:
     concepts = run.unlearned().concepts
     data, sets = concept_sets_of(run, models)
     erasure = check_base(run, models)
-    encoders = text_encoders(models.folder)
+    encoders = encoders_to_unlearn(models)
     folders = [models.clip_folder(number) for number in range(len(encoders))]
     _check_clips(run, folders)
     written = []
     with run.lock():
         for folder, encoder in zip(folders, encoders, strict=True):
-            clip = load_clip(folder, encoder)
+            clip = load_towers(folder, encoder)
+            if isinstance(clip, Blip):
+                raise ModelError(f"{folder}: attention is plotted of a CLIP; this is a BLIP")
             selection = select_pairs(clip, data, sets, concepts)
             views = _views(clip, run.erased, encoder.name, data, selection)
-            both_towers = encoder.name in erasure.image_tower_sha256
+            both_towers = erasure.settings.get("towers") == "both"
             pixels = _displayable(clip, selection.pixels)
             for name, png in draw_figures(selection, views, pixels, both_towers).items():
-                path = run.folder / f"{name}{encoder.name.removeprefix('text_encoder')}.png"
+                path = run.folder / f"{name}{_suffix(encoder)}.png"
                 write_bytes(path, png)
                 written.append(path)
     return written
+
+
+def _suffix(encoder: TextEncoder) -> str:
+    """What the names of an encoder's figures end with: `_2` for SDXL's second one."""
+    name = encoder.name
+    return name.removeprefix("text_encoder") if name.startswith("text_encoder") else ""
 
 
 def _check_clips(run: Run, folders: Sequence[Path]) -> None:

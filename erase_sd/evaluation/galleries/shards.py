@@ -1,70 +1,59 @@
-"""Captioned images in webdataset shards, the format of CC12M: `key.jpg` beside `key.txt` in `*.tar`."""
+"""The images of webdataset shards as a gallery: the first of each set, in the order of the shards."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import tarfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...data.concept import Concept
-from ...data.images import open_image
+from ...data.images import Entry, open_image
 from ...data.pair import CaptionPair, ConceptSet
-from ...errors import DataError, SettingError
-from ...files import digest, key_of
+from ...data.shards import Sample, samples_of
+from ...errors import DataError
+from ...files import key_of
 from ...runtime import log
 from .gallery import MAX_IMAGES, Gallery, balanced, captioned_images, coco_classes
 
-SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+CaptionedEntry = tuple[CaptionPair, Entry]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A caption pair of a shard and the bytes of its image."""
-
-    pair: CaptionPair
-    data: bytes
-
-
-def read_shards(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept]) -> Gallery:
+def shard_gallery(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept]) -> Gallery:
     """The first images of each set in the order of the shards, at most MAX_IMAGES in all; the first
     image of every concept is among them.
 
-    Entries without a UTF-8 caption or a readable image are left out and counted. Raises DataError for
+    Samples without a UTF-8 caption or a readable image are left out and counted. Raises DataError for
     a damaged shard, and if a concept or the retain set has no image.
     """
-    sets: dict[ConceptSet, list[Sample]] = {"forget": [], "retain": []}
+    sets: dict[ConceptSet, list[CaptionedEntry]] = {"forget": [], "retain": []}
     left_out, missing = 0, [concept.name for concept in concepts]
-    for entry in itertools.chain.from_iterable(map(_entries, shards)):
-        sample = _sample(entry, folder, concepts)
-        if sample is None:
+    for sample in itertools.chain.from_iterable(map(samples_of, shards)):
+        captioned = _captioned(sample, concepts)
+        if captioned is None:
             left_out += 1
             continue
-        samples = sets[sample.pair.set]
-        if not set(missing).isdisjoint(sample.pair.mentions):
-            samples.insert(0, sample)
-            missing = [name for name in missing if name not in sample.pair.mentions]
-        elif len(samples) < MAX_IMAGES:
-            samples.append(sample)
+        pair, _ = captioned
+        of_set = sets[pair.set]
+        if not set(missing).isdisjoint(pair.mentions):
+            of_set.insert(0, captioned)
+            missing = [name for name in missing if name not in pair.mentions]
+        elif len(of_set) < MAX_IMAGES:
+            of_set.append(captioned)
         if not missing and min(map(len, sets.values())) >= MAX_IMAGES // 2:
             break
     _check_sets(folder, missing, sets)
     if left_out:
         log.warning(
-            "%s: %d entries without a caption or a readable image are left out", folder, left_out
+            "%s: %d samples without a caption or a readable image are left out", folder, left_out
         )
     chosen = balanced(sets["forget"], sets["retain"])
     return Gallery(
         kind="webdataset shards",
         folder=folder,
-        digest=key_of([[sample.pair.caption, digest(sample.data)] for sample in chosen]),
+        digest=key_of([[pair.caption, entry.sha256] for pair, entry in chosen]),
         images=captioned_images(
-            ((sample.pair,), functools.partial(open_image, folder, sample.data))
-            for sample in chosen
+            (((pair,), functools.partial(open_image, entry)) for pair, entry in chosen), concepts
         ),
         forget_classes=coco_classes(concepts),
         details={"shards": [shard.name for shard in shards], "left_out": left_out},
@@ -72,7 +61,7 @@ def read_shards(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept
 
 
 def _check_sets(
-    folder: Path, missing: Sequence[str], sets: Mapping[ConceptSet, Sequence[Sample]]
+    folder: Path, missing: Sequence[str], sets: Mapping[ConceptSet, Sequence[CaptionedEntry]]
 ) -> None:
     if missing:
         rule = f"no caption with a readable image mentions {missing[0]}"
@@ -82,46 +71,20 @@ def _check_sets(
         raise DataError(rule, field="images", value=folder)
 
 
-def _entries(shard: Path) -> Iterator[dict[str, Any]]:
-    """Files of the shard, grouped by key.
-
-    The shard is opened here, because webdataset's secure mode opens no files itself, runs no commands
-    and unpickles nothing.
-    """
-    try:
-        import webdataset.utils
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-    except ModuleNotFoundError:
-        raise SettingError(
-            "shards need the library webdataset; run pip install -e '.[shards]' in the clone",
-            field="images",
-            value=shard,
-        ) from None
-    webdataset.utils.enforce_security = True  # as WDS_SECURE=1 does, if set before the import
-    try:
-        with shard.open("rb") as stream:
-            yield from group_by_keys(tar_file_expander([{"url": shard.name, "stream": stream}]))
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        why = str(error.args[0] if error.args else error).splitlines() or [type(error).__name__]
-        raise DataError(f"{shard}: damaged shard ({why[0]})") from None
-
-
-def _sample(entry: Mapping[str, Any], folder: Path, concepts: Sequence[Concept]) -> Sample | None:
-    """The entry's caption pair and image; None if either is missing or cannot be read."""
-    suffix = next((suffix for suffix in SHARD_IMAGE_SUFFIXES if suffix in entry), None)
-    try:
-        caption = " ".join(entry.get("txt", b"").decode().split())
-        if not caption or suffix is None:
-            return None
-        open_image(folder / entry["__key__"], entry[suffix])
-    except (UnicodeDecodeError, DataError):
+def _captioned(sample: Sample, concepts: Sequence[Concept]) -> CaptionedEntry | None:
+    """The sample's caption pair and image; None if either is missing or cannot be read."""
+    if sample.image is None or not sample.caption:
         return None
-    mentions = tuple(concept.name for concept in concepts if concept.in_text(caption))
+    try:
+        open_image(sample.image)
+    except DataError:
+        return None
+    mentions = tuple(concept.name for concept in concepts if concept.in_text(sample.caption))
     pair = CaptionPair(
-        caption=caption,
-        image=f"{entry['__key__']}.{suffix}",
+        caption=sample.caption,
+        image=sample.image.name,
         mentions=mentions,
         set="forget" if mentions else "retain",
         split="held-out",
     )
-    return Sample(pair, entry[suffix])
+    return pair, sample.image

@@ -38,7 +38,7 @@ def build_clip(folder: Path) -> None:
             out = clip(input_ids=tokens[:, :longest], pixel_values=pixels)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(100))
-        return _contrastive(out.logits_per_image.float())
+        return contrastive(out.logits_per_image.float())
 
     fit("clip", clip, loss, steps=1_100, learning_rate=1e-3, weight_decay=0.1, folder=folder)
     clip.save_pretrained(folder / "clip")
@@ -76,7 +76,7 @@ def _new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def _contrastive(logits: Tensor) -> Tensor:
+def contrastive(logits: Tensor) -> Tensor:
     """Symmetric cross-entropy of a square similarity matrix with matches on the diagonal."""
     target = torch.arange(len(logits))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

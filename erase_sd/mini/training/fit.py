@@ -81,7 +81,8 @@ def fit(
             value = sum(pool.map(lambda seed: _backward(loss, seed, shards, place), seeds))
             norm = nn.utils.clip_grad_norm_(list(state.parameters.values()), 1.0)
             for parameter in state.parameters.values():  # one bad batch must not end everything
-                parameter.grad = torch.where(norm.isfinite(), parameter.grad, 0.0)
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(~norm.isfinite(), 0.0)
             state.optimizer.step()
             state.update_average(step)
             log.add(step, value)

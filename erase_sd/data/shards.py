@@ -1,0 +1,111 @@
+"""Captioned images in webdataset shards, the format of CC12M: `key.jpg` beside `key.txt` in `*.tar`.
+
+A shard is read once from its first byte to its last, an entry at a time; of an image only its place is
+kept, and its bytes are read again where they are needed.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError, reason
+from ..files import digest
+from ..runtime import log
+from .dataset import CaptionedImage, Dataset, digest_of
+from .images import Entry
+
+SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass
+class Sample:
+    """The entries of a shard that have one key."""
+
+    key: str
+    caption: str = ""
+    """Empty if there is none, or none in UTF-8."""
+    image: Entry | None = None
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards in a folder, in the order of their names."""
+    return [path for path in sorted(folder.glob("*.tar")) if not path.name.startswith(".")]
+
+
+def read_shards(folder: Path, shards: Sequence[Path]) -> Dataset:
+    """All captioned images of the shards. Samples without caption or image are left out and counted.
+
+    Raises DataError for a damaged shard, and if no sample has both.
+    """
+    items: list[CaptionedImage] = []
+    files: dict[str, Entry] = {}
+    left_out = 0
+    for shard in shards:
+        for sample in samples_of(shard):
+            if sample.image and sample.caption and sample.image.name not in files:
+                items.append(CaptionedImage(sample.image.name, (sample.caption,)))
+                files[sample.image.name] = sample.image
+            else:
+                left_out += 1
+    if not items:
+        raise DataError(
+            f"{folder}: no image in the shards has a caption; needs key.txt beside key.jpg"
+        )
+    if left_out:
+        log.warning("%s: %d samples without a caption or an image are left out", folder, left_out)
+    return Dataset(folder, folder, "webdataset shards", digest_of(items), tuple(items), files)
+
+
+def samples_of(shard: Path) -> Iterator[Sample]:
+    """The samples of a shard: entries that follow one another with one key.
+
+    Raises DataError for a damaged shard.
+    """
+    sample: Sample | None = None
+    try:
+        # Plain, because an image in a compressed shard could not be read alone.
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                place, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                key = f"{place}/{stem}" if place else stem
+                if sample is None or sample.key != key:
+                    if sample:
+                        yield sample
+                    sample = Sample(key)
+                _add(sample, shard, tar, member, suffix.lower())
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{shard}: damaged shard ({reason(error)})") from None
+    if sample:
+        yield sample
+
+
+def _add(
+    sample: Sample, shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str
+) -> None:
+    """Adds an entry to its sample, if it is the caption or an image."""
+    if suffix != "txt" and suffix not in SHARD_IMAGE_SUFFIXES:
+        return
+    file = tar.extractfile(member)
+    assert file is not None  # it is a regular file
+    data = file.read()
+    if len(data) < member.size:
+        raise EOFError("unexpected end of data")
+    if suffix == "txt":
+        try:
+            sample.caption = " ".join(data.decode().replace("\0", " ").split())
+        except UnicodeDecodeError:
+            return
+    else:
+        sample.image = Entry(
+            f"{shard.name}/{sample.key}.{suffix}",
+            shard,
+            member.offset_data,
+            member.size,
+            digest(data),
+        )

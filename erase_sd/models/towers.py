@@ -1,0 +1,66 @@
+"""What an unlearning starts from: a pipeline's text encoders with their CLIPs, or a CLIP or BLIP alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import ModelError
+from .blip import is_blip, load_blip
+from .clip import Clip
+from .presets import Models
+from .text_encoder import TextEncoder, load_clip, text_encoders
+
+ALONE = "clip"
+"""What a CLIP or BLIP without a pipeline is called in the run folder."""
+
+
+@dataclass(frozen=True)
+class LoneTowers(TextEncoder):
+    """A CLIP or BLIP that belongs to no pipeline; `folder` is its own."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the run folder."""
+        return ALONE
+
+
+def encoders_to_unlearn(models: Models) -> list[TextEncoder]:
+    """The text encoders of the pipeline, or the CLIP or BLIP alone. Raises ModelError if it is neither."""
+    if models.model is None:
+        return [LoneTowers(models.clip_folder(0), taps=())]
+    return text_encoders(models.folder)
+
+
+def load_towers(folder: Path, encoder: TextEncoder | None = None) -> Clip:
+    """The CLIP or BLIP in `folder`; with a pipeline's `encoder`, CLIP with the encoder's weights."""
+    if encoder is None or isinstance(encoder, LoneTowers):
+        return load_blip(folder) if is_blip(folder) else load_clip(folder)
+    return load_clip(folder, encoder)
+
+
+def save_towers(folder: Path, weights: Mapping[str, Tensor], base: Path) -> None:
+    """Writes the CLIP or BLIP in `base` with the unlearned `weights`: the model, in one file, with
+    tokenizer and image processor. Raises ModelError if they do not fit."""
+    clip = load_towers(base)
+    own = clip.model.state_dict()
+    for name, tensor in weights.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ModelError(f"{base}: {name} does not fit this model")
+    clip.model.load_state_dict(dict(weights), strict=False)
+    clip.model.save_pretrained(folder, max_shard_size="1TB")
+    for part in (clip.tokenizer, clip.processor):
+        part.save_pretrained(folder)
+
+
+def erased_towers(folder: Path, original: Clip, image_tower: bool) -> Clip:
+    """The unlearned CLIP or BLIP in `folder`; it shares the image tower of the original unless
+    `image_tower` says that it was trained."""
+    clip = load_towers(folder)
+    clip.model.to(original.device)
+    if not image_tower:
+        clip.model.vision_model = original.model.vision_model
+    return clip
