@@ -18,9 +18,6 @@ from .plots import plot_concept_counts, plot_pareto
 from .rows import ATTACK, COLUMNS, DIVERGED, FAILED, CellMeasure
 from .tables import Table, tables
 
-ENCODER = "text_encoder"
-"""The encoder whose training a cell reports; of SDXL's two, the first."""
-
 
 def measures_of(cell: Cell, images: bool = True, reason: str = "") -> list[CellMeasure]:
     """What a cell measured, detection rates only with `images`.
@@ -52,8 +49,9 @@ def _costs(cell: Cell, run: Run) -> list[CellMeasure]:
     """
     if run.status("unlearn") != "done":
         return []
-    record, log = run.unlearned(), run.training(ENCODER)
-    result = record.encoders[ENCODER]
+    record = run.unlearned()
+    module, result = next(iter(record.encoders.items()))  # of SDXL's two encoders, the first
+    log = run.training(module)
     rows = [
         _measure(cell, "unlearn_seconds", value=None if result.resumed_at else record.seconds),
         _measure(cell, "peak_memory_mb", value=record.peak_memory_mb),

@@ -12,7 +12,7 @@ from .. import runtime
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
 from ..files import write_csv, write_json
-from ..models.erased import check_base, encoder_folder, erased_clip
+from ..models.erased import check_base, erased_clip, module_folder
 from ..models.presets import Models
 from ..models.text_encoder import check_fit, load_clip, text_encoders
 from ..run import Run
@@ -80,7 +80,8 @@ def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, 
         return {"original": blip}, about | {"clip_digest": blip.digest}
     erasure = check_base(run, models)
     encoder = text_encoders(models.folder)[0]
-    check_fit(folder, encoder_folder(run.erased, encoder.name))
+    changed = encoder.name in erasure.weights_sha256
+    check_fit(folder, module_folder(run.erased, encoder.name) if changed else encoder.folder)
     clip = load_clip(folder, encoder)
     clip.model.to(runtime.device())
     erased = erased_clip(run.erased, encoder.name, clip)

@@ -16,6 +16,7 @@ from ..models.clip import Clip, FreeEmbeddings
 from ..models.denoiser import Denoiser
 
 Need = Literal["images", "features", "hidden_states", "image_tower"]
+Unlearned = Literal["text_encoders", "unet"]
 
 
 class Encodings:
@@ -131,7 +132,7 @@ class Task:
     """Training pairs that show none."""
     seed: int
     open_denoiser: Callable[[], Denoiser] | None = None
-    """Opens the pipeline's U-Net, if there is one; raises ModelError if it cannot be used."""
+    """Opens the original pipeline, if there is one; raises ModelError if it cannot be used."""
 
 
 class Student(Protocol):
@@ -148,6 +149,10 @@ class Student(Protocol):
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
         """Features (n, projection), normalized if `unit`, of pixels (n, 3, size, size)."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The pipeline with the U-Net in training; LookupError if text encoders are unlearned."""
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         """Encodes caption pairs, with gradients for the towers that train."""
@@ -177,8 +182,15 @@ class Hyperparameters:
     (features of the retain images), `features` (the original's caption features), `hidden_states` (the
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
     it on the device, for images of the method's own)."""
+    unlearns: ClassVar[Unlearned] = "text_encoders"
+    """What changes: each text encoder of the pipeline in turn, or its U-Net."""
     trained_parameters: ClassVar[str] = "all layers"
     """The parameters that change, in words."""
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter called `name` in `CLIPModel`, or in the U-Net, changes."""
+        del name
+        return True
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
@@ -207,11 +219,6 @@ class Method(Hyperparameters):
         del task
         return self
 
-    def trains(self, name: str) -> bool:
-        """Whether the parameter called `name` in `CLIPModel` is trained."""
-        del name
-        return True
-
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted, scalar terms; their sum is minimized."""
         raise NotImplementedError
@@ -239,5 +246,5 @@ class ClosedFormMethod(Hyperparameters):
     """A method that solves for the new weights without a training loop."""
 
     def solve(self, task: Task) -> Mapping[str, Tensor]:
-        """New values of the parameters that change, by their names in `CLIPModel`."""
+        """New values of the parameters that change, by their names in `CLIPModel` or in the U-Net."""
         raise NotImplementedError

@@ -24,6 +24,7 @@ MethodName = Literal[
     "multidelete",
     "hirm",
     "projection",
+    "uce",
 ]
 """A method's file has its name, with underscores for hyphens, and defines one class."""
 

@@ -1,4 +1,4 @@
-"""The unlearn stage: from caption pairs to erased text encoders in the run folder."""
+"""The unlearn stage: from caption pairs to erased text encoders, or an erased U-Net."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit, load_clip, text_encoders
+from ..models.unet import UNET
 from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
@@ -31,18 +32,19 @@ from .staged import StagedTrainer
 from .trainer import Trainer
 
 SPACE = 6
-"""Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
+"""Disk space that unlearning needs, in sizes of what it changes: an old and a new checkpoint, each with
 the weights and Adam's two moments."""
 
 
 def unlearn(
     settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Erases the concepts from all text encoders of `models`, and saves these in `erased/` of the run.
+    """Erases the concepts from all text encoders of `models`, or from its U-Net, as the method does.
 
-    Returns the metrics of the first encoder on the held-out images. An interrupted run resumes from
-    its last checkpoint and ends with the same weights; a finished one is left as it is. Raises an
-    EraseError for bad settings, data or weights, and for a run that began with others.
+    Saves what changed in `erased/` of the run. Returns its metrics on the held-out images, of several
+    encoders those of the first. An interrupted run resumes from its last checkpoint and ends with the
+    same weights; a finished one is left as it is. Raises an EraseError for bad settings, data or
+    weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
     encoders, clips = text_encoders(models.folder), clips_of(models)
@@ -57,7 +59,9 @@ def unlearn(
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
-    files = [path for encoder in encoders for path in encoder.folder.glob("*.safetensors")]
+    of_unet = settings.build().unlearns == "unet"
+    modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
+    files = [path for name in modules for path in (models.folder / name).glob("*.safetensors")]
     runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_clip(clips[0], encoders[0])
@@ -68,9 +72,9 @@ def unlearn(
         mentions = _mine(settings, clip, sets)
         concepts = with_mentions(settings.concepts, mentions)
         sets = sets.also_mentioned(concepts) if mentions else sets
-        for number, encoder in enumerate(encoders):
+        for number, (name, encoder) in enumerate(zip(modules, encoders, strict=False)):
             clip = load_clip(clips[number], encoder) if number else clip
-            weights[encoder.name], results[encoder.name] = _unlearn_encoder(
+            weights[name], results[name] = _unlearn_module(
                 open_session(settings, clip, data, sets, concepts, run, encoder, started_from),
                 progress,
             )
@@ -98,7 +102,7 @@ def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
 
 
 def check_erased(run: Run, max_residual: float) -> None:
-    """Raises NotErasedError if a finished run left the concept in one of its text encoders.
+    """Raises NotErasedError if a finished run left the concept in a text encoder, or in its U-Net.
 
     An unlearning that changed nothing leaves a residual concept similarity of 1.
     """
@@ -158,10 +162,10 @@ def _sets_of(data: Dataset, settings: UnlearnSettings) -> ConceptSets:
     return sets
 
 
-def _unlearn_encoder(
+def _unlearn_module(
     session: Session, progress: Progress | None
 ) -> tuple[dict[str, Tensor], EncoderResult]:
-    """New weights of one text encoder, and how its unlearning went."""
+    """New weights of a text encoder or of the U-Net, and how its unlearning went."""
     method = session.settings.build()
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)
