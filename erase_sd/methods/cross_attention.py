@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.denoiser import Denoiser
 from .base import Task, TokenizedPairs
+from .concept_prompts import mentioning, spread
 
 
 def reads_text(name: str) -> bool:
@@ -87,8 +88,9 @@ def concept_pairs(
             length = ids.shape[1] - max(starts)
             read.append(states[0, starts[0] : starts[0] + length])
             instead.append(states[1, starts[1] : starts[1] + length])
-    rows = spread(torch.nonzero(task.forget.mask.sum(1)).flatten(), captions)
-    for some in rows.split(64) if captions else ():
+    rows = mentioning(task.forget, captions)
+    for start in range(0, len(rows), 64):
+        some = rows[start : start + 64]
         states, target = caption_states(denoiser, task.forget, some)
         ids, removed = task.forget.ids[some], task.forget.concept_removed_ids[some]
         after = ((ids != removed).cumsum(1) > 0).to(states.device)
@@ -117,9 +119,3 @@ def retained_states(denoiser: Denoiser, pairs: TokenizedPairs, most: int) -> Ten
     """What the U-Net reads of up to `most` retain captions, (n, width)."""
     rows = spread(torch.arange(len(pairs)), most)
     return denoiser.encode(pairs.ids[rows])["prompt_embeds"].flatten(0, 1)
-
-
-def spread(rows: Tensor, most: int) -> Tensor:
-    """At most `most` of the rows, evenly spread."""
-    count = min(most, len(rows))
-    return rows[torch.arange(count) * len(rows) // max(1, count)]

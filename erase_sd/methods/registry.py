@@ -25,6 +25,12 @@ MethodName = Literal[
     "hirm",
     "projection",
     "uce",
+    "rece",
+    "esd",
+    "concept-ablation",
+    "forget-me-not",
+    "few-shot",
+    "advunlearn",
 ]
 """A method's file has its name, with underscores for hyphens, and defines one class."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import cross_attention
 from .base import ClosedFormMethod, Task, Unlearned, minimum
+from .concept_prompts import denoiser_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,7 @@ class UCE(ClosedFormMethod):
 
     def solve(self, task: Task) -> Mapping[str, Tensor]:
         """The key and value matrices, (inner, width)."""
-        assert task.open_denoiser is not None
-        denoiser = task.open_denoiser()
+        denoiser = denoiser_of(task)
         read, instead = cross_attention.concept_pairs(
             task, denoiser, self.prompts, self.toward, self.forget_captions
         )

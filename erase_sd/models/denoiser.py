@@ -138,6 +138,28 @@ class Denoiser:
         predicted = self.predict(noisy, {"prompt_embeds": hidden_states})
         return (predicted - target).float().square().flatten(1).mean(1)
 
+    def attention(self, noisy: Noisy, prompts: Prompts) -> list[Tensor]:
+        """Each cross-attention's probabilities in one pass, (n, heads, pixels, tokens)."""
+        probabilities: list[Tensor] = []
+
+        def read(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            query = module.head_to_batch_dim(module.to_q(inputs[0]))
+            key = module.head_to_batch_dim(module.to_k(named["encoder_hidden_states"]))
+            scores = module.get_attention_scores(query, key)
+            probabilities.append(scores.unflatten(0, (len(inputs[0]), module.heads)).float())
+
+        hooks = [
+            module.register_forward_pre_hook(read, with_kwargs=True)
+            for name, module in self.unet.named_modules()
+            if name.endswith(".attn2")
+        ]
+        try:
+            self.predict(noisy, prompts)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return probabilities
+
     @torch.no_grad()
     def sample(
         self,
