@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_models import sdxl as sdxl
 from test_single_file import checkpoint_of
 from test_single_file import own as own
 from torch import Tensor
@@ -229,3 +230,47 @@ def test_a_single_file_of_another_unet_is_one_line(tiny: Models, own: Any, tmp_p
 def test_the_image_tower_is_not_trained_with_a_unet() -> None:
     with pytest.raises(SettingError, match="uce unlearns the U-Net and neither tower"):
         dataclasses.replace(UCE, towers="both")
+
+
+@pytest.mark.parametrize(
+    ("method", "hyperparameters"),
+    [
+        ("rece", {"forget_captions": 8, "retain_captions": 8}),
+        ("esd", {"captions": 4, "rows": 2, "sampling_steps": 2}),
+        ("forget-me-not", {"images": 2, "rows": 2}),
+    ],
+)
+def test_a_unet_that_reads_two_text_encoders_is_unlearned_as_well(
+    sdxl: Models, method: Any, hyperparameters: dict[str, Any]
+) -> None:
+    steps = {} if method == "rece" else {"steps": 2, "validate_every": 2}
+    settings = UnlearnSettings(
+        concepts=(APPLE,), method=method, hyperparameters=hyperparameters, forget_batch=4,
+        retain_batch=4, **steps,
+    )  # fmt: skip
+    run = Run(Path("runs/apple"))
+    unlearn(settings, sdxl, run)
+    assert list(run.erasure().weights_sha256) == ["unet"]
+    by_variant = images_of(sdxl, run)
+    assert by_variant["original"] != by_variant["erased"]
+
+
+@pytest.mark.parametrize("method", ["few-shot", "advunlearn"])
+def test_methods_that_train_one_text_encoder_by_the_unet_refuse_two(
+    sdxl: Models, method: Any
+) -> None:
+    run = Run(Path("runs/apple"))
+    settings = UnlearnSettings(concepts=(APPLE,), method=method)
+    with pytest.raises(ModelError, match="reads two text encoders; this method needs one") as error:
+        unlearn(settings, sdxl, run)
+    assert "\n" not in str(error.value) and not run.erased.exists() and not run.exists
+
+
+def test_figures_of_text_encoders_refuse_an_erasure_of_the_unet_alone(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erase_sd.evaluation.explain import stage
+
+    monkeypatch.setattr(stage, "concept_sets_of", lambda *_: (None, None))
+    with pytest.raises(RunError, match="changed the U-Net alone; the figures show text encoders"):
+        stage.explain(erase(tiny), tiny)

@@ -31,7 +31,7 @@ def unlearn(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Path:
-    """Erases one or more concepts from the text encoder and returns the run folder.
+    """Erases one or more concepts from the text encoder or the U-Net and returns the run folder.
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
     is a Flickr30K folder, or "synth" for pairs that the model generates itself. `settings` are fields

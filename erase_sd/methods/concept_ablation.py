@@ -57,10 +57,9 @@ class ConceptAblation(Method):
         prompts = concept_prompts(task, self.prompts, self.toward, self.images)
         chosen = torch.randperm(len(prompts.asked), generator=random)[: self.images]
         anchor = original.encode(prompts.instead[chosen])
-        empty = original.encode(task.clip.tokens([""]))
         latents = [
             original.sample(
-                rows_of(anchor, some), empty, random,
+                rows_of(anchor, some), random,
                 steps=self.sampling_steps, guidance=self.sampling_guidance,
             ).latents
             for some in torch.arange(len(chosen)).split(self.rows)  # type: ignore[no-untyped-call]

@@ -50,8 +50,6 @@ class ESD(Method):
     """What the U-Net reads of the prompts with the concept."""
     instead: Prompts = fitted()
     """What it reads of them without."""
-    empty: Prompts = fitted()
-    """What it reads of the empty prompt."""
 
     def prepare(self, task: Task) -> Self:
         """Encodes the prompts."""
@@ -62,7 +60,6 @@ class ESD(Method):
             original=original,
             asked=original.encode(prompts.asked),
             instead=original.encode(prompts.instead),
-            empty=original.encode(task.clip.tokens([""])),
         )
 
     def trains(self, name: str) -> bool:
@@ -77,7 +74,7 @@ class ESD(Method):
         asked, instead = rows_of(self.asked, chosen), rows_of(self.instead, chosen)
         taken = int(torch.randint(self.sampling_steps, (1,), generator=random))
         noisy = student.denoiser.sample(
-            asked, self.empty, random,
+            asked, random,
             steps=self.sampling_steps, guidance=self.sampling_guidance, taken=taken,
         )  # fmt: skip
         with torch.no_grad():

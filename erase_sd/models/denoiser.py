@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import runtime
 from ..data.images import open_image
 from ..errors import ModelError
-from .pipeline import embed_ids, encoders_of, image_size, open_pipeline, tokenizer_of
+from .pipeline import embed, embed_ids, encoders_of, image_size, open_pipeline, tokenizer_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -88,6 +88,13 @@ class Denoiser:
             with torch.no_grad():
                 batches.append(embed_ids(self.pipe, encoders_of(self.pipe), some))
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def empty(self) -> dict[str, Tensor]:
+        """What the pipeline denoises with in the place of a prompt, one row; zeros with SDXL."""
+        with torch.no_grad():
+            empty = embed(self.pipe, [""])
+        zeros = getattr(self.pipe.config, "force_zeros_for_empty_prompt", False)
+        return {name: torch.zeros_like(t) if zeros else t for name, t in empty.items()}
 
     def latents(self, paths: Sequence[Path]) -> Tensor:
         """The VAE's latents of image files, resized to the pipeline's square, (n, channels, h, w)."""
@@ -164,7 +171,6 @@ class Denoiser:
     def sample(
         self,
         prompts: Prompts,
-        empty: Prompts,
         generator: torch.Generator,
         *,
         steps: int,
@@ -173,20 +179,20 @@ class Denoiser:
     ) -> Noisy:
         """Latents after `taken` of `steps` DDIM steps from noise, by default all of them.
 
-        `empty` is the encoding of the empty prompt, one row. The timesteps are those of the next step;
-        0 after the last.
+        The timesteps are those of the next step; 0 after the last.
         """
         from diffusers import DDIMScheduler
 
-        scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config)
+        scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config, clip_sample=False)
         scheduler.set_timesteps(steps)
         count = len(next(iter(prompts.values())))
         latents = torch.randn((count, *self.latent_shape), generator=generator).to(self.device)
+        empty = repeated(self.empty(), count)
         remaining = scheduler.timesteps.tolist()
         for _ in range(steps if taken is None else taken):
             time = remaining.pop(0)
             noisy = Noisy(latents, torch.full((count,), time, device=self.device))
-            without = self.predict(noisy, repeated(empty, count))
+            without = self.predict(noisy, empty)
             predicted = without + guidance * (self.predict(noisy, prompts) - without)
             latents = scheduler.step(predicted, time, latents).prev_sample
         return Noisy(latents, torch.full((count,), remaining[0] if remaining else 0))
