@@ -120,7 +120,7 @@ def test_an_encoder_that_the_run_did_not_erase_is_named(
             lambda pipe: pipe.text_encoder.get_input_embeddings().__setattr__(
                 "weight", torch.nn.Parameter(torch.zeros(9, 32))
             ),
-            r"token_embedding.weight is \(9, 32\), the erased encoder has",
+            r"token_embedding.weight is \(9, 32\), the erased one has",
         ),
     ],
     ids=["missing", "meta", "smaller vocabulary"],

@@ -23,7 +23,7 @@ from erase_sd.methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings
 from erase_sd.methods.cliperase_hardened import HardenedCLIPErase
 from erase_sd.models import denoiser as denoiser_module
 from erase_sd.models.clip import FreeEmbeddings
-from erase_sd.models.denoiser import open_denoiser
+from erase_sd.models.denoiser import check_one_encoder, open_denoiser
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.unlearning.checkpoint import Checkpoint, Snapshot, TrainerState
@@ -214,6 +214,7 @@ def test_the_denoisers_loss_depends_on_the_hidden_states(tiny: Models) -> None:
 def test_a_pipeline_with_two_text_encoders_is_refused(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    denoiser = open_denoiser(tiny.folder)
     monkeypatch.setattr(denoiser_module, "encoders_of", lambda pipe: {"one": pipe, "two": pipe})
-    with pytest.raises(ModelError, match="reads two text encoders; needs one"):
-        open_denoiser(tiny.folder)
+    with pytest.raises(ModelError, match="reads two text encoders; this method needs one"):
+        check_one_encoder(denoiser)

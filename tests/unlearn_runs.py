@@ -27,7 +27,9 @@ def short(**changes: Any) -> UnlearnSettings:
 
 
 def weights(run: Run) -> dict[str, Tensor]:
-    return load_file(run.erased / "model.safetensors")
+    """The tensors of the module that the run erased."""
+    [file] = [path for path in run.erased.rglob("*.safetensors") if "image_tower" not in path.parts]
+    return load_file(file)
 
 
 def original_weights(models: Models) -> dict[str, Tensor]:

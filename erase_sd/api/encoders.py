@@ -1,4 +1,4 @@
-"""The erased encoder of a run in other programs, and a caption without a concept."""
+"""The erasure of a run in other programs, and a caption without a concept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..runtime import Precision
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
     from ..data.concept import Concept
@@ -18,25 +19,27 @@ Pipeline = TypeVar("Pipeline")
 
 def load(
     run: str | Path,
-    encoder: str = "text_encoder",
+    module: str = "text_encoder",
     *,
     dtype: Precision | torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> CLIPTextModel:
-    """The erased text encoder of a run, by name or folder; SDXL has a second one, `text_encoder_2`.
+) -> CLIPTextModel | UNet2DConditionModel:
+    """The erased text encoder of a run, by name or folder, or with "unet" its erased U-Net; SDXL has a
+    second encoder, "text_encoder_2".
 
     In float32 on the CPU by default; `apply` puts it into a pipeline as it is. Raises EraseError.
     """
-    from ..models.erased import load as load_encoder
+    from ..models.erased import load as load_module
 
-    return load_encoder(run, encoder, dtype, device)
+    return load_module(run, module, dtype, device)
 
 
 def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
     """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
 
-    Every erased encoder is written into the pipeline's own, in its precision and on its device. LoRA
-    adapters and textual inversions may be loaded before or afterwards. Raises EraseError.
+    What the run erased is written into the pipeline's own text encoders or U-Net, in their precision and
+    on their device. LoRA adapters and textual inversions may be loaded before or afterwards. Raises
+    EraseError.
     """
     from ..models.apply import apply as apply_to
 

@@ -31,7 +31,7 @@ def unlearn(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Path:
-    """Erases one or more concepts from the text encoder and returns the run folder.
+    """Erases one or more concepts from the text encoder or the U-Net and returns the run folder.
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
     is a folder of Flickr30K, CIFAR-100 or webdataset shards, or with one folder of images per class, or

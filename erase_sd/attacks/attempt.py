@@ -21,6 +21,8 @@ from .tokens import encode_rows, with_name
 
 _Batch = tuple[str, list[AttackImage]]
 """Images that were generated together, and what to call them."""
+ORIGINAL = ", original"
+"""End of the name of a batch that the original generates."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Attempt:
                 n if self.attack is None else (n + 1) // 2,
                 self.target.empty(self.target.original),
             )
-            name = f"{probe.name}, original"
+            name = f"{probe.name}{ORIGINAL}"
             batches.append(
                 self._batch(name, f"{folder}-original", probe.texts, probe.original, empty, n)
             )
@@ -106,8 +108,10 @@ class Attempt:
         self, name: str, folder: str, texts: Sequence[str], embeds: Embeds, empty: Embeds, n: int
     ) -> _Batch:
         rows = {key: tensor[:n] for key, tensor in embeds.items()}
+        original = name.endswith(ORIGINAL)
+        generated = self.target.images(rows, empty, self.target.seeds[:n], original=original)
         images = []
-        for number, image in enumerate(self.target.images(rows, empty, self.target.seeds[:n])):
+        for number, image in enumerate(generated):
             png = io.BytesIO()
             image.save(png, "PNG", compress_level=1)
             file = f"{folder}/{number:04}.png"
@@ -142,7 +146,7 @@ class Attempt:
         """A row; `none` is the one without an attack, for which the same input names the concept."""
         images = judged[probe.name]
         attacked = _rate(images)
-        same = judged.get(f"{probe.name}, original")
+        same = judged.get(f"{probe.name}{ORIGINAL}")
         return AttackRecord(
             attack=self.name,
             concept=self.target.concept.name,

@@ -56,8 +56,8 @@ def noisy(target: Target, latents: Tensor, generator: torch.Generator) -> NoisyB
     return NoisyBatch(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, times, answer)
 
 
-def predict(target: Target, batch: NoisyBatch, embeds: Embeds) -> Tensor:
-    """The U-Net's answer under the prompts."""
+def predict(target: Target, batch: NoisyBatch, embeds: Embeds, *, original: bool = False) -> Tensor:
+    """The erased U-Net's answer under the prompts, or the original's."""
     extra: dict[str, Any] = {}
     if "pooled_prompt_embeds" in embeds:  # SDXL also reads the sizes of the image
         size = image_size(target.pipe)
@@ -65,7 +65,8 @@ def predict(target: Target, batch: NoisyBatch, embeds: Embeds) -> Tensor:
         pooled = embeds["pooled_prompt_embeds"]
         extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.to(pooled)}}
     states = embeds["prompt_embeds"]
-    answer: Tensor = target.pipe.unet(batch.latents, batch.times, states, **extra).sample
+    unet = target.pipe.unet if original else target.unet or target.pipe.unet
+    answer: Tensor = unet(batch.latents, batch.times, states, **extra).sample
     return answer
 
 

@@ -54,7 +54,7 @@ class Prompting4Debugging(Attack):
             vectors = self._vectors(tables, nearest.view(start.shape), prompt)
             batch = noisy(target, latents, generator)
             with torch.no_grad():
-                wanted = predict(target, batch, named)
+                wanted = predict(target, batch, named, original=True)
             own = predict(target, batch, encode_rows(target, target.erased, rows, vectors))
             descend(optimizer, (own - wanted).square().mean())
         nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1).cpu()

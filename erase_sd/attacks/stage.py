@@ -9,7 +9,9 @@ from .. import runtime
 from ..errors import RunError
 from ..files import write_json, write_text
 from ..models.features import report_unreadable
+from ..models.pipeline import encoders_of
 from ..models.presets import Models
+from ..models.unet import UNET
 from ..run import Run
 from ..run.measurements import AttackRecord, AttacksRecord
 from ..runtime import Progress
@@ -72,13 +74,14 @@ def _targets(
     scored = [f"{name}={own}" for name, own in (score.classes if score else {}).items()]
     classes = classes_of(concepts, detector_class or scored)
     data, sets = concept_sets_of(run, models)
-    pipe, encoders = open_models(run, models)
-    original = {name: getattr(pipe, name) for name in encoders}
+    pipe, modules = open_models(run, models)
+    original = encoders_of(pipe)
     for concept in concepts:
         yield Target(
             pipe=pipe,
             original=original,
-            erased=encoders,
+            erased={name: modules.get(name, own) for name, own in original.items()},
+            unet=modules.get(UNET),
             concept=concept,
             detector=models.detector_file(),
             detector_class=classes[concept.name],

@@ -79,7 +79,7 @@ class Target:
     original: Mapping[str, Any]
     """The original's text encoders by name."""
     erased: Mapping[str, Any]
-    """The erased text encoders by name."""
+    """The erased model's text encoders by name; those that the erasure left are the original's."""
     concept: Concept
     detector: Path
     detector_class: str
@@ -92,6 +92,8 @@ class Target:
     steps: int
     """Denoising steps."""
     guidance: float
+    unet: Any = None
+    """The erased U-Net; None if the erasure left the pipeline's as it was."""
 
     @property
     def n(self) -> int:
@@ -122,15 +124,26 @@ class Target:
             return embed_ids(self.pipe, encoders, ids)
 
     def images(
-        self, embeds: Embeds, empty: Embeds, seeds: Sequence[int], steps: int | None = None
+        self,
+        embeds: Embeds,
+        empty: Embeds,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        *,
+        original: bool = False,
     ) -> Iterator[Image]:
-        """Images of n prompts, in batches."""
-        size = default_batch(self.pipe)
+        """Images of n prompts, in batches, by the erased U-Net or the original's."""
+        size, own = default_batch(self.pipe), self.pipe.unet
         for i in range(0, len(seeds), size):
             rows = {name: tensor[i : i + size] for name, tensor in embeds.items()}
-            yield from generate_embedded(
-                self.pipe, rows, empty, seeds[i : i + size], steps or self.steps, self.guidance
-            )
+            self.pipe.unet = own if original else self.unet or own
+            try:
+                images = generate_embedded(
+                    self.pipe, rows, empty, seeds[i : i + size], steps or self.steps, self.guidance
+                )
+            finally:
+                self.pipe.unet = own
+            yield from images
 
     def probabilities(self, files: Sequence[Path]) -> list[float]:
         """Probability of the best detection of the concept in each image file, 0 if there is none."""
@@ -156,18 +169,16 @@ def is_shown(probability: float) -> bool:
 
 
 def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    """The pipeline with the original's encoders, and the erased ones; frozen, float32, on the device.
+    """The original's pipeline, and the modules that the run erased; frozen, float32, on the device.
 
     Raises RunError unless the run was unlearned from `models`.
     """
-    record = erased.check_base(run, models)
+    erased.check_base(run, models)
     pipe = open_pipeline(models.folder, "fp32", models.sampler)
-    encoders = {
-        name: erased.load(run.folder, name, device=pipe.device) for name in record.weights_sha256
-    }
-    for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *encoders.values()):
+    modules = erased.load_all(run.folder, pipe.device)
+    for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *modules.values()):
         module.requires_grad_(False)
-    return pipe, encoders
+    return pipe, modules
 
 
 def attacked_captions(

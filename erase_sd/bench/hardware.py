@@ -243,7 +243,7 @@ def step_seconds(clip: Clip, forget: int, retain: int, steps: int) -> list[float
             pairs=random_pairs(clip, 2_000, CAPTIONS if clip.device.type == "cuda" else 2_000),
             checkpoint=Checkpoint(Path(name, "checkpoint.safetensors"), {}),
             log_path=Path(name, "train.jsonl"),
-            pipeline=Path(name),
+            denoiser=None,
         )
         ends: list[float] = []
         Trainer(method, session).train(lambda *_: ends.append(time.perf_counter()))  # type: ignore[arg-type]

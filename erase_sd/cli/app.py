@@ -110,7 +110,7 @@ def program(
         ),
     ] = False,
 ) -> None:
-    """Erase concepts from Stable Diffusion by unlearning its text encoder, and measure the result."""
+    """Erase concepts from Stable Diffusion by unlearning its text encoder or U-Net, and measure the result."""
 
 
 def main() -> None:

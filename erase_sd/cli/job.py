@@ -47,7 +47,7 @@ def unlearn(
     data: opt.Data = None,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Erase concepts from the text encoder."""
+    """Erase concepts from the text encoder, or from the U-Net with a method that changes it."""
     settings = opt.chosen(
         method=method, towers=towers, learning_rate=learning_rate, steps=steps, min_steps=min_steps,
         forget_batch=forget_batch, retain_batch=retain_batch, validate_every=validate_every,
@@ -180,7 +180,9 @@ def run(
 def _unlearn(quiet: bool, **arguments: Any) -> Path:
     with Bar("unlearn", quiet) as progress:
         folder = api.unlearn(**arguments, progress=progress)
-    print(f"{folder}: erased text encoder in {folder / 'erased'}")
+    erased = folder / "erased"
+    what = "U-Net" if (erased / "unet").is_dir() else "text encoder"
+    print(f"{folder}: erased {what} in {erased}")
     return folder
 
 

@@ -81,7 +81,7 @@ def export(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Single-file checkpoint (.safetensors) to put the encoder in; a1111 only."
+            help="Single-file checkpoint (.safetensors) to put the erasure in; a1111 only."
         ),
     ] = None,
     rank: Annotated[
@@ -102,7 +102,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export the erased encoder for another program."""
+    """Export the erased text encoder or U-Net for another program."""
     from ..models.export import export as write_export
     from ..models.presets import models_of_run
     from ..run import Run, run_folder

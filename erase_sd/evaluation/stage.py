@@ -14,7 +14,7 @@ from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
 from ..files import write_csv, write_json
 from ..models.blip import is_blip, load_blip
-from ..models.erased import check_base, encoder_folder, erased_clip
+from ..models.erased import check_base, erased_clip, module_folder
 from ..models.presets import Models, PairSource
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit
@@ -94,7 +94,8 @@ def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, 
     erasure = check_base(run, models)
     encoder = encoders_to_unlearn(models)[0]
     if models.model is not None:
-        check_fit(folder, encoder_folder(run.erased, encoder.name))
+        changed = encoder.name in erasure.weights_sha256
+        check_fit(folder, module_folder(run.erased, encoder.name) if changed else encoder.folder)
     clip = load_towers(folder, encoder)
     clip.model.to(runtime.device())
     erased = erased_clip(run.erased, encoder.name, clip)

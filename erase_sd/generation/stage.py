@@ -17,7 +17,6 @@ from ..files import key_of, write_records
 from ..models import erased
 from ..models.pipeline import (
     default_batch,
-    encoders_of,
     image_size,
     open_pipeline,
     pipeline_token_limit,
@@ -50,7 +49,8 @@ class _VariantPlan:
     name: Variant
     weights: str
     """Hash of the weights that it adds to the pipeline."""
-    encoders: Mapping[str, Any]
+    modules: Mapping[str, Any]
+    """What it puts into the pipeline, by name."""
     texts: Mapping[PlannedImage, str]
 
 
@@ -122,13 +122,13 @@ def _variants(
     original = _VariantPlan(
         name="original",
         weights=erasure.base.fingerprint,
-        encoders=encoders_of(pipe),
+        modules={name: getattr(pipe, name) for name in erasure.weights_sha256},
         texts=texts,
     )
     unlearned = _VariantPlan(
         name="erased",
         weights=key_of(erasure.weights_sha256),
-        encoders={name: erased.load(run.folder, name) for name in erasure.weights_sha256},
+        modules=erased.load_all(run.folder),
         texts=texts,
     )
     if not removed:
@@ -140,7 +140,7 @@ def _variants(
 def _shape(
     pipe: DiffusionPipeline, settings: GenerateSettings, models: Models, fingerprint: str
 ) -> dict[str, Any]:
-    """Everything that shapes an image except its text, seed and text encoder."""
+    """Everything that shapes an image except its text, its seed and what the variant swaps in."""
     size = image_size(pipe)
     return asdict(settings) | {
         "size": size,
@@ -214,7 +214,7 @@ def _generate_batches(
     records: list[ImageRecord] = []
     index = itertools.count()
     for variant, batches in planned:
-        swap(pipe, variant.encoders)
+        swap(pipe, variant.modules)
         for batch in batches:
             number, hashes = next(index), hashes_on_disk(batch, run, earlier)
             pngs = [] if hashes else share.pngs(number, batch, pipe)

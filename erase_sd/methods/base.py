@@ -17,6 +17,7 @@ from ..models.denoiser import Denoiser
 from .encodings import Encodings as Encodings
 
 Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers"]
+Unlearned = Literal["text_encoders", "unet"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Task:
     prompts: Tensor | None = None
     """For labelled data: token ids of the prompts of all classes, (templates, classes, tokens)."""
     open_denoiser: Callable[[], Denoiser] | None = None
-    """Opens the pipeline's U-Net, if there is one; raises ModelError if it cannot be used."""
+    """Opens the original pipeline, if there is one; raises ModelError if it cannot be used."""
 
 
 class Student(Protocol):
@@ -116,6 +117,10 @@ class Student(Protocol):
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
         """Features (n, projection), normalized if `unit`, of pixels (n, 3, size, size)."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The pipeline with the U-Net in training; LookupError if text encoders are unlearned."""
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         """Encodes caption pairs, with gradients for the towers that train."""
@@ -146,8 +151,15 @@ class Hyperparameters:
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
     it on the device, for images of the method's own), `clip_layers` (hidden states or layers of CLIP's
     text tower beside those of the batch: nothing more is computed)."""
+    unlearns: ClassVar[Unlearned] = "text_encoders"
+    """What changes: each text encoder of the pipeline in turn, or its U-Net."""
     trained_parameters: ClassVar[str] = "all layers"
     """The parameters that change, in words."""
+
+    def trains(self, name: str) -> bool:
+        """Whether the parameter called `name` in `CLIPModel`, or in the U-Net, changes."""
+        del name
+        return True
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Any]:
@@ -176,11 +188,6 @@ class Method(Hyperparameters):
         del task
         return self
 
-    def trains(self, name: str) -> bool:
-        """Whether the parameter called `name` in `CLIPModel` is trained."""
-        del name
-        return True
-
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted, scalar terms; their sum is minimized."""
         raise NotImplementedError
@@ -208,5 +215,5 @@ class ClosedFormMethod(Hyperparameters):
     """A method that solves for the new weights without a training loop."""
 
     def solve(self, task: Task) -> Mapping[str, Tensor]:
-        """New values of the parameters that change, by their names in `CLIPModel`."""
+        """New values of the parameters that change, by their names in `CLIPModel` or in the U-Net."""
         raise NotImplementedError

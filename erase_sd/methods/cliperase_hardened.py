@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.clip import Clip
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_one_encoder
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
 from .base import Batch, Method, Need, Student, Task, fitted, greater_than, minimum
@@ -80,7 +80,9 @@ class HardenedCLIPErase(Method):
     def prepare(self, task: Task) -> Self:
         """Chooses the captions to attack, and encodes what the original says of them."""
         needs_unet = self.adversary_weight and self.inversions
-        denoiser = task.open_denoiser() if needs_unet and task.open_denoiser else None
+        denoiser = None
+        if needs_unet and task.open_denoiser:
+            denoiser = check_one_encoder(task.open_denoiser())
         attacked = adversaries.captions_to_attack(
             task.clip, task.forget, self.captions, self.tokens, denoiser
         )

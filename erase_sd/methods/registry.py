@@ -24,6 +24,13 @@ MethodName = Literal[
     "multidelete",
     "hirm",
     "projection",
+    "uce",
+    "rece",
+    "esd",
+    "concept-ablation",
+    "forget-me-not",
+    "few-shot",
+    "advunlearn",
 ]
 """A method's file has its name, with underscores for hyphens, and defines one class."""
 

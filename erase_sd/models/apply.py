@@ -1,4 +1,4 @@
-"""Erased text encoders in a pipeline that is already open, of whatever class, precision and device."""
+"""An erasure in a pipeline that is already open, of whatever class, precision and device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import ModelError
 from ..runtime import log
 from . import erased
 from .checkpoint_keys import hub_names
+from .unet import UNET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,14 +24,14 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
-    """Writes the erased weights of a run into the text encoders of `pipe`, and returns it.
+    """Writes the erased weights of a run into the text encoders or the U-Net of `pipe`; returns it.
 
     Precision and device stay those of the pipeline. So do its offloading hooks, its LoRA adapters, and
     the rows that textual inversion added to the token embedding, loaded before or afterwards. Weights
     are overwritten in place: pipelines that share the text encoder change too, and a LoRA that was
-    fused is lost. A text encoder that the run did not erase is named in a warning.
+    fused is lost. If text encoders are erased, one that is not is named in a warning.
 
-    Raises RunError if there is no such run, and ModelError if an encoder is missing, of another
+    Raises RunError if there is no such run, and ModelError if a module is missing, of another
     architecture, quantized, or offloaded layer by layer.
     """
     folder = erased.erased_folder(run_or_folder)
@@ -43,11 +44,11 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
         weights[name] = _fitting(name, own, erased.load(folder, name))
     for name in names:
         own = getattr(pipe, name)
-        for parameter, tensor in _base_parameters(own).items():
+        for parameter, tensor in _base_parameters(name, own).items():
             if parameter in weights[name]:
                 with torch.no_grad():
                     tensor[: len(weights[name][parameter])].copy_(weights[name][parameter])
-    for name in ENCODERS:
+    for name in ENCODERS if UNET not in names else ():
         if name not in names and (kept := getattr(pipe, name, None)) is not None:
             log.warning(
                 "%s (%s) is not erased: it still knows the concept", name, type(kept).__name__
@@ -56,9 +57,9 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
 
 
 def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
-    """The erased weights by hub name; ModelError if the pipeline's encoder `own` cannot take them."""
-    weights = hub_names(dict(unlearned.named_parameters()))
-    places = _base_parameters(own)
+    """The erased weights by hub name; ModelError if the pipeline's module `own` cannot take them."""
+    weights = _base_parameters(name, unlearned)
+    places = _base_parameters(name, own)
     projection = "text_projection.weight"  # not every class of the same encoder has it
     for parameter, tensor in weights.items():
         place = places.get(parameter)
@@ -74,17 +75,17 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
         rows = len(place) >= len(tensor) if "token_embedding" in parameter else False
         if place.shape[1:] != tensor.shape[1:] or not (rows or len(place) == len(tensor)):
             raise ModelError(
-                f"{name}: {parameter} is {tuple(place.shape)}, the erased encoder has "
+                f"{name}: {parameter} is {tuple(place.shape)}, the erased one has "
                 f"{tuple(tensor.shape)}"
             )
     return {parameter: tensor for parameter, tensor in weights.items() if parameter in places}
 
 
-def _base_parameters(encoder: nn.Module) -> dict[str, Tensor]:
+def _base_parameters(name: str, module: nn.Module) -> dict[str, Tensor]:
     """Parameters by hub name, those of LoRA adapters left out."""
-    parameters = {
-        name.replace(".base_layer.", "."): parameter
-        for name, parameter in encoder.named_parameters()
-        if ".lora_" not in name
+    parameters: dict[str, Tensor] = {
+        own.replace(".base_layer.", "."): parameter
+        for own, parameter in module.named_parameters()
+        if ".lora_" not in own
     }
-    return hub_names(parameters)
+    return parameters if name == UNET else hub_names(parameters)

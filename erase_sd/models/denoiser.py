@@ -1,30 +1,100 @@
-"""The U-Net's own loss on images, as a function of the hidden states that it reads."""
+"""A pipeline's U-Net as a function: its prediction, its loss on images, latents on the way to one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import runtime
 from ..data.images import ImageSource, open_image
 from ..errors import ModelError
-from .pipeline import encoders_of, image_size, open_pipeline
+from .pipeline import embed, embed_ids, encoders_of, image_size, open_pipeline, tokenizer_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+Prompts = Mapping[str, Tensor]
+"""What the U-Net reads of n prompts, named as the pipeline's arguments."""
+ENCODE_BATCH = 64
+"""Prompts encoded at once."""
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Latents between noise and image."""
+
+    latents: Tensor
+    """(n, channels, height, width)."""
+    times: Tensor
+    """Timesteps, (n,)."""
+
+    def rows(self, chosen: slice | Tensor) -> Noisy:
+        """Some of the latents."""
+        return Noisy(self.latents[chosen], self.times[chosen])
+
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The U-Net, VAE and noise schedule of a pipeline with one text encoder; all frozen."""
+    """The U-Net of a pipeline, with the pipeline's text encoders, VAE and noise schedule."""
 
     pipe: DiffusionPipeline
+    unet: Any
+    """The pipeline's own, or a copy that is unlearned."""
+    precision: torch.dtype | None = None
+    """Precision of the passes through the U-Net; None is that of its weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the U-Net."""
+        device: torch.device = self.unet.device
+        return device
+
+    @property
+    def alphas(self) -> Tensor:
+        """The schedule's cumulative product of alphas, by timestep."""
+        alphas: Tensor = self.pipe.scheduler.alphas_cumprod
+        return alphas
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents."""
+        config = self.unet.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def with_copy(self) -> Denoiser:
+        """The same pipeline with a copy of the U-Net."""
+        return dataclasses.replace(self, unet=copy.deepcopy(self.unet))
+
+    def encode(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the U-Net reads of token ids (n, tokens), which the first tokenizer has padded."""
+        first = tokenizer_of(self.pipe, "text_encoder")
+        after_end = ((ids == first.eos_token_id).cumsum(1) - (ids == first.eos_token_id).int()) > 0
+        by_encoder = {
+            name: ids.masked_fill(after_end, tokenizer_of(self.pipe, name).pad_token_id)
+            for name in encoders_of(self.pipe)
+        }
+        batches = []
+        for start in range(0, len(ids), ENCODE_BATCH):
+            some = {name: rows[start : start + ENCODE_BATCH] for name, rows in by_encoder.items()}
+            with torch.no_grad():
+                batches.append(embed_ids(self.pipe, encoders_of(self.pipe), some))
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def empty(self) -> dict[str, Tensor]:
+        """What the pipeline denoises with in the place of a prompt, one row; zeros with SDXL."""
+        with torch.no_grad():
+            empty = embed(self.pipe, [""])
+        zeros = getattr(self.pipe.config, "force_zeros_for_empty_prompt", False)
+        return {name: torch.zeros_like(t) if zeros else t for name, t in empty.items()}
 
     def latents(self, paths: Sequence[ImageSource]) -> Tensor:
         """The VAE's latents of image files, resized to the pipeline's square, (n, channels, h, w)."""
@@ -39,32 +109,126 @@ class Denoiser:
             latents.append(mean * vae.config.scaling_factor)
         return torch.cat(latents)
 
+    def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Noisy, Tensor]:
+        """Latents (n, channels, h, w) at random timesteps, and what the U-Net should predict."""
+        times = torch.randint(len(self.alphas), (len(latents),), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        alpha = self.alphas[times].to(latents)[:, None, None, None]
+        target = noise
+        if self.pipe.scheduler.config.prediction_type == "v_prediction":
+            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        return Noisy(noisy, times.to(latents.device)), target
+
+    def predict(self, noisy: Noisy, prompts: Prompts) -> Tensor:
+        """The U-Net's prediction (noise, or velocity) under the prompts, as `noisy.latents`."""
+        extra: dict[str, Any] = {}
+        dtype = self.unet.dtype
+        if "pooled_prompt_embeds" in prompts:  # SDXL also reads the sizes of the image
+            size = image_size(self.pipe)
+            sizes = torch.tensor([[size, size, 0, 0, size, size]] * len(noisy.times))
+            pooled = prompts["pooled_prompt_embeds"].to(self.device, dtype)
+            extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.to(pooled)}}
+        states = prompts["prompt_embeds"].to(self.device, dtype)
+        latents, times = noisy.latents.to(self.device, dtype), noisy.times.to(self.device)
+        lower = self.precision not in (None, torch.float32)
+        with torch.autocast(self.device.type, self.precision if lower else None, enabled=lower):
+            predicted: Tensor = self.unet(latents, times, states, **extra).sample
+        return predicted.float()
+
     def loss(self, latents: Tensor, hidden_states: Tensor, generator: torch.Generator) -> Tensor:
         """Squared error of the U-Net's prediction at random timesteps, (n,).
 
         `latents` are (n, channels, h, w), `hidden_states` (n, tokens, width).
         """
-        scheduler = self.pipe.scheduler
-        times = torch.randint(len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        alpha = scheduler.alphas_cumprod[times].to(latents)[:, None, None, None]
-        target = noise
-        if scheduler.config.prediction_type == "v_prediction":
-            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        unet = self.pipe.unet
-        predicted: Tensor = unet(
-            noisy, times.to(latents.device), hidden_states.to(unet.dtype)
-        ).sample
+        noisy, target = self.add_noise(latents, generator)
+        predicted = self.predict(noisy, {"prompt_embeds": hidden_states})
         return (predicted - target).float().square().flatten(1).mean(1)
 
+    def attention(self, noisy: Noisy, prompts: Prompts) -> list[Tensor]:
+        """Each cross-attention's probabilities in one pass, (n, heads, pixels, tokens)."""
+        probabilities: list[Tensor] = []
 
-def open_denoiser(folder: Path) -> Denoiser:
-    """The denoiser of a Stable Diffusion folder. Raises ModelError if it has two text encoders."""
-    pipe = open_pipeline(folder)
-    if len(encoders_of(pipe)) > 1:
+        def read(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            query = module.head_to_batch_dim(module.to_q(inputs[0]))
+            key = module.head_to_batch_dim(module.to_k(named["encoder_hidden_states"]))
+            scores = module.get_attention_scores(query, key)
+            probabilities.append(scores.unflatten(0, (len(inputs[0]), module.heads)).float())
+
+        hooks = [
+            module.register_forward_pre_hook(read, with_kwargs=True)
+            for name, module in self.unet.named_modules()
+            if name.endswith(".attn2")
+        ]
+        try:
+            self.predict(noisy, prompts)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return probabilities
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Prompts,
+        generator: torch.Generator,
+        *,
+        steps: int,
+        guidance: float,
+        taken: int | None = None,
+    ) -> Noisy:
+        """Latents after `taken` of `steps` DDIM steps from noise, by default all of them.
+
+        The timesteps are those of the next step; 0 after the last.
+        """
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_config(self.pipe.scheduler.config, clip_sample=False)
+        scheduler.set_timesteps(steps)
+        count = len(next(iter(prompts.values())))
+        latents = torch.randn((count, *self.latent_shape), generator=generator).to(self.device)
+        empty = repeated(self.empty(), count)
+        remaining = scheduler.timesteps.tolist()
+        for _ in range(steps if taken is None else taken):
+            time = remaining.pop(0)
+            noisy = Noisy(latents, torch.full((count,), time, device=self.device))
+            without = self.predict(noisy, empty)
+            predicted = without + guidance * (self.predict(noisy, prompts) - without)
+            latents = scheduler.step(predicted, time, latents).prev_sample
+        return Noisy(latents, torch.full((count,), remaining[0] if remaining else 0))
+
+
+def repeated(prompts: Prompts, count: int) -> dict[str, Tensor]:
+    """One prompt's encoding as `count` rows."""
+    return {name: t[:1].expand(count, *t.shape[1:]) for name, t in prompts.items()}
+
+
+def rows_of(prompts: Prompts, chosen: slice | Tensor) -> dict[str, Tensor]:
+    """The encodings of some of the prompts."""
+    return {
+        name: t[chosen if isinstance(chosen, slice) else chosen.to(t.device)]
+        for name, t in prompts.items()
+    }
+
+
+def open_denoiser(
+    folder: Path, dtype: runtime.Precision = "auto", precision: torch.dtype | None = None
+) -> Denoiser:
+    """The denoiser of a Stable Diffusion folder; all of it is frozen.
+
+    `dtype` is that of its weights, `precision` that of the passes through its U-Net.
+    """
+    pipe = open_pipeline(folder, dtype)
+    for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values()):
+        module.requires_grad_(False)
+    return Denoiser(pipe, pipe.unet, precision)
+
+
+def check_one_encoder(denoiser: Denoiser) -> Denoiser:
+    """The denoiser itself; ModelError if its U-Net reads more than one text encoder."""
+    if len(encoders_of(denoiser.pipe)) > 1:
         raise ModelError(
-            "its U-Net reads two text encoders; needs one", field="model", value=folder
-        )
-    pipe.unet.requires_grad_(False)
-    return Denoiser(pipe)
+            "its U-Net reads two text encoders; this method needs one",
+            field="model", value=denoiser.pipe.config._name_or_path,
+        )  # fmt: skip
+    return denoiser

@@ -1,4 +1,5 @@
-"""Erased text encoders as a folder: plain weights, and `erase.json`, how they came to be."""
+"""An erasure as a folder: the modules of the pipeline that it changed, and `erase.json`, how it came
+to be."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ from .clip import Clip
 from .presets import Models
 from .text_encoder import load_text_encoder, text_encoder_with, with_weights
 from .towers import ALONE, erased_towers, save_towers
+from .unet import UNET, UNET_FILE, load_unet, unet_with
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
 WEIGHTS_FILE = "model.safetensors"
@@ -41,26 +44,33 @@ def save(
     held_out: dict[str, float],
     mentions: Mapping[str, Mapping[str, int]] | None = None,
 ) -> ErasureRecord:
-    """Writes the pipeline's text encoders with the unlearned `weights`, whole or not at all.
+    """Writes the pipeline's text encoders or U-Net with the unlearned `weights`, whole or not at all.
 
-    `weights` maps an encoder's name to its tensors, named as in `CLIPModel`. A single encoder is saved
-    in `folder` itself, several in subfolders of their names; a trained image tower, which no pipeline
-    reads, in `image_tower`. A CLIP or BLIP alone is saved whole. Raises DivergedError, and saves nothing, if a weight is not finite.
+    `weights` maps a module's name to its tensors, named as in `CLIPModel` or in the U-Net. A single
+    encoder is saved in `folder` itself, everything else in subfolders of their names; a trained image
+    tower, which no pipeline reads, in `image_tower`. A CLIP or BLIP alone is saved whole. Raises
+    DivergedError, and saves nothing, if a weight is not finite, and ModelError if one does not fit.
     """
     for tensors in weights.values():
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise DivergedError(f"{name} is not finite after unlearning; nothing is saved")
     with whole_folder(folder) as partial:
-        text_hashes, image_hashes = {}, {}
+        hashes: dict[str, str] = {}
+        image_hashes: dict[str, str] = {}
         for name, tensors in weights.items():
             if name == ALONE:
                 save_towers(partial, tensors, models.clip_folder(0))
-                text_hashes[name] = hash_file(partial / WEIGHTS_FILE)
+                hashes[name] = hash_file(partial / WEIGHTS_FILE)
                 continue
-            own = partial / name if len(weights) > 1 else partial
+            own = partial if list(weights) == [name] != [UNET] else partial / name
+            if name == UNET:
+                unet = unet_with(tensors, models.folder / name)
+                unet.save_pretrained(own, max_shard_size="1TB")  # one file
+                hashes[name] = hash_file(own / UNET_FILE)
+                continue
             text_encoder_with(tensors, models.folder / name).save_pretrained(own)
-            text_hashes[name] = hash_file(own / WEIGHTS_FILE)
+            hashes[name] = hash_file(own / WEIGHTS_FILE)
             if tower := _save_image_tower(own / IMAGE_TOWER, tensors):
                 image_hashes[name] = hash_file(tower)
         record = ErasureRecord(
@@ -70,7 +80,7 @@ def save(
             held_out=held_out,
             mentions={name: dict(phrases) for name, phrases in (mentions or {}).items()},
             base=Base(model=models.name, revision=models.revision, fingerprint=origin.model),
-            weights_sha256=text_hashes,
+            weights_sha256=hashes,
             image_tower_sha256=image_hashes,
             versions=runtime.versions(),
         )
@@ -89,14 +99,15 @@ def _save_image_tower(folder: Path, tensors: Mapping[str, Tensor]) -> Path | Non
 
 
 def check(folder: Path) -> ErasureRecord:
-    """`erase.json` of erased encoders; RunError if their weights are no longer those that were saved."""
+    """`erase.json` of an erasure; RunError if its weights are no longer those that were saved."""
     record = read_record(folder / "erase.json", ErasureRecord, hint="unlearn again")
     if not record.concepts or not record.weights_sha256:
         raise RunError(f"{folder / 'erase.json'}: damaged, names no encoder; unlearn again")
     hashes = {
-        encoder_folder(folder, n) / WEIGHTS_FILE: h for n, h in record.weights_sha256.items()
+        module_folder(folder, name) / (UNET_FILE if name == UNET else WEIGHTS_FILE): sha256
+        for name, sha256 in record.weights_sha256.items()
     } | {
-        encoder_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE: sha256
+        module_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE: sha256
         for name, sha256 in record.image_tower_sha256.items()
     }
     for path, sha256 in hashes.items():
@@ -108,7 +119,7 @@ def check(folder: Path) -> ErasureRecord:
 
 
 def check_base(run: Run, models: Models) -> ErasureRecord:
-    """`check` of a run's erased encoders, and that `models` is the model they were unlearned from.
+    """`check` of a run's erasure, and that `models` is the model that it was unlearned from.
 
     Raises RunError before unlearning is done, for damaged weights, and for another model.
     """
@@ -122,8 +133,8 @@ def check_base(run: Run, models: Models) -> ErasureRecord:
     return record
 
 
-def encoder_folder(folder: Path, name: str) -> Path:
-    """Where the encoder of that name is saved: in a subfolder of its name, or in `folder` itself."""
+def module_folder(folder: Path, name: str) -> Path:
+    """Where the module of that name is saved: in a subfolder of its name, or in `folder` itself."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -131,19 +142,20 @@ def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
     """`clip` with the erased text tower of that name, and with its erased image tower, if it has one;
     the unlearned CLIP or BLIP if it was alone.
 
-    Raises ModelError if they do not fit.
+    `clip` itself if the erasure left that encoder as it was. Raises ModelError if they do not fit.
     """
     if encoder == ALONE:
         settings = check(folder).settings
         return erased_towers(folder, clip, image_tower=settings.get("towers") == "both")
-    own = encoder_folder(folder, encoder)
+    if encoder not in check(folder).weights_sha256:
+        return clip
+    own = module_folder(folder, encoder)
     tower = own / IMAGE_TOWER / WEIGHTS_FILE
     return with_weights(clip, own, tower if tower.is_file() else None)
 
 
 def erased_folder(run_or_folder: str | Path) -> Path:
-    """The folder of erased encoders: of a run's name under `runs/`, of a run folder, or the folder
-    itself."""
+    """The folder of an erasure: of a run's name under `runs/`, of a run folder, or the folder itself."""
     folder = run_folder(run_or_folder)
     if not folder.is_dir():
         folder = Path(run_or_folder)
@@ -152,20 +164,29 @@ def erased_folder(run_or_folder: str | Path) -> Path:
 
 def load(
     run_or_folder: str | Path,
-    encoder: str = "text_encoder",
+    module: str = "text_encoder",
     dtype: runtime.Precision | torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> CLIPTextModel:
-    """The erased text encoder of a run, ready for `pipe.text_encoder`.
+) -> CLIPTextModel | UNet2DConditionModel:
+    """An erased module of a run, ready for the pipeline: `pipe.text_encoder`, or `pipe.unet`.
 
-    `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of erased encoders.
-    SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device`
-    say otherwise. Raises RunError if there is no such encoder or its weights are damaged.
+    `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of an erasure. SDXL has a
+    second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device` say
+    otherwise. Raises RunError if the erasure did not change that module, or its weights are damaged.
     """
     folder = erased_folder(run_or_folder)
     names = check(folder).weights_sha256
-    if encoder not in names:
-        raise RunError(f"{folder}: has no {encoder}; it has {', '.join(names)}")
+    if module not in names:
+        raise RunError(f"{folder}: has no {module}; it has {', '.join(names)}")
     precision = runtime.dtype(dtype) if isinstance(dtype, str) else dtype or torch.float32
-    model = load_text_encoder(encoder_folder(folder, encoder))
+    load_module = load_unet if module == UNET else load_text_encoder
+    model: Any = load_module(module_folder(folder, module))
     return model.to(device=device or "cpu", dtype=precision)
+
+
+def load_all(folder: Path, device: str | torch.device | None = None) -> dict[str, Any]:
+    """Every erased module of a run or folder, by its name in the pipeline."""
+    return {
+        name: load(folder, name, device=device)
+        for name in check(erased_folder(folder)).weights_sha256
+    }

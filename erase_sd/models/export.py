@@ -1,4 +1,4 @@
-"""Erased text encoders in the formats that other programs read."""
+"""An erasure in the formats that other programs read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from .model_card import card
 from .presets import Models
 from .publish import check_hub_id, push
 from .source import foreign_files
-from .text_encoder import load_text_encoder
+from .text_encoder import load_text_encoder, text_encoders
+from .unet import UNET, UNET_FILE, load_unet, single_file_unet, unet_tensors
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,15 @@ class _Erasure:
         }
 
     @property
-    def encoders(self) -> dict[str, Path]:
+    def modules(self) -> dict[str, Path]:
+        """Folders of what the erasure changed, by name."""
         names = self.record.weights_sha256
-        return {name: erased.encoder_folder(self.run.erased, name) for name in names}
+        return {name: erased.module_folder(self.run.erased, name) for name in names}
+
+    @property
+    def encoders(self) -> dict[str, Path]:
+        """Those of `modules` that are text encoders."""
+        return {name: folder for name, folder in self.modules.items() if name != UNET}
 
 
 def export(
@@ -79,13 +86,14 @@ def export(
     dtype: runtime.Precision | None = None,
     push_to: str | None = None,
 ) -> Path:
-    """Writes the run's erased encoders as a folder, `out` or `export/<to>` in the run; returns it.
+    """Writes what the run erased as a folder, `out` or `export/<to>` in the run; returns it.
 
-    Formats: `diffusers`, text encoder folders with the key names that transformers 4 and 5 read;
-    `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file checkpoint
-    `base` with the erased encoders in it; `lora`, the change alone, at `rank`, with a strength that
-    every program can set; `hub-folder`, `diffusers` with a model card, which with `push_to` is uploaded
-    to that repository. `dtype` is the weights' precision. No file names a folder of this machine.
+    Formats: `diffusers`, folders of text encoders, with the key names that transformers 4 and 5 read,
+    and of the U-Net; `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file
+    checkpoint `base` with the erased modules in it; `lora`, the change of text encoders alone, at
+    `rank`, with a strength that every program can set; `hub-folder`, `diffusers` with a model card,
+    which with `push_to` is uploaded to that repository. `dtype` is the weights' precision. No file names
+    a folder of this machine. Raises SettingError for a format that cannot hold a U-Net that changed.
     """
     if to not in EXPORT_FORMATS:
         raise SettingError(
@@ -103,6 +111,11 @@ def export(
             raise SettingError("only a hub-folder is uploaded", field="push_to", value=push_to)
         check_hub_id(push_to)
     record = shareable(erased.check_base(run, models), models)
+    if UNET in record.weights_sha256 and to in ("comfyui", "lora"):
+        raise SettingError(
+            "holds text encoders, and this run changed the U-Net; needs diffusers, a1111 or hub-folder",
+            field="to", value=to,
+        )  # fmt: skip
     precision = None if dtype is None else runtime.dtype(dtype)
     erasure = _Erasure(run, models, record, base, rank, precision, push_to)
     out = out or run.folder / "export" / to
@@ -146,13 +159,14 @@ def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str,
 
 
 def _diffusers(folder: Path, erasure: _Erasure) -> None:
-    for name, source in erasure.encoders.items():
+    for name, source in erasure.modules.items():
         (folder / name).mkdir()
-        tensors = encoder_tensors(source, erasure.dtype)
-        save_file(tensors, folder / name / erased.WEIGHTS_FILE, metadata=erasure.metadata)
+        file = UNET_FILE if name == UNET else erased.WEIGHTS_FILE
+        tensors = (unet_tensors if name == UNET else encoder_tensors)(source, erasure.dtype)
+        save_file(tensors, folder / name / file, metadata=erasure.metadata)
         config = read_json(source / "config.json")
         config.pop("_name_or_path", None)
-        if erasure.dtype:
+        if erasure.dtype and name != UNET:
             config["dtype"] = str(erasure.dtype).removeprefix("torch.")
         write_json(folder / name / "config.json", config)
 
@@ -182,31 +196,35 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
         raise ModelError(
             f"not a readable .safetensors file ({reason(error)})", field="base", value=base
         ) from None
-    for name, source in erasure.encoders.items():
-        _replace_encoder(tensors, name, source, erasure)
+    for name, source in erasure.modules.items():
+        if name == UNET:
+            own = single_file_unet(tensors, unet_tensors(source), load_unet(source).config, base)
+        else:
+            own = _encoder_in_place(tensors, name, source, erasure)
+        for key, tensor in own.items():
+            if key not in tensors or tensors[key].shape != tensor.shape:
+                shape = tuple(tensors[key].shape) if key in tensors else "missing"
+                raise ModelError(
+                    f"{key} is {shape}, the erased one is {tuple(tensor.shape)}",
+                    field="base", value=base,
+                )  # fmt: skip
+            tensors[key] = tensor.to(erasure.dtype or tensors[key].dtype)
     without = "-".join(slug(concept.name) for concept in erasure.record.concepts)
     save_file(tensors, folder / f"{base.stem}-without-{without}.safetensors", metadata=metadata)
 
 
-def _replace_encoder(
+def _encoder_in_place(
     tensors: dict[str, Tensor], name: str, source: Path, erasure: _Erasure
-) -> None:
-    """Puts the erased encoder in the place of the checkpoint's own, in the checkpoint's precision."""
-    places = ENCODER_PLACES[name, len(erasure.encoders)]
+) -> dict[str, Tensor]:
+    """The erased encoder's tensors under the checkpoint's own names."""
+    count = len(text_encoders(erasure.models.folder))
+    places = ENCODER_PLACES[name, count]
     place = next((p for p in places if any(key.startswith(p.prefix) for key in tensors)), None)
     if place is None:
         raise ModelError(f"has no {name} of this kind of model", field="base", value=erasure.base)
     weights = encoder_tensors(source)
-    for key, tensor in (open_clip_names(weights) if place.open_clip else weights).items():
-        own = tensors.get(place.prefix + key)
-        if own is None or own.shape != tensor.shape:
-            shape = "missing" if own is None else tuple(own.shape)
-            raise ModelError(
-                f"{place.prefix + key} is {shape}, the erased encoder has {tuple(tensor.shape)}",
-                field="base",
-                value=erasure.base,
-            )
-        tensors[place.prefix + key] = tensor.to(erasure.dtype or own.dtype)
+    weights = open_clip_names(weights) if place.open_clip else weights
+    return {place.prefix + key: tensor for key, tensor in weights.items()}
 
 
 def _lora(folder: Path, erasure: _Erasure) -> None:

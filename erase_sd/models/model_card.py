@@ -1,4 +1,4 @@
-"""The README of an exported encoder: what was erased, how it was measured, and how to use it."""
+"""The README of an exported erasure: what was erased, how it was measured, and how to use it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
 from .presets import Models
+from .unet import UNET
 
 PIPELINE_CLASSES = {1: "StableDiffusionPipeline", 2: "StableDiffusionXLPipeline"}
-ENCODER_CLASSES = {
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
+"""By the number of text encoders."""
+MODULE_CLASSES = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    UNET: ("diffusers", "UNet2DConditionModel"),
 }
+"""Library and class of what an erasure can change."""
 
 
 def card(
@@ -26,18 +30,19 @@ def card(
 ) -> str:
     """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be.
 
-    An erased encoder is derived from its base and keeps the base's licence; for a model that is not a
+    An erasure is derived from its base and keeps the base's licence; for a model that is not a
     preset's, the user has to fill it in.
     """
     concepts = ", ".join(concept.name for concept in record.concepts)
     base = models.title or record.base.model
+    part = "U-Net" if UNET in record.weights_sha256 else "text encoder"
     return f"""---
 {_header(models, concepts, rates)}
 ---
 
-# Text encoder without: {concepts}
+# {part[0].upper() + part[1:]} without: {concepts}
 
-The text encoder of {base}, unlearned with erase-sd so that the pipeline no longer generates
+The {part} of {base}, unlearned with erase-sd so that the pipeline no longer generates
 "{concepts}". Everything else in the pipeline is unchanged.
 
 ```python
@@ -62,14 +67,15 @@ Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.
 
 
 def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
-    """Python that puts the erased encoders into the pipeline; without `hub_id`, run in this folder."""
-    encoders = list(record.weights_sha256)
-    pipeline = PIPELINE_CLASSES[len(encoders)]
+    """Python that puts the erased modules into the pipeline; without `hub_id`, run in this folder."""
+    modules = list(record.weights_sha256)
+    pipeline = PIPELINE_CLASSES[len(models.clips)]
+    imports: dict[str, list[str]] = {"diffusers": [pipeline]}
+    for name in modules:
+        library, kind = MODULE_CLASSES[name]
+        imports.setdefault(library, []).append(kind)
     source = json.dumps(hub_id or ".")
-    lines = [
-        f"from diffusers import {pipeline}",
-        f"from transformers import {', '.join(ENCODER_CLASSES[name] for name in encoders)}",
-    ]
+    lines = [f"from {library} import {', '.join(kinds)}" for library, kinds in imports.items()]
     if models.own_data:  # the model comes with erase-sd
         lines += ["from erase_sd.models.presets import resolve", "", "base = resolve().folder"]
     elif models.hub_id:
@@ -77,8 +83,9 @@ def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
     else:
         lines += ["", f"base = {json.dumps(record.base.model)}  # the folder of the base model"]
     lines.append(f"pipe = {pipeline}.from_pretrained(base)")
-    for name in encoders:
-        load = f"{ENCODER_CLASSES[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
+    for name in modules:
+        kind = MODULE_CLASSES[name][1]
+        load = f"{kind}.from_pretrained({source}, subfolder={json.dumps(name)})"
         lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
     concept = record.concepts[0].name
     lines.append(f'pipe({json.dumps(f"a photo of {concept}")}).images[0].save("without.png")')

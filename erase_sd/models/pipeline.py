@@ -1,4 +1,4 @@
-"""A diffusers Stable Diffusion: opening it, swapping its text encoders, generating one batch."""
+"""A diffusers Stable Diffusion: opening it, swapping what was erased, generating one batch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .clip import Tap
 from .source import check_config, check_sizes, variant_of
 from .text_encoder import text_encoders
 from .tokens import TokenLimit
+from .unet import UNET, check_shapes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -125,19 +126,31 @@ def encoders_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
 
 
-def swap(pipe: DiffusionPipeline, encoders: Mapping[str, Any]) -> None:
-    """Puts text encoders into the pipeline, on its device and in its precision.
+def swap(pipe: DiffusionPipeline, modules: Mapping[str, Any]) -> None:
+    """Puts text encoders, a U-Net, or both into the pipeline, on its device and in its precision.
 
-    Raises ModelError if the width, depth or vocabulary of one differs from the pipeline's own.
+    Raises ModelError if the width, depth or vocabulary of an encoder, or the shape of one of the U-Net's
+    parameters, differs from the pipeline's own.
     """
-    for name, encoder in encoders.items():
+    for name, module in modules.items():
         own = getattr(pipe, name)
-        for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
-            ours, theirs = getattr(encoder.config, field), getattr(own.config, field)
-            if ours != theirs:
-                raise ModelError(f"{name}: {field} is {ours}, the pipeline's own has {theirs}")
+        if own is module:
+            continue
+        if name == UNET:
+            check_shapes(name, module.state_dict(), own)
+        else:
+            _check_encoder(name, module, own)
         own.cpu()
-        setattr(pipe, name, encoder.to(pipe.device, own.dtype))
+        setattr(pipe, name, module.to(pipe.device, own.dtype))
+        if name == UNET and own.dtype != torch.float32:
+            module.to(memory_format=torch.channels_last)
+
+
+def _check_encoder(name: str, encoder: Any, own: Any) -> None:
+    for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        ours, theirs = getattr(encoder.config, field), getattr(own.config, field)
+        if ours != theirs:
+            raise ModelError(f"{name}: {field} is {ours}, the pipeline's own has {theirs}")
 
 
 def image_size(pipe: DiffusionPipeline) -> int:

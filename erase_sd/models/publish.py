@@ -42,7 +42,7 @@ def push(folder: Path, hub_id: str) -> str:
     try:
         api.create_repo(hub_id, private=True, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=hub_id, folder_path=folder, commit_message="Erased text encoder"
+            repo_id=hub_id, folder_path=folder, commit_message="Erased concepts"
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, ConnectionError) as error:
         raise ModelError(

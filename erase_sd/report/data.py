@@ -28,7 +28,7 @@ from ..scoring.rates import THRESHOLD
 T = TypeVar("T")
 
 SHOWN_VARIANTS: tuple[Variant, ...] = ("original", "erased")
-ENCODER_NAMES = ("text_encoder", "text_encoder_2")
+MODULES = ("text_encoder", "text_encoder_2", "unet")
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ReportData:
     attacks: AttacksRecord | None = None
     """None if the run has not been attacked."""
     training: dict[str, list[TrainRecord]] = field(default_factory=dict)
-    """Validation steps by text encoder."""
+    """Validation steps by text encoder; of a U-Net as `unet`."""
     erasure: ErasureRecord | None = None
     missing: list[str] = field(default_factory=list)
     """One line per file that is missing or damaged, or stage that is not done."""
@@ -128,7 +128,7 @@ def _read_unlearning(data: ReportData) -> None:
     run, unlearn = data.run, data.record.stages.unlearn
     assert unlearn is not None
     finished = list(unlearn.encoders) or ["text_encoder"]
-    for encoder in ENCODER_NAMES:
+    for encoder in MODULES:
         log = run.training_log(encoder)
         if encoder in finished or log.is_file():
             rows = _read_rows(data, log.name, functools.partial(run.training, encoder))

@@ -156,7 +156,7 @@ def _lines(data: ReportData, rates: Sequence[RateComparison]) -> list[list[str]]
 
 
 def _curves(data: ReportData) -> list[dict[str, Any]]:
-    """For each text encoder that was trained: log, summary, charts, and the charts' numbers."""
+    """For each text encoder or U-Net that was trained: log, summary, charts, and the charts' numbers."""
     unlearn = data.record.stages.unlearn
     settings = unlearn.settings if unlearn else {}
     curves = []
@@ -199,7 +199,7 @@ def _training_table(rows: Sequence[TrainRecord]) -> tuple[list[str], list[list[s
 
 
 def _provenance(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Title and facts of each stage, of the erased encoder, and of the rest of `run.json`."""
+    """Title and facts of each stage, of the erasure, and of the rest of `run.json`."""
     sections: list[tuple[str, dict[str, Any]]] = []
     for name in STAGES:
         if entry := data.stage(name):

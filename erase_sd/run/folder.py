@@ -69,7 +69,7 @@ class Run:
 
     @property
     def erased(self) -> Path:
-        """Folder of the erased text encoders."""
+        """Folder of the erased text encoders and U-Net."""
         return self.folder / "erased"
 
     @property
@@ -132,14 +132,21 @@ class Run:
         """Rows of `detections.jsonl`; empty before scoring."""
         return read_records(self.folder / "detections.jsonl", DetectionRecord)
 
-    def training_log(self, encoder: str = "text_encoder") -> Path:
-        """Path of an encoder's `train.jsonl`; of the second one, `train_2.jsonl`."""
-        number = encoder.removeprefix("text_encoder") if encoder.startswith("text_encoder") else ""
-        return self.folder / f"train{number}.jsonl"
+    def training_log(self, module: str = "text_encoder") -> Path:
+        """Path of a module's `train.jsonl`; `train_2.jsonl` of the second encoder, `train_unet.jsonl`."""
+        suffix = "_unet" if module == "unet" else ""
+        if module.startswith("text_encoder"):
+            suffix = module.removeprefix("text_encoder")
+        return self.folder / f"train{suffix}.jsonl"
 
-    def training(self, encoder: str = "text_encoder") -> list[TrainRecord]:
-        """Validation steps of an encoder's unlearning."""
-        return read_records(self.training_log(encoder), TrainRecord)
+    def training(self, module: str = "text_encoder") -> list[TrainRecord]:
+        """Validation steps of a module's unlearning."""
+        return read_records(self.training_log(module), TrainRecord)
+
+    def checkpoint(self, module: str) -> Path:
+        """Path of the checkpoint of a module's unlearning, named as its training log."""
+        suffix = self.training_log(module).stem.removeprefix("train")
+        return self.folder / f"checkpoint{suffix}.safetensors"
 
     def erasure(self) -> ErasureRecord:
         """`erased/erase.json`."""

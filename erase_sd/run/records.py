@@ -48,7 +48,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderResult:
-    """How the unlearning of one text encoder ended."""
+    """How the unlearning of one text encoder, or of the U-Net, ended."""
 
     steps: int
     stopped: Literal["steps", "thresholds", "schedule", "solved", "diverged"]
@@ -57,7 +57,7 @@ class EncoderResult:
     batch_sizes: tuple[int, int]
     """Forget and retain captions per step, after any out-of-memory halving."""
     held_out: dict[str, float]
-    """`unlearning.metrics` on the held-out captions."""
+    """`unlearning.metrics` on the held-out captions; of a U-Net, `unlearning.unet_metrics`."""
 
     @property
     def residual(self) -> float:
@@ -72,7 +72,7 @@ class UnlearnRecord(StageRecord):
     concepts: tuple[Concept, ...]
     origin: Origin
     encoders: dict[str, EncoderResult] = field(default_factory=dict)
-    """By the encoder's name in the pipeline, `text_encoder` first."""
+    """By the module's name in the pipeline, `text_encoder` first; a U-Net's is `unet`."""
     unreadable_images: tuple[str, ...] = ()
     """Images that were left out because they cannot be read."""
 
@@ -153,7 +153,7 @@ class TrainRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The model that an erased encoder was made from."""
+    """The model that an erasure was made from."""
 
     model: str
     revision: str | None
@@ -162,7 +162,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class ErasureRecord:
-    """`erased/erase.json`: how the erased text encoders came to be."""
+    """`erased/erase.json`: how the erased text encoders, or the erased U-Net, came to be."""
 
     concepts: tuple[Concept, ...]
     settings: dict[str, Any]
@@ -170,7 +170,7 @@ class ErasureRecord:
     held_out: dict[str, float]
     base: Base
     weights_sha256: dict[str, str]
-    """By encoder name."""
+    """Of what the erasure changed, by its name in the pipeline: text encoders, `unet`, or both."""
     mentions: dict[str, dict[str, int]] = field(default_factory=dict)
     """By concept: phrases that nobody listed and that were erased with it, and in how many training
     captions each was found."""

@@ -1,9 +1,9 @@
-"""Everything that the unlearning of one text encoder works with."""
+"""Everything that the unlearning of one text encoder, or of the U-Net, works with."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..data.pair import Split
 from ..data.split import ConceptSets
 from ..methods.base import Task
 from ..models.clip import Clip
-from ..models.denoiser import open_denoiser
+from ..models.denoiser import Denoiser, open_denoiser
 from ..models.features import readable, report_unreadable
 from ..models.text_encoder import TextEncoder
 from ..models.towers import LoneTowers
@@ -24,7 +24,8 @@ from .captions import TokenizedSets, tokenize_sets
 from .checkpoint import Checkpoint, identity_of
 from .metrics import ErasureMetrics, OriginalEncodings, encode_originals, erasure_metrics
 from .settings import UnlearnSettings
-from .student import ClipStudent, original_of
+from .student import ClipStudent, UNetStudent, original_of
+from .unet_metrics import OriginalPredictions, predict_originals, unet_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,12 @@ class Session:
     pairs: TokenizedSets
     checkpoint: Checkpoint
     log_path: Path
-    pipeline: Path | None
-    """The diffusers folder whose text encoder is unlearned; None: a CLIP or BLIP alone."""
+    denoiser: Callable[[], Denoiser] | None
+    """The original pipeline, opened at the first call, frozen; None: a CLIP or BLIP alone."""
     originals: dict[Split, OriginalEncodings] = field(default_factory=dict)
     """The original's encodings of each split that was measured."""
+    predictions: dict[Split, OriginalPredictions] = field(default_factory=dict)
+    """The original U-Net's predictions of each split that was measured."""
 
     @property
     def task(self) -> Task:
@@ -52,19 +55,21 @@ class Session:
             retain=self.pairs.retain["train"],
             seed=self.settings.seed,
             prompts=self.pairs.prompts,
-            open_denoiser=None
-            if self.pipeline is None
-            else functools.partial(open_denoiser, self.pipeline),
+            open_denoiser=self.denoiser,
         )
 
     def measure(self, split: Split) -> ErasureMetrics:
         """The student's metrics on the captions of a split."""
-        with self.student.precision():
+        forget, retain, student = self.pairs.forget[split], self.pairs.retain[split], self.student
+        if isinstance(student, UNetStudent):
+            assert self.denoiser is not None
+            if split not in self.predictions:
+                self.predictions[split] = predict_originals(self.denoiser(), forget, retain)
+            return unet_metrics(student.denoiser, self.predictions[split])
+        with student.precision():
             if split not in self.originals:
-                self.originals[split] = encode_originals(
-                    self.original, self.pairs.forget[split], self.pairs.retain[split]
-                )
-            return erasure_metrics(self.student.clip, self.originals[split])
+                self.originals[split] = encode_originals(self.original, forget, retain)
+            return erasure_metrics(student.clip, self.originals[split])
 
 
 def open_session(
@@ -82,23 +87,28 @@ def open_session(
     `concepts` are those of the settings with all of their mentions.
     """
     clip.model.to(runtime.device())
-    needs = settings.build().needs
+    method = settings.build()
     if settings.towers == "both":  # each step opens images of both sets
         readable(data, [image.image for images in sets.by_split.values() for image in images])
-    pairs = tokenize_sets(clip, data, sets, concepts, needs)
+    pairs = tokenize_sets(clip, data, sets, concepts, method.needs)
     report_unreadable(data)
-    if settings.towers == "text" and "image_tower" not in needs:
+    if settings.towers == "text" and "image_tower" not in method.needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
-    alone = isinstance(encoder, LoneTowers)
-    suffix = "" if alone else encoder.name.removeprefix("text_encoder")
+    dtype = runtime.dtype(settings.dtype)
+    of_unet = method.unlearns == "unet"
+    denoiser = None
+    if not isinstance(encoder, LoneTowers):
+        precision = ("fp32", dtype) if of_unet else ()  # trained weights are fp32
+        denoiser = functools.cache(lambda: open_denoiser(encoder.folder.parent, *precision))
+    module = "unet" if of_unet else encoder.name
     return Session(
         settings=settings,
-        student=ClipStudent(clip, settings.towers, runtime.dtype(settings.dtype), needs),
+        student=UNetStudent(clip, denoiser(), dtype, method.trains)
+        if of_unet and denoiser
+        else ClipStudent(clip, settings.towers, dtype, method.needs),
         original=original_of(clip, settings.towers),
         pairs=pairs,
-        checkpoint=Checkpoint(
-            run.folder / f"checkpoint{suffix}.safetensors", identity_of(settings, started_from)
-        ),
-        log_path=run.training_log(encoder.name),
-        pipeline=None if alone else encoder.folder.parent,
+        checkpoint=Checkpoint(run.checkpoint(module), identity_of(settings, started_from)),
+        log_path=run.training_log(module),
+        denoiser=denoiser,
     )

@@ -94,7 +94,11 @@ class UnlearnSettings:
                 object.__setattr__(self, name, getattr(METHODS[self.method], name, None))
         self._check_choices()
         self._check_ranges()
-        self.build()
+        if self.build().unlearns == "unet" and self.towers == "both":
+            raise SettingError(
+                f"{self.method} unlearns the U-Net and neither tower; needs text",
+                field="towers", value=self.towers,
+            )  # fmt: skip
 
     def _check_choices(self) -> None:
         if not self.concepts:

@@ -1,4 +1,4 @@
-"""The unlearn stage: from caption pairs to erased text encoders in the run folder."""
+"""The unlearn stage: from caption pairs to erased text encoders, or an erased U-Net."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..models.presets import Models
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit
 from ..models.towers import encoders_to_unlearn, load_towers
+from ..models.unet import UNET
 from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
@@ -36,18 +37,19 @@ from .trainer import Trainer
 CLIP_ONLY = frozenset({"hidden_states", "clip_layers"})
 """Needs that a BLIP cannot meet."""
 SPACE = 7
-"""Disk space that unlearning needs, in sizes of the text encoder: an old and a new checkpoint, each with
+"""Disk space that unlearning needs, in sizes of what it changes: an old and a new checkpoint, each with
 the weights and Adam's two moments, the new one also with weights that are not validated yet."""
 
 
 def unlearn(
     settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Erases the concepts from all text encoders of `models`, and saves these in `erased/` of the run.
+    """Erases the concepts from all text encoders of `models`, or from its U-Net, as the method does.
 
-    Returns the metrics of the first encoder on the held-out images. An interrupted run resumes from
-    its last checkpoint and ends with the same weights; a finished one is left as it is. Raises an
-    EraseError for bad settings, data or weights, and for a run that began with others.
+    Saves what changed in `erased/` of the run. Returns its metrics on the held-out images, of several
+    encoders those of the first. An interrupted run resumes from its last checkpoint and ends with the
+    same weights; a finished one is left as it is. Raises an EraseError for bad settings, data or
+    weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
     encoders, clips = encoders_to_unlearn(models), clips_of(models)
@@ -63,11 +65,14 @@ def unlearn(
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
-    files = [path for encoder in encoders for path in encoder.folder.glob("*.safetensors")]
+    of_unet = settings.build().unlearns == "unet"
+    modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
+    folders = [models.folder / UNET] if of_unet else [encoder.folder for encoder in encoders]
+    files = [path for folder in folders for path in folder.glob("*.safetensors")]
     runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
-    _check_method(settings, clip)
+    _check_method(settings, models, clip)
     weights: dict[str, dict[str, Tensor]] = {}
     results: dict[str, EncoderResult] = {}
     with run.stage("unlearn", values, **entry) as stage:
@@ -75,9 +80,9 @@ def unlearn(
         mentions = _mine(settings, clip, sets)
         concepts = with_mentions(settings.concepts, mentions)
         sets = sets.also_mentioned(concepts) if mentions else sets
-        for number, encoder in enumerate(encoders):
+        for number, (name, encoder) in enumerate(zip(modules, encoders, strict=False)):
             clip = load_towers(clips[number], encoder) if number else clip
-            weights[encoder.name], results[encoder.name] = _unlearn_encoder(
+            weights[name], results[name] = _unlearn_module(
                 open_session(settings, clip, data, sets, concepts, run, encoder, started_from),
                 progress,
             )
@@ -96,10 +101,20 @@ def unlearn(
     return held_out
 
 
-def _check_method(settings: UnlearnSettings, clip: Clip) -> None:
-    """SettingError if the method needs what only a CLIP has, and the model is a BLIP."""
-    if isinstance(clip, Blip) and CLIP_ONLY & METHODS[settings.method].needs:
-        others = (name for name, method in METHODS.items() if not CLIP_ONLY & method.needs)
+def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:
+    """SettingError if the method needs what the model lacks: a U-Net, or CLIP's hidden states."""
+    method = METHODS[settings.method]
+    if models.model is None and method.unlearns == "unet":
+        raise SettingError(
+            "changes a U-Net, and a CLIP or BLIP alone has none",
+            field="method", value=settings.method,
+        )  # fmt: skip
+    if isinstance(clip, Blip) and CLIP_ONLY & method.needs:
+        others = (
+            name
+            for name, other in METHODS.items()
+            if not CLIP_ONLY & other.needs and other.unlearns == "text_encoders"
+        )
         raise SettingError(
             f"needs the hidden states of a CLIP; a BLIP is unlearned by {', '.join(others)}",
             field="method", value=settings.method,
@@ -115,7 +130,7 @@ def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
 
 
 def check_erased(run: Run, max_residual: float) -> None:
-    """Raises NotErasedError if a finished run left the concept in one of its text encoders.
+    """Raises NotErasedError if a finished run left the concept in a text encoder, or in its U-Net.
 
     An unlearning that changed nothing leaves a residual concept similarity of 1.
     """
@@ -174,10 +189,10 @@ def _sets_of(data: Dataset, settings: UnlearnSettings) -> ConceptSets:
     return sets
 
 
-def _unlearn_encoder(
+def _unlearn_module(
     session: Session, progress: Progress | None
 ) -> tuple[dict[str, Tensor], EncoderResult]:
-    """New weights of one text encoder, and how its unlearning went."""
+    """New weights of a text encoder or of the U-Net, and how its unlearning went."""
     method = session.settings.build()
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..methods.base import EncodedPairs, Encodings, Need
 from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
+from ..models.denoiser import Denoiser
 
 
 class ClipStudent:
@@ -24,6 +25,11 @@ class ClipStudent:
     ) -> None:
         self.clip, self.dtype, self.needs = clip, dtype, needs
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Only a `UNetStudent` has one."""
+        raise LookupError("the U-Net is not in training; `task.denoiser` is the original's")
 
     @property
     def scale(self) -> float:
@@ -78,6 +84,26 @@ class ClipStudent:
         with torch.no_grad():
             for name, tensor in weights.items():
                 self.parameters[name].copy_(tensor)
+
+
+class UNetStudent(ClipStudent):
+    """A pipeline whose U-Net is in training, and the CLIP that it comes with, which stays as it is.
+
+    `parameters` are those of the U-Net that `trains` names, by their names in its state dict.
+    """
+
+    def __init__(
+        self, clip: Clip, original: Denoiser, dtype: torch.dtype, trains: Callable[[str], bool]
+    ) -> None:
+        super().__init__(clip, "text", dtype, frozenset())
+        self._denoiser = original.with_copy()
+        named = self._denoiser.unet.named_parameters()
+        self.parameters = {name: p for name, p in named if trains(name)}
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The pipeline with the U-Net in training."""
+        return self._denoiser
 
 
 def original_of(clip: Clip, towers: Towers) -> Clip:

@@ -50,6 +50,8 @@ def explain(run: Run, models: Models) -> list[Path]:
     data, sets = concept_sets_of(run, models)
     erasure = check_base(run, models)
     encoders = encoders_to_unlearn(models)
+    if not {encoder.name for encoder in encoders} & set(erasure.weights_sha256):
+        raise RunError(f"{run.folder}: changed the U-Net alone; the figures show text encoders")
     folders = [models.clip_folder(number) for number in range(len(encoders))]
     _check_clips(run, folders)
     written = []

@@ -47,9 +47,9 @@ class Player:
         self.pipe = pipeline.open_pipeline(
             models.folder, settings.get("dtype", "auto"), settings.get("sampler", models.sampler)
         )
-        self.encoders = {
-            "original": pipeline.encoders_of(self.pipe),
-            "erased": {n: artifact.load(run.folder, n) for n in erasure.weights_sha256},
+        self.modules = {
+            "original": {name: getattr(self.pipe, name) for name in erasure.weights_sha256},
+            "erased": artifact.load_all(run.folder),
         }
 
     def __call__(self, prompt: str, seed: int) -> tuple[list[Image], DetectorAnswer]:
@@ -66,7 +66,7 @@ class Player:
         images: list[Image] = []
         with self.lock:
             for variant in SHOWN_VARIANTS:
-                pipeline.swap(self.pipe, self.encoders[variant])
+                pipeline.swap(self.pipe, self.modules[variant])
                 images += pipeline.generate_batch(
                     self.pipe, [prompt], [seed], self.steps, self.guidance
                 )

@@ -1,0 +1,75 @@
+"""U-Nets on disk: loading one, one with unlearned weights, and one in a single-file checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from .text_encoder import load_weights
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+UNET = "unet"
+"""Name of the U-Net in a pipeline."""
+UNET_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """The U-Net of a diffusers folder, in float32; ModelError for damaged or foreign weights."""
+    from diffusers import UNet2DConditionModel
+
+    return load_weights(UNet2DConditionModel, folder)
+
+
+def unet_with(weights: Mapping[str, Tensor], base: Path) -> UNet2DConditionModel:
+    """The U-Net in the folder `base` with the tensors of `weights`; ModelError if one does not fit."""
+    unet: Any = load_unet(base)
+    check_shapes(UNET, weights, unet)
+    unet.load_state_dict({n: tensor.cpu() for n, tensor in weights.items()}, strict=False)
+    return unet
+
+
+def unet_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of an erased U-Net's folder; ModelError if they do not fit its configuration."""
+    unet: Any = load_unet(folder)
+    tensors: dict[str, Tensor] = unet.state_dict()
+    return {name: t.to(dtype) if dtype else t for name, t in tensors.items()}
+
+
+def single_file_unet(
+    names: Iterable[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any], base: Path
+) -> dict[str, Tensor]:
+    """A U-Net's tensors under the names of the single-file checkpoint `base`, which holds `names`.
+
+    Raises ModelError if the checkpoint has no counterpart of one.
+    """
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    # The conversion renames values and never reads them, so each name goes through it as a value.
+    try:
+        theirs = convert_ldm_unet_checkpoint({name: name for name in names}, dict(config))
+    except (KeyError, ValueError, IndexError):  # blocks that this U-Net does not have
+        theirs = {}
+    for name in tensors:
+        if theirs.get(name) is None:
+            raise ModelError(f"has no {UNET} of this kind of model", field="base", value=base)
+    return {theirs[name]: tensor for name, tensor in tensors.items()}
+
+
+def check_shapes(name: str, weights: Mapping[str, Tensor], module: Any) -> None:
+    """ModelError if a tensor has no counterpart of its shape in the pipeline's module of that name."""
+    own = module.state_dict()
+    for parameter, tensor in weights.items():
+        if parameter not in own:
+            raise ModelError(f"{name}: the pipeline's own has no {parameter}")
+        if own[parameter].shape != tensor.shape:
+            raise ModelError(
+                f"{name}: {parameter} is {tuple(tensor.shape)}, the pipeline's own is "
+                f"{tuple(own[parameter].shape)}"
+            )
