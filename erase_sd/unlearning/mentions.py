@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-SHARE = 0.65
+SHARE = 0.7
 """Least drop along the concept's direction, as a share of the mean drop when the name is removed."""
 NAMED = 512
 """Most captions that the direction is the mean of."""
