@@ -44,8 +44,11 @@ def cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
 
 
 def _head_of(mention: Sequence[Token]) -> Token:
-    outside = (t for t in reversed(mention) if t.head not in mention or t.head == t)
-    return next(outside, mention[-1])
+    """The mention's noun, which comes before what modifies it: "fruit" of "fruit with a leaf"."""
+    after = (i for i, t in enumerate(mention) if i and t.pos_ in ("ADP", "PART", "VERB"))
+    before = mention[: next(after, len(mention))]
+    outside = [t for t in reversed(before) if t.head not in before or t.head == t]
+    return next((t for t in outside if t.pos_ in _NOUNS), outside[0])
 
 
 def _is_misread_subject(noun: Token) -> bool:

@@ -59,6 +59,11 @@ BODY_PARTS = frozenset((
 BE = frozenset(("are", "be", "been", "being", "is", "was", "were", "'s"))
 
 
+_NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
+_DETERMINER_TAGS = ("DT", "PDT", "PRP$")
+_CONTENT = ("NOUN", "PROPN", "VERB", "NUM", "ADJ", "ADV")
+
+
 @functools.cache
 def stands_without_object(word: str) -> bool:
     """Whether a verb, in any form, needs no object."""
@@ -117,23 +122,25 @@ def _plain(text: str) -> str:
     return first + text[1:] if begins_sentence and len(first) == 1 else text
 
 
-def noun_phrases(doc: Doc) -> list[tuple[int, int]]:
-    """Character spans of all noun phrases without their determiner, shortest first, each also with the
-    "of" and "with" phrases that follow it: "fruit", "fruit with a stem"."""
-    phrases: list[tuple[int, int]] = []  # in tokens
-    chunks = list(doc.noun_chunks)
-    for chunk in chunks:
-        words = [token for token in chunk if token.tag_ not in ("DT", "PDT", "PRP$")]
-        if not words or chunk.root.pos_ not in ("NOUN", "PROPN"):
-            continue
-        ends = [chunk.end]
-        for below in chunk.root.rights:
-            if below.dep_ == "prep" and below.lower_ in ("of", "with"):
-                inside = {token.i for token in below.subtree}
-                ends += [other.end for other in chunks if other.root.i in inside]
-        phrases += [(words[0].i, end) for end in ends]
-    phrases.sort(key=lambda phrase: (phrase[1] - phrase[0], phrase))
-    return [(doc[a].idx, doc[b - 1].idx + len(doc[b - 1])) for a, b in dict.fromkeys(phrases)]
+def phrase_bounds(doc: Doc) -> tuple[set[int], set[int]]:
+    """Character offsets at which a phrase that names a thing can begin and end.
+
+    It begins at a word of a noun phrase, after its determiner, and ends after any content word or
+    particle: "granny smith", "fruit with a leaf", "something to sit on".
+    """
+    starts = {
+        token.idx
+        for chunk in doc.noun_chunks
+        if chunk.root.tag_ in _NOUN_TAGS
+        for token in chunk
+        if token.tag_ not in _DETERMINER_TAGS
+    }
+    ends = {
+        token.idx + len(token)
+        for token in doc
+        if token.pos_ in _CONTENT or token.tag_ in (*_NOUN_TAGS, "RP") or token.dep_ == "prep"
+    }
+    return starts, ends
 
 
 def is_english(doc: Doc) -> bool:

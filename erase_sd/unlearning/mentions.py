@@ -1,15 +1,15 @@
 """Mentions that nobody listed: what else the captions of the forget images call the concept.
 
 The features of captions that name the concept, minus those of the same captions without it, give the
-concept's direction. In a caption of a forget image that does not name it, the shortest noun phrase whose
-removal takes the feature back along that direction, by three quarters of the mean or more, is a mention.
+concept's direction. Phrases of the forget images' other captions that are rare elsewhere are candidates
+(`data.phrases`); a mention is one whose removal takes those captions' features back along the direction.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,31 +17,40 @@ from torch import Tensor
 from ..data.concept import Concept
 from ..data.dataset import Dataset
 from ..data.pair import CaptionPair
+from ..data.phrases import MIN_CAPTIONS, Phrase, Rows, frequent_phrases, span_of
 from ..data.removal import remove_concepts_from, remove_spans
 from ..data.split import ConceptSets, split_by_concept
-from ..data.syntax import is_english, noun_phrases, parse
+from ..data.syntax import parse
 from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.text_encoder import load_clip
 from ..runtime import log
 
-SHARE = 0.75
+if TYPE_CHECKING:
+    from spacy.tokens import Doc
+
+_T = TypeVar("_T")
+
+SHARE = 0.7
 """Least drop along the concept's direction, as a share of the mean drop when the name is removed."""
-MIN_CAPTIONS = 2
-"""Fewest captions that a phrase has to be found in; one caption alone may be chance."""
+NAMED = 512
+"""Most captions that the direction is the mean of."""
+SCORED = 24
+"""Most captions that a phrase is removed from."""
+MAX_CAPTIONS = 4000
+"""Most captions of forget images that are searched."""
 
 Mentions = Mapping[str, Mapping[str, int]]
 """By concept: phrases that mean it, and in how many training captions each was found."""
 
 
 def mine_mentions(clip: Clip, sets: ConceptSets, concepts: Sequence[Concept]) -> Mentions:
-    """The phrases that mean each concept, by the training captions of the forget set alone.
+    """The phrases that mean each concept, by the training captions alone.
 
-    A phrase that names a kept sense is not among them, nor one that occurs in more captions of retain
-    images than of forget images, such as a look-alike's name.
+    A phrase that holds a kept sense is not among them.
     """
     pairs = _fitting(clip, sets.pairs("forget", "train"))
-    retain = [pair.caption.lower() for pair in sets.pairs("retain", "train")]
+    retain = [pair.caption for pair in sets.pairs("retain", "train")]
     return {concept.name: _mine(clip, concept, pairs, retain) for concept in concepts}
 
 
@@ -90,15 +99,32 @@ def _mine(
     others = [pair.caption for pair in pairs if pair.image in images and not pair.mentions]
     if not named or not others:
         return {}
-    direction = concept_direction(clip, [pair.caption for pair in named], concept)
-    counts = Counter(_phrases_that_fall_back(clip, others, direction, concept))
-    forget = [pair.caption.lower() for pair in pairs]
-    return {
-        phrase: count
-        for phrase, count in counts.most_common()
-        if count >= MIN_CAPTIONS
-        and _captions_with(phrase, retain) <= _captions_with(phrase, forget)
+    others = _spread(others, MAX_CAPTIONS)
+    direction = concept_direction(clip, [pair.caption for pair in _spread(named, NAMED)], concept)
+    docs = list(parse(others))
+    kept = [Concept(sense) for sense in concept.keep_senses]
+    rows = {
+        phrase: own
+        for phrase, own in frequent_phrases(others, docs, retain).items()
+        if not any(sense.in_text(" ".join(phrase)) for sense in kept)
     }
+    drops = _drops(clip, others, docs, rows, direction)
+    return _cover({phrase: rows[phrase] for phrase in sufficient(drops)})
+
+
+def _cover(rows: Rows) -> dict[str, int]:
+    """The most frequent phrases first, as long as they explain captions that none before explains.
+
+    So "pippin" wins over "red pippin", and "leaf on the street" is nothing new in captions with "fruit
+    with a leaf".
+    """
+    explained: set[int] = set()
+    mentions = {}
+    for phrase, own in sorted(rows.items(), key=lambda item: (-len(item[1]), len(item[0]), item)):
+        if len(set(own) - explained) >= MIN_CAPTIONS:
+            explained |= set(own)
+            mentions[" ".join(phrase)] = len(own)
+    return mentions
 
 
 def concept_direction(clip: Clip, captions: Sequence[str], concept: Concept) -> Tensor:
@@ -107,35 +133,43 @@ def concept_direction(clip: Clip, captions: Sequence[str], concept: Concept) -> 
     return (_features(clip, captions) - _features(clip, removed)).mean(0)
 
 
-def _phrases_that_fall_back(
-    clip: Clip, captions: Sequence[str], direction: Tensor, concept: Concept
-) -> Iterable[str]:
-    """For each caption, the shortest noun phrase that suffices, in lower case, if there is one."""
-    kept = [Concept(sense) for sense in concept.keep_senses]
-    rows: list[int] = []
-    phrases: list[str] = []
-    texts: list[str] = []
-    for row, doc in enumerate(parse(captions)):
-        for start, end in noun_phrases(doc) if is_english(doc) else ():
-            phrase = captions[row][start:end].lower()
-            if not any(sense.in_text(phrase) for sense in kept):
-                rows.append(row)
-                phrases.append(phrase)
-                texts.append(remove_spans(captions[row], doc, [(start, end)])[0])
-    if not rows:
+def _drops(
+    clip: Clip, captions: Sequence[str], docs: Sequence[Doc], rows: Rows, direction: Tensor
+) -> dict[Phrase, Tensor]:
+    """By how much some captions of each phrase fall back without it, as a share of the mean drop when
+    the name is removed, (captions,)."""
+    scored = [(phrase, row) for phrase, own in rows.items() for row in _spread(own, SCORED)]
+    if not scored:
+        return {}
+    texts = [
+        remove_spans(captions[row], docs[row], [span_of(phrase, captions[row])])[0]
+        for phrase, row in scored
+    ]
+    before = _features(clip, [captions[row] for _, row in scored])
+    drop = (before - _features(clip, texts)) @ direction / direction.square().sum()
+    sizes = [min(len(own), SCORED) for own in rows.values()]
+    return dict(zip(rows, torch.split(drop, sizes), strict=True))
+
+
+def sufficient(drops: Mapping[Phrase, Tensor]) -> list[Phrase]:
+    """The phrases whose mean drop is at least SHARE beyond chance: by the lower end of its one-sided
+    95 % confidence interval, with the variance within phrases pooled."""
+    if not drops:
         return []
-    drop = (_features(clip, captions)[torch.tensor(rows)] - _features(clip, texts)) @ direction
-    suffices = drop >= SHARE * direction.square().sum()
-    winners: dict[int, str] = {}
-    for row, phrase, enough in zip(rows, phrases, suffices.tolist(), strict=True):
-        if enough:
-            winners.setdefault(row, phrase)  # shortest first
-    return winners.values()
+    within = torch.cat([own - own.mean() for own in drops.values()])
+    freedom = max(len(within) - len(drops), 1)
+    deviation = float((within.square().sum() / freedom).sqrt())
+    return [
+        phrase
+        for phrase, own in drops.items()
+        if float(own.mean()) - 1.645 * deviation / len(own) ** 0.5 >= SHARE
+    ]
 
 
-def _captions_with(phrase: str, captions: Sequence[str]) -> int:
-    near = (caption for caption in captions if phrase in caption)
-    return sum(Concept(phrase).in_text(caption) for caption in near)
+def _spread(items: Sequence[_T], most: int) -> list[_T]:
+    """At most so many items, evenly spread."""
+    step = max(len(items) / most, 1)
+    return [items[int(i * step)] for i in range(min(len(items), most))]
 
 
 def _features(clip: Clip, texts: Sequence[str]) -> Tensor:
