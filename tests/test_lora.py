@@ -114,7 +114,7 @@ def test_the_two_encoders_of_sdxl_are_te1_and_te2() -> None:
         weight_residual=0.0, left_out={},
     )  # fmt: skip
     for name, prefix in (("text_encoder", "lora_te1_"), ("text_encoder_2", "lora_te2_")):
-        keys = lora.kohya_tensors(name, 2, change)
+        keys = lora.kohya_tensors(name, True, change)
         assert f"{prefix}text_model_encoder_layers_0_mlp_fc1.lora_up.weight" in keys
 
 

@@ -23,6 +23,8 @@ def test_each_hub_preset_names_one_clip_per_text_encoder_and_a_licence() -> None
         "sd15": (1, "creativeml-openrail-m"),
         "sd21": (1, "openrail++"),
         "sdxl": (2, "openrail++"),
+        "sd35": (2, "other"),
+        "flux1": (1, "apache-2.0"),
     }
     assert list(presets.PRESETS) == ["mini", *presets.HUB]
 

@@ -18,7 +18,7 @@ from ..data.concept import Concept, Span
 from ..data.flickr30k import Dataset
 from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..models import erased
 from ..models.pipeline import (
     default_batch,
@@ -90,6 +90,8 @@ class Target:
     steps: int
     """Denoising steps."""
     guidance: float
+    detector_text: Path | None = None
+    """Text encoder of an open-vocabulary detector."""
 
     @property
     def n(self) -> int:
@@ -132,7 +134,9 @@ class Target:
 
     def probabilities(self, files: Sequence[Path]) -> list[float]:
         """Probability of the best detection of the concept in each image file, 0 if there is none."""
-        answer = detect(self.detector, files, [self.detector_class])
+        answer = detect(
+            self.detector, files, [self.detector_class], text_encoder=self.detector_text
+        )
         return [
             max((d.probability for d in found if d.name == self.detector_class), default=0.0)
             for found in answer.detections
@@ -156,10 +160,14 @@ def is_shown(probability: float) -> bool:
 def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """The pipeline with the original's encoders, and the erased ones; frozen, float32, on the device.
 
-    Raises RunError unless the run was unlearned from `models`.
+    Raises RunError unless the run was unlearned from `models`, and ModelError for one without U-Net.
     """
     record = erased.check_base(run, models)
     pipe = open_pipeline(models.folder, "fp32", models.sampler)
+    if not hasattr(pipe, "unet"):
+        raise ModelError(
+            f"is a {type(pipe).__name__}; attacks need a U-Net", field="model", value=models.model
+        )
     encoders = {
         name: erased.load(run.folder, name, device=pipe.device) for name in record.weights_sha256
     }

@@ -60,6 +60,7 @@ def attack(
     ] = None,
     guidance: opt.Guidance = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_classes: opt.DetectorClasses = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
@@ -68,7 +69,8 @@ def attack(
     settings = opt.chosen(images=images, seed=seed, steps=steps, guidance=guidance)
     with Bar("attack", quiet) as progress:
         record = api.attack(
-            run, attacks=[choice.value for choice in attacks or ()], budgets=_parse_budgets(budgets or []), detector=detector,
+            run, attacks=[choice.value for choice in attacks or ()],
+            budgets=_parse_budgets(budgets or []), detector=detector, detector_text=detector_text,
             detector_class=detector_classes or (), progress=progress, **settings,
         )  # fmt: skip
     if as_json:

@@ -99,14 +99,16 @@ def score(
     by_class: opt.ByClass = False,
     preset: opt.RunPreset = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_class: opt.DetectorClasses = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Detect objects in the images of a run, by default of all runs, and print the detection rates."""
     scores = _score(
-        quiet, run=run, preset=preset, detector=detector, detector_class=detector_class or ()
-    )
+        quiet, run=run, preset=preset, detector=detector, detector_text=detector_text,
+        detector_class=detector_class or (),
+    )  # fmt: skip
     rates = scores.by_class if by_class else scores.rates
     if as_json:
         record = dataclasses.asdict(dataclasses.replace(scores, rates=rates))
@@ -134,6 +136,7 @@ def run(
     clip: opt.ClipFolders = None,
     data: opt.Data = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_class: opt.DetectorClasses = None,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -147,13 +150,13 @@ def run(
     began = time.monotonic()
     files = _checked_prompts(prompts, concepts, kinds)
     sources: dict[str, Any] = {
-        "preset": preset,
-        "model": model,
-        "revision": revision,
-        "clip": clip,
-        "data": data,
-    }
-    resolve(**sources, detector=detector).detector_file()  # raises now rather than after unlearning
+        "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
+    }  # fmt: skip
+    # These raise now rather than after unlearning.
+    detection: dict[str, Any] = {"detector": detector, "detector_text": detector_text}
+    models = resolve(**sources, **detection)
+    models.detector_file()
+    models.detector_text_path()
     precision = opt.chosen(dtype=dtype)
     folder = _unlearn(
         quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
@@ -165,7 +168,7 @@ def run(
         quiet, prompts=files, run=folder, kinds=kinds, reference=reference,
         **opt.chosen(images_per_prompt=images_per_prompt), **precision,
     )  # fmt: skip
-    scores = _score(quiet, run=folder, detector=detector, detector_class=detector_class or ())
+    scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)
     rates_table(scores, scores.rates)
     _finish(folder, time.monotonic() - began)
 

@@ -88,8 +88,19 @@ DetectorFile = Annotated[
     typer.Option(
         "--detector",
         metavar="FILE",
-        help="YOLOv5 weights (.safetensors or .pt).",
+        help="Object detector: weights of YOLOv5 (.safetensors or .pt) or of another YOLO of "
+        "ultralytics (.pt); nothing in the file is run.",
         show_default="the preset's",
+    ),
+]
+DetectorText = Annotated[
+    str | None,
+    typer.Option(
+        "--detector-text",
+        metavar="ENCODER",
+        help="Text encoder of an open-vocabulary detector, which then detects any --detector-class: "
+        "a CLIP ViT-B/32 (folder or hub id) for YOLO-World; for YOLOE a TorchScript file of "
+        "MobileCLIP, whose code is run, so name only one that you trust.",
     ),
 ]
 DetectorClasses = Annotated[

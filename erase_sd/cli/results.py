@@ -53,6 +53,7 @@ def play(
         int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
     ] = 7860,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
 ) -> None:
     """Open a local page that takes a prompt and a seed and shows both images with their detections."""
     from ..models.presets import models_of_run
@@ -60,7 +61,7 @@ def play(
     from ..run import Run, run_folder
 
     own = Run(run_folder(run))
-    models = models_of_run(own, detector=detector)
+    models = models_of_run(own, detector=detector, detector_text=detector_text)
     serve(own, models, host, port, lambda url: print(url, flush=True))
 
 
@@ -98,11 +99,13 @@ def export(
     """Export the erased encoder for another program."""
     from ..models.export import export as write_export
     from ..models.presets import models_of_run
+    from ..report.ladder_pictures import ladder_section
     from ..run import Run, run_folder
 
     own = Run(run_folder(run))
     folder = write_export(
-        own, models_of_run(own), to, out, base, rank=rank, dtype=dtype, push_to=push_to
+        own, models_of_run(own), to, out, base, rank=rank, dtype=dtype, push_to=push_to,
+        pictures=ladder_section,
     )  # fmt: skip
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(file)

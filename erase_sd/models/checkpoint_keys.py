@@ -27,8 +27,14 @@ ENCODER_PLACES = {
         EncoderPlace("cond_stage_model.model.", open_clip=True),
         EncoderPlace("text_encoders.clip_l.transformer."),
     ),
-    ("text_encoder", 2): (EncoderPlace("conditioner.embedders.0.transformer."),),
-    ("text_encoder_2", 2): (EncoderPlace("conditioner.embedders.1.model.", open_clip=True),),
+    ("text_encoder", 2): (
+        EncoderPlace("conditioner.embedders.0.transformer."),
+        EncoderPlace("text_encoders.clip_l.transformer."),
+    ),
+    ("text_encoder_2", 2): (
+        EncoderPlace("conditioner.embedders.1.model.", open_clip=True),
+        EncoderPlace("text_encoders.clip_g.transformer."),
+    ),
 }
 """Possible places by the encoder's name and the pipeline's number of encoders."""
 

@@ -60,8 +60,10 @@ class Denoiser:
 
 
 def open_denoiser(folder: Path) -> Denoiser:
-    """The denoiser of a Stable Diffusion folder. Raises ModelError if it has two text encoders."""
+    """The denoiser of a Stable Diffusion folder. Raises ModelError if it has two text encoders, or no U-Net."""
     pipe = open_pipeline(folder)
+    if not hasattr(pipe, "unet"):
+        raise ModelError("has a transformer; needs a U-Net", field="model", value=folder)
     if len(encoders_of(pipe)) > 1:
         raise ModelError(
             "its U-Net reads two text encoders; needs one", field="model", value=folder

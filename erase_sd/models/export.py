@@ -31,6 +31,9 @@ from .publish import check_hub_id, push
 from .source import foreign_files
 from .text_encoder import load_text_encoder
 
+CardSection = Callable[[Run, Path], str]
+"""Writes pictures of a run into a folder and returns the section of a model card that shows them."""
+
 
 @dataclass(frozen=True)
 class _Erasure:
@@ -46,6 +49,7 @@ class _Erasure:
     """Precision of the weights; None: the format's own."""
     hub_id: str | None = None
     """Where a `hub-folder` will be uploaded."""
+    pictures: CardSection | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -77,14 +81,15 @@ def export(
     rank: int | None = None,
     dtype: runtime.Precision | None = None,
     push_to: str | None = None,
+    pictures: CardSection | None = None,
 ) -> Path:
     """Writes the run's erased encoders as a folder, `out` or `export/<to>` in the run; returns it.
 
     Formats: `diffusers`, text encoder folders with the key names that transformers 4 and 5 read;
     `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file checkpoint
     `base` with the erased encoders in it; `lora`, the change alone, at `rank`, with a strength that
-    every program can set; `hub-folder`, `diffusers` with a model card, which with `push_to` is uploaded
-    to that repository. `dtype` is the weights' precision. No file names a folder of this machine.
+    every program can set; `hub-folder`, `diffusers` with a model card and `pictures` for it, which with
+    `push_to` is uploaded to that repository. `dtype` is the weights' precision. No file names a folder of this machine.
     """
     if to not in EXPORT_FORMATS:
         raise SettingError(
@@ -103,10 +108,11 @@ def export(
         check_hub_id(push_to)
     record = shareable(erased.check_base(run, models), models)
     precision = None if dtype is None else runtime.dtype(dtype)
-    erasure = _Erasure(run, models, record, base, rank, precision, push_to)
+    erasure = _Erasure(run, models, record, base, rank, precision, push_to, pictures)
     out = out or run.folder / "export" / to
     if out.exists() and not (out / "erase.json").is_file():
         raise SettingError("exists and is not an export", field="out", value=out)
+    runtime.quiet_libraries()
     with run.lock():
         sweep(out.parent, out.name)
         with whole_folder(out) as partial:
@@ -218,7 +224,8 @@ def _hub_folder(folder: Path, erasure: _Erasure) -> None:
     _diffusers(folder, erasure)
     table = scores.read_text(encoding="utf-8")
     rates = run.scores().rates
-    text = card(erasure.record, erasure.models, table, rates, erasure.hub_id)
+    section = erasure.pictures(run, folder / "pictures") if erasure.pictures else ""
+    text = card(erasure.record, erasure.models, table, rates, erasure.hub_id, section)
     write_text(folder / "README.md", text)
 
 

@@ -134,14 +134,14 @@ def hidden_residual(
     return round(float((after - target).norm()) / distance, 4) if distance else 0.0
 
 
-def kohya_tensors(name: str, encoders: int, change: LowRankChange) -> dict[str, Tensor]:
+def kohya_tensors(name: str, numbered: bool, change: LowRankChange) -> dict[str, Tensor]:
     """In kohya's layout, which ComfyUI, A1111 and Forge read.
 
-    `lora_te_<layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`; the two encoders of SDXL are
-    `te1` and `te2`. `name` is the encoder's in the pipeline, `encoders` how many that has.
+    `lora_te_<layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`. The encoders of SDXL, Stable
+    Diffusion 3 and FLUX.1 are `numbered`, `te1` and `te2`. `name` is the encoder's in the pipeline.
     """
     number = "2" if name.endswith("_2") else "1"
-    prefix = f"lora_te{number if encoders > 1 else ''}_"
+    prefix = f"lora_te{number if numbered else ''}_"
     tensors = {}
     for weight, (down, up) in change.factors.items():
         key = prefix + weight.removesuffix(".weight").replace(".", "_")

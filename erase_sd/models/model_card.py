@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
+from .pipeline_kinds import kind_of, not_erased
 from .presets import Models
-
-PIPELINE_CLASSES = {1: "StableDiffusionPipeline", 2: "StableDiffusionXLPipeline"}
-ENCODER_CLASSES = {
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-}
 
 
 def card(
@@ -23,8 +20,10 @@ def card(
     scores: str,
     rates: Sequence[RateComparison] = (),
     hub_id: str | None = None,
+    section: str = "",
 ) -> str:
-    """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be.
+    """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be,
+    `section` a further one after the table.
 
     An erased encoder is derived from its base and keeps the base's licence; for a model that is not a
     preset's, the user has to fill it in.
@@ -38,7 +37,7 @@ def card(
 # Text encoder without: {concepts}
 
 The text encoder of {base}, unlearned with erase-sd so that the pipeline no longer generates
-"{concepts}". Everything else in the pipeline is unchanged.
+"{concepts}". {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
 
 ```python
 {_usage(record, models, hub_id)}
@@ -50,7 +49,7 @@ The text encoder of {base}, unlearned with erase-sd so that the pipeline no long
 
 The rates hold for the prompts, seeds and detector of one run; they do not show that no prompt brings
 the concept back.
-
+{section and chr(10) + section + chr(10)}
 ## How it was made
 
 Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.licence}.
@@ -64,11 +63,12 @@ Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.
 def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
     """Python that puts the erased encoders into the pipeline; without `hub_id`, run in this folder."""
     encoders = list(record.weights_sha256)
-    pipeline = PIPELINE_CLASSES[len(encoders)]
+    pipeline = kind_of(models.folder)
+    classes = {name: _encoder_class(models.folder / name) for name in encoders}
     source = json.dumps(hub_id or ".")
     lines = [
         f"from diffusers import {pipeline}",
-        f"from transformers import {', '.join(ENCODER_CLASSES[name] for name in encoders)}",
+        f"from transformers import {', '.join(dict.fromkeys(classes.values()))}",
     ]
     if models.own_data:  # the model comes with erase-sd
         lines += ["from erase_sd.models.presets import resolve", "", "base = resolve().folder"]
@@ -78,11 +78,17 @@ def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
         lines += ["", f"base = {json.dumps(record.base.model)}  # the folder of the base model"]
     lines.append(f"pipe = {pipeline}.from_pretrained(base)")
     for name in encoders:
-        load = f"{ENCODER_CLASSES[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
+        load = f"{classes[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
         lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
     concept = record.concepts[0].name
     lines.append(f'pipe({json.dumps(f"a photo of {concept}")}).images[0].save("without.png")')
     return "\n".join(lines)
+
+
+def _encoder_class(folder: Path) -> str:
+    """The transformers class of a text encoder."""
+    names = read_json(folder / "config.json").get("architectures") or ["CLIPTextModel"]
+    return str(names[0])
 
 
 def _header(models: Models, concepts: str, rates: Sequence[RateComparison]) -> str:

@@ -1,4 +1,4 @@
-"""A diffusers Stable Diffusion: opening it, swapping its text encoders, generating one batch."""
+"""A diffusers pipeline: opening it, swapping its text encoders, generating one batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import runtime
-from ..errors import ModelError, reason
-from ..files import read_json
+from ..errors import ModelError, SettingError, reason
 from .choices import Sampler
 from .clip import Tap
+from .pipeline_kinds import kind_of, left_out, text_encoders
 from .source import variant_of
-from .text_encoder import text_encoders
+from .t5 import embed_with_t5, flux_images
 from .tokens import TokenLimit
 
 if TYPE_CHECKING:
@@ -35,33 +35,50 @@ SCHEDULERS: dict[Sampler, str] = {
 def open_pipeline(
     folder: Path, dtype: runtime.Precision = "auto", sampler: Sampler | None = None
 ) -> DiffusionPipeline:
-    """A Stable Diffusion 1, 2 or XL folder on the device, without its safety checker.
+    """A Stable Diffusion or FLUX.1 folder on the device, without its safety checker.
 
     The checker would blacken images, and no detector finds an apple in those. Without a `sampler`, the
-    folder's own scheduler runs. Raises ModelError if the folder cannot be opened.
+    folder's own scheduler runs. Raises ModelError if the folder cannot be opened, and SettingError for
+    a sampler of a transformer, which has a scheduler of its own.
     """
     import diffusers
 
     taps = {encoder.name: encoder.taps for encoder in text_encoders(folder)}
-    kind = getattr(diffusers, read_json(folder / "model_index.json")["_class_name"])
+    kind = getattr(diffusers, kind_of(folder))
+    has_unet = (folder / "unet").is_dir()
+    if sampler and not has_unet:
+        raise SettingError(
+            f"{kind.__name__} has a scheduler of its own; needs none",
+            field="sampler",
+            value=sampler,
+        )
     omitted: dict[str, Any] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None,
-        "image_encoder": None,
+        "image_encoder": None, **dict.fromkeys(left_out(folder)),
     }  # fmt: skip
     parameters = inspect.signature(kind.__init__).parameters
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True,
             dtype=runtime.dtype(runtime.image_precision(dtype)),
-            variant=variant_of(folder / "unet"),
+            variant=variant_of(folder / ("unet" if has_unet else "transformer")),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
         raise ModelError(
             f"cannot be loaded ({reason(error)})", field="model", value=folder
         ) from None
+    pipe.taps = taps
+    _check_encoders(pipe, folder)
+    prepare_pipeline(pipe, taps, sampler)
+    _check_finite(pipe, folder)
+    return pipe
+
+
+def _check_encoders(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Raises ModelError if the U-Net reads another width; sets context lengths that the folder omits."""
     width = sum(encoder.config.hidden_size for encoder in encoders_of(pipe).values())
-    if pipe.unet.config.cross_attention_dim != width:
+    if hasattr(pipe, "unet") and pipe.unet.config.cross_attention_dim != width:
         raise ModelError(
             f"its U-Net reads embeddings of width {pipe.unet.config.cross_attention_dim}, its text "
             f"encoders return {width}",
@@ -72,9 +89,6 @@ def open_pipeline(
         tokenizer, length = tokenizer_of(pipe, name), encoder.config.max_position_embeddings
         if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
             tokenizer.model_max_length = length
-    prepare_pipeline(pipe, taps, sampler)
-    _check_finite(pipe, folder)
-    return pipe
 
 
 def prepare_pipeline(
@@ -90,8 +104,10 @@ def prepare_pipeline(
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
-    if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
-        for model in (pipe.unet, pipe.vae):
+    if (
+        denoiser_of(pipe).dtype != torch.float32
+    ):  # convolutions in half precision prefer this layout
+        for model in (denoiser_of(pipe), pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
@@ -103,10 +119,16 @@ def compile_unet(pipe: DiffusionPipeline) -> None:
     pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
+def denoiser_of(pipe: DiffusionPipeline) -> Any:
+    """The pipeline's U-Net, or the transformer of Stable Diffusion 3 and FLUX.1."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
 def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
     """ModelError for NaN or infinity in any weight, from which every image would be black."""
-    for part in ("unet", "vae", *encoders_of(pipe)):
-        for name, weight in getattr(pipe, part).state_dict().items():
+    for part, module in pipe.components.items():
+        weights = module.state_dict() if isinstance(module, torch.nn.Module) else {}
+        for name, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise ModelError(
                     f"damaged, {part}.{name} is not finite in {str(weight.dtype)[6:]}",
@@ -115,9 +137,8 @@ def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
 
 
 def encoders_of(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The pipeline's text encoders by name."""
-    names = ("text_encoder", "text_encoder_2")
-    return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+    """The CLIP text encoders of a pipeline of `open_pipeline`, by name."""
+    return {name: getattr(pipe, name) for name in pipe.taps}
 
 
 def swap(pipe: DiffusionPipeline, encoders: Mapping[str, Any]) -> None:
@@ -137,7 +158,8 @@ def swap(pipe: DiffusionPipeline, encoders: Mapping[str, Any]) -> None:
 
 def image_size(pipe: DiffusionPipeline) -> int:
     """Width and height of a generated image in pixels."""
-    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+    size = getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size
+    return int(size * pipe.vae_scale_factor)
 
 
 def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
@@ -172,16 +194,22 @@ def generate_embedded(
     steps: int,
     guidance: float,
 ) -> list[Image]:
-    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt."""
-    size = pipe.unet.config.sample_size
-    shape = (1, pipe.unet.config.in_channels, size, size)
+    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt.
+
+    FLUX.1 reads no empty prompt: its guidance is an input of its transformer.
+    """
+    if type(pipe).__name__ == "FluxPipeline":
+        return flux_images(pipe, embeds, seeds, steps, guidance)
+    denoiser = denoiser_of(pipe)
+    size = denoiser.config.sample_size
+    shape = (1, denoiser.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
         empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
     out = pipe(
         **embeds,
         **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-        latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
+        latents=torch.cat(noise).to(pipe.device, denoiser.dtype),
         num_inference_steps=steps,
         guidance_scale=guidance,
     )
@@ -191,8 +219,11 @@ def generate_embedded(
 def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
     """What the U-Net reads of the texts, padded and without a mask, named as the pipeline's arguments.
 
-    `prompt_embeds` (n, tokens, width), with SDXL also `pooled_prompt_embeds` (n, projection).
+    `prompt_embeds` (n, tokens, width), except with Stable Diffusion 1 and 2 also
+    `pooled_prompt_embeds` (n, projection). A transformer reads T5's hidden states too.
     """
+    if not hasattr(pipe, "unet"):
+        return embed_with_t5(pipe, list(texts))
     ids = {}
     for name in encoders_of(pipe):
         tokenizer = tokenizer_of(pipe, name)

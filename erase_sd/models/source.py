@@ -19,10 +19,12 @@ Source = str | Path
 SD_FILES = (
     "model_index.json",
     "scheduler/*.json",
-    *(f"{module}/{name}" for module in ("text_encoder", "text_encoder_2", "unet", "vae")
+    *(f"{module}/{name}" for module in ("text_encoder", "text_encoder_2", "text_encoder_3", "unet",
+                                        "transformer", "vae")
       for name in ("config.json", "model*.safetensors", "diffusion_pytorch_model*.safetensors",
                    "*.safetensors.index.json")),
-    *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
+    *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2", "tokenizer_3")
+      for name in ("*.json", "*.txt", "*.model")),
 )  # fmt: skip
 CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")

@@ -67,7 +67,7 @@ def strength_rates(
     rates = []
     for strength in strengths:
         swap(pipe, {n: with_strength(e, factors[n], strength) for n, e in originals.items()})
-        shown = full | _detections(pipe, erased, models)
+        shown = full | _detections(pipe, erased, models, tuple(classes.values()))
         for concept in classes:
             lora_rates, full_rates = (
                 compare_rates(run.name, concept, match_images(images, d, concept, classes, names))
@@ -88,7 +88,10 @@ def strength_rates(
 
 
 def _detections(
-    pipe: DiffusionPipeline, images: Sequence[ImageRecord], models: Models
+    pipe: DiffusionPipeline,
+    images: Sequence[ImageRecord],
+    models: Models,
+    targets: Sequence[str],
 ) -> dict[str, Sequence[Detection]]:
     """What the images show if the pipeline generates them, by the files of `images`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +102,9 @@ def _detections(
             for picture in generate_batch(pipe, prompts, seeds, batch[0].steps, batch[0].guidance):
                 files.append(Path(folder, f"{len(files):05}.png"))
                 picture.save(files[-1], compress_level=1)
-        answer = detect(models.detector_file(), files)
+        answer = detect(
+            models.detector_file(), files, targets, text_encoder=models.detector_text_path()
+        )
     return {image.file: d for image, d in zip(images, answer.detections, strict=True)}
 
 

@@ -15,9 +15,10 @@ from ..errors import NotErasedError, RunError
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..models import erased
 from ..models.clip import Clip
+from ..models.pipeline_kinds import not_erased, text_encoders
 from ..models.presets import Models
 from ..models.source import fingerprint
-from ..models.text_encoder import check_fit, load_clip, text_encoders
+from ..models.text_encoder import check_fit, load_clip
 from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
@@ -86,6 +87,8 @@ def unlearn(
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
     log_mentions(mentions)
+    if left := not_erased(models.folder):
+        log.warning("%s", left)
     return held_out
 
 

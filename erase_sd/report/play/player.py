@@ -40,7 +40,9 @@ class Player:
             c.name: classes.get(c.name, c.name.lower()) for c in erasure.concepts
         }
         """The detector's class of each concept."""
-        self.detector = models.detector_file()
+        self.detector, self.detector_text = models.detector_file(), models.detector_text_path()
+        self.words = tuple(self.targets.values()) if self.detector_text else ()
+        """Classes to add to an open-vocabulary detector."""
         settings = stages.generate.settings if stages.generate else {}
         self.steps: int = settings.get("steps", models.steps)
         self.guidance: float = settings.get("guidance", models.guidance)
@@ -74,4 +76,4 @@ class Player:
             files = [Path(folder, f"{variant}.png") for variant in SHOWN_VARIANTS]
             for image, file in zip(images, files, strict=True):
                 image.save(file)
-            return images, detect(self.detector, files)
+            return images, detect(self.detector, files, self.words, text_encoder=self.detector_text)
