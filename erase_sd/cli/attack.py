@@ -47,7 +47,7 @@ def attack(
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Images of each row.", show_default="50")
+        int | None, typer.Option(help="Number of images per row of the table.", show_default="50")
     ] = None,
     seed: Annotated[
         int | None,
@@ -56,7 +56,7 @@ def attack(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="the preset's")
+        int | None, typer.Option(help="Number of denoising steps.", show_default="the preset's")
     ] = None,
     guidance: opt.Guidance = None,
     detector: opt.DetectorFile = None,

@@ -12,8 +12,8 @@ from ..models.choices import Sampler
 from ..models.presets import Preset
 from ..runtime import Precision
 
-RUN_HELP = "Run: a name under runs/, or a folder."
-PRESET_HELP = "Models and data that belong together."
+RUN_HELP = "Name of a run under runs/, or a run folder."
+PRESET_HELP = "Base model, and the CLIP, caption pairs and detector that go with it."
 
 Concepts = Annotated[
     list[str],
@@ -52,7 +52,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Stable Diffusion: a diffusers folder, a hub id, or a single .safetensors file.",
+        help="Stable Diffusion or FLUX.1: a diffusers folder, a hub id, or a single .safetensors "
+        "file (Stable Diffusion only).",
         show_default="the preset's",
     ),
 ]
@@ -69,8 +70,8 @@ ClipFolders = Annotated[
     typer.Option(
         "--clip",
         metavar="CLIP",
-        help="CLIP in transformers format, of the model's text encoder: a folder or a hub id; two "
-        "for SDXL.",
+        help="CLIP that the model's text encoder belongs to, in transformers format: a folder or a "
+        "hub id; two for SDXL and SD 3.5.",
         show_default="the preset's",
     ),
 ]
@@ -122,7 +123,7 @@ Prompts = Annotated[
 ]
 Kinds = Annotated[
     bool,
-    typer.Option("--kinds", help="Add the prompt files <concept>.<kind>.txt beside the others."),
+    typer.Option("--kinds", help="Add the prompt files of other kinds beside these, <concept>.<kind>.txt."),
 ]
 Reference = Annotated[
     bool,
@@ -134,11 +135,11 @@ ImagesPerPrompt = Annotated[
     int | None, typer.Option(help="Images per prompt, each with its own seed.", show_default="1")
 ]
 DenoisingSteps = Annotated[
-    int | None, typer.Option("--steps", help="Denoising steps.", show_default="the preset's")
+    int | None, typer.Option("--steps", help="Number of denoising steps.", show_default="the preset's")
 ]
 SamplerChoice = Annotated[
     Sampler | None,
-    typer.Option("--sampler", help="Solver that denoises.", show_default="the preset's"),
+    typer.Option("--sampler", help="Sampler: the solver of the diffusion equation.", show_default="the preset's"),
 ]
 Guidance = Annotated[
     float | None,
@@ -165,7 +166,7 @@ ByClass = Annotated[
     bool, typer.Option("--by-class", help="Print one line per class, look-alikes included.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide the progress bars.")]
 
 
 def chosen(**options: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 def report(
     run: Annotated[
         list[str] | None,
-        typer.Option(help="Run to report on; repeatable.", show_default="all runs with images"),
+        typer.Option(help="Run to write the report of; repeatable.", show_default="all runs with images"),
     ] = None,
 ) -> None:
     """Write report.html of each run, and runs/index.html to compare several."""
@@ -37,7 +37,7 @@ def show(
     run: Annotated[list[str], typer.Option(help="Run to show, one row each; repeatable.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("pairs.png"),
     columns: Annotated[int, typer.Option(help="Maximum number of prompts, one column each.")] = 12,
-    scale: Annotated[int, typer.Option(help="Enlargement of the images.")] = 1,
+    scale: Annotated[int, typer.Option(help="Factor by which the images are enlarged.")] = 1,
 ) -> None:
     """Write a contact sheet: the original's images, below them the erased ones of the same seeds."""
     from ..report.contact_sheet import contact_sheet

@@ -48,7 +48,7 @@ def fetch(field: str, source: Source, files: Sequence[str], revision: str | None
 
     log.info("%s: checking the model hub", source)
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 source,
                 revision=revision,
@@ -56,11 +56,25 @@ def fetch(field: str, source: Source, files: Sequence[str], revision: str | None
                 ignore_patterns=list(UNWANTED),
             )
         )
+        if half := _without_weights(folder, files):  # a repository in half precision only
+            snapshot_download(source, revision=revision, allow_patterns=half)
+        return folder
     except LocalEntryNotFoundError:
         why = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         why = f"cannot be fetched ({reason(error)})"
     raise ModelError(why, field=field, value=source)
+
+
+def _without_weights(folder: Path, files: Sequence[str]) -> list[str]:
+    """Patterns of half-precision weights for the components that were fetched without any."""
+    if not any(".safetensors" in pattern for pattern in files):
+        return []
+    return [
+        f"{config.parent.relative_to(folder).as_posix()}/*.fp16*.safetensors*"
+        for config in sorted(folder.glob("*/config.json"))
+        if not any(config.parent.glob("*.safetensors"))
+    ]
 
 
 @contextlib.contextmanager
