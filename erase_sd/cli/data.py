@@ -26,7 +26,8 @@ def data(
     mentions: Annotated[
         bool,
         typer.Option(
-            "--mentions", help="Also list other words and phrases for the concept in the captions, found with CLIP."
+            "--mentions",
+            help="Also list other words and phrases for the concept in the captions, found with CLIP.",
         ),
     ] = False,
     as_json: opt.AsJson = False,

@@ -123,7 +123,9 @@ Prompts = Annotated[
 ]
 Kinds = Annotated[
     bool,
-    typer.Option("--kinds", help="Add the prompt files of other kinds beside these, <concept>.<kind>.txt."),
+    typer.Option(
+        "--kinds", help="Add the prompt files of other kinds beside these, <concept>.<kind>.txt."
+    ),
 ]
 Reference = Annotated[
     bool,
@@ -135,11 +137,16 @@ ImagesPerPrompt = Annotated[
     int | None, typer.Option(help="Images per prompt, each with its own seed.", show_default="1")
 ]
 DenoisingSteps = Annotated[
-    int | None, typer.Option("--steps", help="Number of denoising steps.", show_default="the preset's")
+    int | None,
+    typer.Option("--steps", help="Number of denoising steps.", show_default="the preset's"),
 ]
 SamplerChoice = Annotated[
     Sampler | None,
-    typer.Option("--sampler", help="Sampler: the solver of the diffusion equation.", show_default="the preset's"),
+    typer.Option(
+        "--sampler",
+        help="Sampler: the solver of the diffusion equation.",
+        show_default="the preset's",
+    ),
 ]
 Guidance = Annotated[
     float | None,

@@ -18,7 +18,9 @@ FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 def report(
     run: Annotated[
         list[str] | None,
-        typer.Option(help="Run to write the report of; repeatable.", show_default="all runs with images"),
+        typer.Option(
+            help="Run to write the report of; repeatable.", show_default="all runs with images"
+        ),
     ] = None,
 ) -> None:
     """Write report.html of each run, and runs/index.html to compare several."""
