@@ -16,7 +16,7 @@ from .choices import Sampler
 from .clip import Tap
 from .pipeline_kinds import kind_of, left_out, text_encoders
 from .source import variant_of
-from .t5 import embed_with_t5, flux_images
+from .t5 import denoiser_of, embed_with_t5, flux_images
 from .tokens import TokenLimit
 
 if TYPE_CHECKING:
@@ -117,11 +117,6 @@ def prepare_pipeline(
 def compile_unet(pipe: DiffusionPipeline) -> None:
     """Compiles the U-Net's transformer blocks, which takes seconds instead of the minute of the whole."""
     pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
-
-
-def denoiser_of(pipe: DiffusionPipeline) -> Any:
-    """The pipeline's U-Net, or the transformer of Stable Diffusion 3 and FLUX.1."""
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 DEV_LENGTH, SCHNELL_LENGTH = 512, 256
 """Context lengths of T5 in FLUX.1-dev, and in FLUX.1-schnell, which was distilled at half of it."""
+
+
+def denoiser_of(pipe: DiffusionPipeline) -> Any:
+    """The pipeline's U-Net, or the transformer of Stable Diffusion 3 and FLUX.1."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def embed_with_t5(pipe: DiffusionPipeline, texts: list[str]) -> dict[str, Tensor]:
