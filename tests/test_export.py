@@ -137,8 +137,14 @@ def test_a_hub_folder_needs_scores_and_has_a_model_card(tiny: Models, erased_run
     ids=["mini", "sd15", "own"],
 )
 def test_a_model_card_names_the_licence_and_the_base_of_its_model(
-    erased_run: Run, models: Models, licence: str, base_model: str | None, title: str
+    tiny: Models,
+    erased_run: Run,
+    models: Models,
+    licence: str,
+    base_model: str | None,
+    title: str,
 ) -> None:
+    models.__dict__["folder"] = tiny.folder  # as if fetched
     record = erased_run.erasure()
     base = dataclasses.replace(record.base, model=str(models.model))
     text = card(dataclasses.replace(record, base=base), models, "")

@@ -32,9 +32,10 @@ from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models import single_file
 from erase_sd.models.export import encoder_tensors, export
-from erase_sd.models.pipeline import generate_batch, open_pipeline
+from erase_sd.models.pipeline import open_pipeline
 from erase_sd.models.presets import Models
 from erase_sd.models.publish import check_hub_id
+from erase_sd.models.sampling import generate_batch
 from erase_sd.run import Run
 from erase_sd.runtime import processes
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase_sd.errors import ModelError, SettingError
@@ -76,9 +76,12 @@ def test_the_change_is_truncated_to_its_largest_singular_values() -> None:
 
 def test_what_a_lora_cannot_carry_is_reported_as_its_share_of_the_change() -> None:
     names = ("fc.weight", "fc.bias", "layer_norm1.bias", "token_embedding.weight")
-    base = {name: torch.zeros(2, 2) for name in names}
     sizes = dict(zip(names, (2.0, 1.0, 2.0, 4.0), strict=True))
-    erased = {name: torch.tensor([[size, 0.0], [0.0, 0.0]]) for name, size in sizes.items()}
+    erased = {
+        name: torch.tensor([[size, 0.0], [0.0, 0.0]] if "weight" in name else [size, 0.0])
+        for name, size in sizes.items()
+    }
+    base = {name: torch.zeros_like(tensor) for name, tensor in erased.items()}
     change = lora.low_rank_change(base, erased, rank=2)
     assert change.left_out == {"bias": 0.2, "norm": 0.4, "embedding": 0.8}
     assert change.weight_residual == 0.0 and list(change.factors) == ["fc.weight"]
@@ -114,7 +117,7 @@ def test_the_two_encoders_of_sdxl_are_te1_and_te2() -> None:
         weight_residual=0.0, left_out={},
     )  # fmt: skip
     for name, prefix in (("text_encoder", "lora_te1_"), ("text_encoder_2", "lora_te2_")):
-        keys = lora.kohya_tensors(name, 2, change)
+        keys = lora.kohya_tensors(name, True, change)
         assert f"{prefix}text_model_encoder_layers_0_mlp_fc1.lora_up.weight" in keys
 
 
@@ -190,3 +193,33 @@ def test_a_lora_that_leaves_too_much_undone_is_refused(
         export(erased_run, tiny, "lora", Path("out"), rank=0)
     with pytest.raises(SettingError, match="rank 2: only a lora has a rank"):
         export(erased_run, tiny, "diffusers", Path("out"), rank=2)
+
+
+@pytest.mark.parametrize("layout", ["kohya", "peft"])
+def test_diffusers_loads_the_change_of_a_unet_in_both_layouts(
+    tiny: Models, any_peft: None, tmp_path: Path, layout: str
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
+    base = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    layers = [
+        name
+        for name, tensor in base.items()
+        if tensor.ndim > 1 and ("attn2" in name or "resnets.0.conv" in name)
+    ]
+    torch.manual_seed(0)
+    erased = base | {name: base[name] + 0.1 * torch.randn_like(base[name]) for name in layers}
+    change = lora.low_rank_change(base, erased, rank=512)
+    assert set(change.factors) == set(layers) and change.weight_residual < 1e-3
+    tensors = (
+        lora.kohya_unet_tensors(change) if layout == "kohya" else lora.peft_tensors("unet.", change)
+    )
+    save_file(tensors, tmp_path / "lora.safetensors")
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused = pipe.unet.state_dict()
+    assert set(fused) == set(base)
+    for name in base:
+        assert torch.allclose(fused[name], erased[name], atol=1e-4), name

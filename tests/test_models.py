@@ -180,7 +180,11 @@ def with_config(folder: Path, tmp_path: Path, file: str, **changes: Any) -> Path
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; needs one of"),
+        (
+            "model_index.json",
+            {"_class_name": "QwenImagePipeline"},
+            "is a QwenImagePipeline; needs one of",
+        ),
         ("text_encoder/config.json", {"model_type": "t5"}, "is a t5; needs a clip_text_model"),
         ("text_encoder/config.json", {"hidden_act": "gelu"}, "hidden_act is gelu, CLIP has quick"),
         ("text_encoder/config.json", {"num_hidden_layers": 9}, "9 layers, CLIP has 2"),

@@ -12,7 +12,7 @@ import pytest
 from erase_sd.errors import DataError, EraseError, ModelError, SettingError
 from erase_sd.models import presets
 from erase_sd.models.presets import Models, models_of_run, resolve
-from erase_sd.models.source import check_config, fetch
+from erase_sd.models.source import SD_FILES, check_config, fetch
 from erase_sd.models.tokens import token_limit_of
 from erase_sd.run import Run
 
@@ -23,6 +23,8 @@ def test_each_hub_preset_names_one_clip_per_text_encoder_and_a_licence() -> None
         "sd15": (1, "creativeml-openrail-m"),
         "sd21": (1, "openrail++"),
         "sdxl": (2, "openrail++"),
+        "sd35": (2, "other"),
+        "flux1": (1, "apache-2.0"),
     }
     assert list(presets.PRESETS) == ["mini", *presets.HUB]
 
@@ -118,3 +120,29 @@ def test_a_clip_without_a_tokenizer_is_one_line(tiny: Models, tmp_path: Path) ->
     (tmp_path / "config.json").write_text((tiny.clip_folder(0) / "config.json").read_text())
     with pytest.raises(ModelError, match=r"clip .*: no tokenizer"):
         token_limit_of(dataclasses.replace(tiny, clips=(tmp_path,)))
+
+
+def test_a_repository_in_half_precision_only_is_fetched_with_its_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import fnmatch
+
+    import huggingface_hub
+
+    repository = ("model_index.json", "unet/config.json", "unet/model.fp16.safetensors",
+                  "vae/config.json", "vae/model.safetensors", "vae/model.fp16.safetensors")  # fmt: skip
+
+    def download(source: str, *, allow_patterns: list[str], **options: Any) -> str:
+        for name in repository:
+            unwanted = options.get("ignore_patterns", [])
+            if any(fnmatch.fnmatch(name, p) for p in allow_patterns) and not any(
+                fnmatch.fnmatch(name, p) for p in unwanted
+            ):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = fetch("model", "someone/half", SD_FILES)
+    assert (folder / "unet" / "model.fp16.safetensors").is_file()
+    assert [path.name for path in (folder / "vae").glob("*.safetensors")] == ["model.safetensors"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erase_sd.models import pipeline, single_file
+from erase_sd.models import pipeline, sampling, single_file
 from erase_sd.models.checkpoint_keys import hub_names
 from erase_sd.models.presets import Models
 
@@ -105,7 +105,7 @@ def test_a_single_file_gives_the_same_images_as_the_folder_it_was_made_from(
     images = []
     for place in (tmp_path / "sd", folder):
         pipe = pipeline.open_pipeline(place)
-        [image] = pipeline.generate_batch(pipe, ["an apple"], [1], 2, 3.0)
+        [image] = sampling.generate_batch(pipe, ["an apple"], [1], 2, 3.0)
         images.append(image.tobytes())
     assert images[0] == images[1]
     monkeypatch.setattr(single_file, "fetch", None)

@@ -103,14 +103,16 @@ def score(
     *,
     preset: Preset | None = None,
     detector: str | Path | None = None,
+    detector_text: Source | None = None,
     detector_class: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ScoresRecord:
     """Detects objects in the images of a run, by default of all under `runs/`, and returns the rates.
 
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
-    for a run that erased more than one. Of all runs, one that cannot be scored is left out, logged as an
-    error, and named in `unscored` of the result. Raises EraseError.
+    for a run that erased more than one. `detector_text` is the text encoder of an open-vocabulary
+    detector. Of all runs, one that cannot be scored is left out, logged as an error, and named in
+    `unscored` of the result. Raises EraseError.
     """
     from ..models.presets import models_of_run
     from ..scoring.stage import merge, runs_with_images
@@ -123,7 +125,9 @@ def score(
     scores = []
     for own in runs:
         try:
-            models = models_of_run(own, preset=preset, detector=detector)
+            models = models_of_run(
+                own, preset=preset, detector=detector, detector_text=detector_text
+            )
             scores.append(score_stage(own, models, classes, progress))
         except (EraseError, OSError) as error:
             if run is not None:
@@ -142,6 +146,7 @@ def attack(
     attacks: Sequence[str] = (),
     budgets: Mapping[str, Any] | None = None,
     detector: str | Path | None = None,
+    detector_text: Source | None = None,
     detector_class: str | Sequence[str] = (),
     progress: Progress | None = None,
     **settings: Any,
@@ -159,7 +164,8 @@ def attack(
     settings |= {"attacks": tuple(attacks)} if attacks else {}
     parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
-    return attack_stage(own, models_of_run(own, detector=detector), parsed, classes, progress)
+    models = models_of_run(own, detector=detector, detector_text=detector_text)
+    return attack_stage(own, models, parsed, classes, progress)
 
 
 def evaluate(

@@ -24,7 +24,7 @@ class Probe:
     name: str
     """Name of its row, such as "2 embeddings"; differs between an attack's probes."""
     texts: tuple[str, ...]
-    """What was asked, one per image; `<*>` stands for a free embedding."""
+    """The prompts, one per image; `<*>` stands for a free embedding."""
     embeds: Embeds
     """The attacked model's encodings of the texts, n rows."""
     found: tuple[str, ...] = ()

@@ -84,6 +84,7 @@ def _targets(
             unet=modules.get(UNET),
             concept=concept,
             detector=models.detector_file(),
+            detector_text=models.detector_text_path(),
             detector_class=classes[concept.name],
             captions=cycled(
                 attacked_captions(pipe, data, sets, concept, "held-out"), settings.images

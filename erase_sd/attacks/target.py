@@ -19,18 +19,12 @@ from ..data.dataset import Dataset
 from ..data.images import ImageSource
 from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..models import erased
 from ..models.features import readable
-from ..models.pipeline import (
-    default_batch,
-    embed_ids,
-    encoders_of,
-    generate_embedded,
-    open_pipeline,
-    tokenizer_of,
-)
+from ..models.pipeline import embed_ids, encoders_of, open_pipeline, tokenizer_of
 from ..models.presets import Models
+from ..models.sampling import default_batch, generate_embedded
 from ..run import Run
 from ..scoring.rates import THRESHOLD
 
@@ -94,6 +88,8 @@ class Target:
     guidance: float
     unet: Any = None
     """The erased U-Net; None if the erasure left the pipeline's as it was."""
+    detector_text: Path | None = None
+    """Text encoder of an open-vocabulary detector."""
 
     @property
     def n(self) -> int:
@@ -147,7 +143,9 @@ class Target:
 
     def probabilities(self, files: Sequence[Path]) -> list[float]:
         """Probability of the best detection of the concept in each image file, 0 if there is none."""
-        answer = detect(self.detector, files, [self.detector_class])
+        answer = detect(
+            self.detector, files, [self.detector_class], text_encoder=self.detector_text
+        )
         return [
             max((d.probability for d in found if d.name == self.detector_class), default=0.0)
             for found in answer.detections
@@ -171,10 +169,14 @@ def is_shown(probability: float) -> bool:
 def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """The original's pipeline, and the modules that the run erased; frozen, float32, on the device.
 
-    Raises RunError unless the run was unlearned from `models`.
+    Raises RunError unless the run was unlearned from `models`, and ModelError for one without U-Net.
     """
     erased.check_base(run, models)
     pipe = open_pipeline(models.folder, "fp32", models.sampler)
+    if not hasattr(pipe, "unet"):
+        raise ModelError(
+            f"is a {type(pipe).__name__}; attacks need a U-Net", field="model", value=models.model
+        )
     modules = erased.load_all(run.folder, pipe.device)
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *modules.values()):
         module.requires_grad_(False)

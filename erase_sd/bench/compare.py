@@ -21,8 +21,9 @@ from .. import runtime
 from ..data.coco import named_classes
 from ..data.prompts import find_prompts, read_prompts
 from ..detection.detector import detect
-from ..models.pipeline import generate_batch, open_pipeline
+from ..models.pipeline import open_pipeline
 from ..models.presets import Models, resolve
+from ..models.sampling import generate_batch
 from ..scoring.rates import THRESHOLD
 from ..unlearning.pairs import dataset_of
 from ..unlearning.settings import parse_concepts

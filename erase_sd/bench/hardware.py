@@ -21,7 +21,8 @@ from ..data.concept import Concept
 from ..methods.base import Task
 from ..methods.projection import Projection
 from ..models.clip import Clip
-from ..models.pipeline import compile_unet, embed, generate_embedded, image_size
+from ..models.pipeline import compile_unet, embed, image_size
+from ..models.sampling import generate_embedded
 from ..unlearning.checkpoint import Checkpoint
 from ..unlearning.session import Session
 from ..unlearning.settings import UnlearnSettings

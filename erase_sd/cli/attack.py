@@ -47,7 +47,7 @@ def attack(
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Images of each row.", show_default="50")
+        int | None, typer.Option(help="Number of images per row of the table.", show_default="50")
     ] = None,
     seed: Annotated[
         int | None,
@@ -56,10 +56,11 @@ def attack(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="the preset's")
+        int | None, typer.Option(help="Number of denoising steps.", show_default="the preset's")
     ] = None,
     guidance: opt.Guidance = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_classes: opt.DetectorClasses = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
@@ -68,7 +69,8 @@ def attack(
     settings = opt.chosen(images=images, seed=seed, steps=steps, guidance=guidance)
     with Bar("attack", quiet) as progress:
         record = api.attack(
-            run, attacks=[choice.value for choice in attacks or ()], budgets=_parse_budgets(budgets or []), detector=detector,
+            run, attacks=[choice.value for choice in attacks or ()],
+            budgets=_parse_budgets(budgets or []), detector=detector, detector_text=detector_text,
             detector_class=detector_classes or (), progress=progress, **settings,
         )  # fmt: skip
     if as_json:

@@ -28,7 +28,8 @@ def data(
     mentions: Annotated[
         bool,
         typer.Option(
-            "--mentions", help="Also find, with CLIP, what else the captions call the concept."
+            "--mentions",
+            help="Also list other words and phrases for the concept in the captions, found with CLIP.",
         ),
     ] = False,
     as_json: opt.AsJson = False,

@@ -101,6 +101,7 @@ def score(
     by_class: opt.ByClass = False,
     preset: opt.RunPreset = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_class: opt.DetectorClasses = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
@@ -110,8 +111,9 @@ def score(
     Of all runs, those that cannot be scored are named; the table has the others, and the exit status is 1.
     """
     scores = _score(
-        quiet, run=run, preset=preset, detector=detector, detector_class=detector_class or ()
-    )
+        quiet, run=run, preset=preset, detector=detector, detector_text=detector_text,
+        detector_class=detector_class or (),
+    )  # fmt: skip
     rates = scores.by_class if by_class else scores.rates
     if as_json:
         record = dataclasses.asdict(dataclasses.replace(scores, rates=rates))
@@ -142,6 +144,7 @@ def run(
     clip: opt.ClipFolders = None,
     data: opt.Data = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
     detector_class: opt.DetectorClasses = None,
     yes: opt.Yes = False,
     quiet: opt.Quiet = False,
@@ -156,10 +159,11 @@ def run(
     sources: dict[str, Any] = {
         "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
     }  # fmt: skip
+    detection: dict[str, Any] = {"detector": detector, "detector_text": detector_text}
     precision, shape = opt.chosen(dtype=dtype), opt.chosen(images_per_prompt=images_per_prompt)
     count = checks.images_of_run(
         files, kinds, (concepts, synonyms or [], keep_senses or []), shape | precision,
-        sources | {"detector": detector}, detector_class or [],
+        sources | detection, detector_class or [],
     )  # fmt: skip
     opt.approval(yes)(count, None)
     folder = _unlearn(
@@ -172,7 +176,7 @@ def run(
         quiet, prompts=files, run=folder, kinds=kinds, reference=reference,
         **shape, **precision,
     )  # fmt: skip
-    scores = _score(quiet, run=folder, detector=detector, detector_class=detector_class or ())
+    scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)
     rates_table(scores, scores.rates)
     _finish(folder, time.monotonic() - began)
 

@@ -13,8 +13,8 @@ from ..models.choices import Sampler
 from ..models.presets import Preset
 from ..runtime import Approval, Precision, cost_line
 
-RUN_HELP = "Run: a name under runs/, or a folder."
-PRESET_HELP = "Models and data that belong together."
+RUN_HELP = "Name of a run under runs/, or a run folder."
+PRESET_HELP = "Base model, and the CLIP, caption pairs and detector that go with it."
 
 Concepts = Annotated[
     list[str],
@@ -53,7 +53,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Stable Diffusion: a diffusers folder, a hub id, or a single .safetensors file.",
+        help="Stable Diffusion or FLUX.1: a diffusers folder, a hub id, or a single .safetensors "
+        "file (Stable Diffusion only).",
         show_default="the preset's",
     ),
 ]
@@ -70,8 +71,8 @@ ClipFolders = Annotated[
     typer.Option(
         "--clip",
         metavar="CLIP",
-        help="CLIP in transformers format, of the model's text encoder: a folder or a hub id; two "
-        "for SDXL. Without --model: a CLIP or BLIP that is unlearned alone.",
+        help="CLIP that the model's text encoder belongs to, in transformers format: a folder or a "
+        "hub id; two for SDXL and SD 3.5. Without --model: a CLIP or BLIP that is unlearned alone.",
         show_default="the preset's",
     ),
 ]
@@ -90,8 +91,19 @@ DetectorFile = Annotated[
     typer.Option(
         "--detector",
         metavar="FILE",
-        help="YOLOv5 weights (.safetensors or .pt).",
+        help="Object detector: weights of YOLOv5 (.safetensors or .pt) or of another YOLO of "
+        "ultralytics (.pt); nothing in the file is run.",
         show_default="the preset's",
+    ),
+]
+DetectorText = Annotated[
+    str | None,
+    typer.Option(
+        "--detector-text",
+        metavar="ENCODER",
+        help="Text encoder of an open-vocabulary detector, which then detects any --detector-class: "
+        "a CLIP ViT-B/32 (folder or hub id) for YOLO-World; for YOLOE a TorchScript file of "
+        "MobileCLIP, whose code is run, so name only one that you trust.",
     ),
 ]
 DetectorClasses = Annotated[
@@ -113,7 +125,9 @@ Prompts = Annotated[
 ]
 Kinds = Annotated[
     bool,
-    typer.Option("--kinds", help="Add the prompt files <concept>.<kind>.txt beside the others."),
+    typer.Option(
+        "--kinds", help="Add the prompt files of other kinds beside these, <concept>.<kind>.txt."
+    ),
 ]
 Reference = Annotated[
     bool,
@@ -125,11 +139,16 @@ ImagesPerPrompt = Annotated[
     int | None, typer.Option(help="Images per prompt, each with its own seed.", show_default="1")
 ]
 DenoisingSteps = Annotated[
-    int | None, typer.Option("--steps", help="Denoising steps.", show_default="the preset's")
+    int | None,
+    typer.Option("--steps", help="Number of denoising steps.", show_default="the preset's"),
 ]
 SamplerChoice = Annotated[
     Sampler | None,
-    typer.Option("--sampler", help="Solver that denoises.", show_default="the preset's"),
+    typer.Option(
+        "--sampler",
+        help="Sampler: the solver of the diffusion equation.",
+        show_default="the preset's",
+    ),
 ]
 Guidance = Annotated[
     float | None,
@@ -156,7 +175,7 @@ ByClass = Annotated[
     bool, typer.Option("--by-class", help="Print one line per class, look-alikes included.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide the progress bars.")]
 
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before a long run.")]

@@ -49,7 +49,7 @@ Seeds = Annotated[
 ]
 ResultsFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder of all results.", show_default="comparison"),
+    typer.Option("--out", help="Folder to write all results to.", show_default="comparison"),
 ]
 PromptsFolder = Annotated[
     Path | None,

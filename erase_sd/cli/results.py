@@ -18,7 +18,9 @@ FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
 def report(
     run: Annotated[
         list[str] | None,
-        typer.Option(help="Run to report on; repeatable.", show_default="all runs with images"),
+        typer.Option(
+            help="Run to write the report of; repeatable.", show_default="all runs with images"
+        ),
     ] = None,
 ) -> None:
     """Write report.html of each run, and runs/index.html to compare several.
@@ -44,7 +46,7 @@ def show(
     run: Annotated[list[str], typer.Option(help="Run to show, one row each; repeatable.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("pairs.png"),
     columns: Annotated[int, typer.Option(help="Maximum number of prompts, one column each.")] = 12,
-    scale: Annotated[int, typer.Option(help="Enlargement of the images.")] = 1,
+    scale: Annotated[int, typer.Option(help="Factor by which the images are enlarged.")] = 1,
 ) -> None:
     """Write a contact sheet: the original's images, below them the erased ones of the same seeds."""
     from ..report.contact_sheet import contact_sheet
@@ -60,6 +62,7 @@ def play(
         int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)
     ] = 7860,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
 ) -> None:
     """Open a local page that takes a prompt and a seed and shows both images with their detections."""
     from ..models.presets import models_of_run
@@ -67,7 +70,7 @@ def play(
     from ..run import Run, run_folder
 
     own = Run(run_folder(run))
-    models = models_of_run(own, detector=detector)
+    models = models_of_run(own, detector=detector, detector_text=detector_text)
     serve(own, models, host, port, lambda url: print(url, flush=True))
 
 
@@ -105,11 +108,13 @@ def export(
     """Export the erased text encoder or U-Net for another program."""
     from ..models.export import export as write_export
     from ..models.presets import models_of_run
+    from ..report.ladder_pictures import ladder_section
     from ..run import Run, run_folder
 
     own = Run(run_folder(run))
     folder = write_export(
-        own, models_of_run(own), to, out, base, rank=rank, dtype=dtype, push_to=push_to
+        own, models_of_run(own), to, out, base, rank=rank, dtype=dtype, push_to=push_to,
+        pictures=ladder_section,
     )  # fmt: skip
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(file)

@@ -82,7 +82,7 @@ MineMentions = Annotated[
     bool | None,
     typer.Option(
         "--mentions/--no-mentions",
-        help="Also erase what else captions call the concept, found with CLIP.",
+        help="Also erase other words and phrases that captions use for the concept, found with CLIP.",
         show_default="True",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What is cut out of a caption's syntax tree, and the clause around a gap."""
+"""The cuts in a caption's syntax tree that remove a concept, and the clause around a gap."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""YOLOv5 on images, in a child process."""
+"""Object detectors on images, in a child process."""

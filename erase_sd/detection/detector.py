@@ -63,10 +63,11 @@ def detect(
     images: Sequence[Path],
     targets: Sequence[str] = (),
     progress: Progress | None = None,
+    text_encoder: Path | None = None,
 ) -> DetectorAnswer:
     """Runs the detector over image files in a child process.
 
-    Raises ModelError if `detector` cannot be loaded, SettingError if it has no class for one of the
+    An open-vocabulary detector gets the `targets` as classes, by its `text_encoder`. Raises ModelError if `detector` cannot be loaded, SettingError if it has no class for one of the
     `targets` (before any image is opened), and DataError for an unreadable image.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -75,6 +76,7 @@ def detect(
             "detector": str(detector),
             "images": [str(path) for path in images],
             "targets": list(targets),
+            "text_encoder": None if text_encoder is None else str(text_encoder),
         }
         write_json(folder / REQUEST, request)
         why = _run_child(folder, len(images), progress)

@@ -1,4 +1,4 @@
-"""The child process of `detect`: loads a YOLOv5 and runs it over images."""
+"""The child process of `detect`: loads a detector and runs it over images."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ CHUNK = 64  # images opened at a time, and between two reports of progress
 
 
 class Detector:
-    """A YOLOv5 read from a file. Only for a process of its own: it imports ultralytics."""
+    """A detector read from a file. Only for a process of its own: it imports ultralytics.
 
-    def __init__(self, path: Path) -> None:
+    An open-vocabulary detector gets the `words` as classes too, by its text encoder.
+    """
+
+    def __init__(
+        self, path: Path, words: Sequence[str] = (), text_encoder: Path | None = None
+    ) -> None:
         from PIL import Image
 
         from .. import runtime
@@ -46,7 +51,10 @@ class Detector:
         LOGGER.setLevel("ERROR")
         loaded = read_detector(path)
         Image.open = pillow_open  # undo the patch of ultralytics' import
-        self.names, self.kind = loaded.names, loaded.kind
+        if loaded.vocabulary:
+            loaded.vocabulary.add(words, text_encoder)
+        self.names = loaded.vocabulary.names if loaded.vocabulary else loaded.names
+        self.kind = loaded.kind
         self.size = loaded.size
         """Side of the square that each image is fitted into, pixels; may be set, to a multiple of 32."""
         self.device = runtime.device()
@@ -112,7 +120,10 @@ def answer(folder: Path) -> DetectorAnswer:
     from ..data.images import open_image
 
     request = read_json(folder / REQUEST)
-    detector = Detector(Path(request["detector"]))
+    encoder = request["text_encoder"]
+    detector = Detector(
+        Path(request["detector"]), request["targets"], None if encoder is None else Path(encoder)
+    )
     for target in request["targets"]:
         check_class(target, detector.names)
     images = [Path(path) for path in request["images"]]

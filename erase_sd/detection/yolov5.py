@@ -1,4 +1,5 @@
-"""YOLOv5 from a file, both generations: the original, anchor-based, and ultralytics' anchor-free.
+"""A detector from a file: YOLOv5 of both generations, the original, anchor-based, and ultralytics'
+anchor-free; ultralytics' later ones by `ultralytics_file`.
 
 The layers are ultralytics', the anchor head is ours. ultralytics is imported only when a model is
 built, so only in the processes that detect.
@@ -16,23 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.pickles import Inert
 from ..errors import ModelError, reason
 from ..models import unpickle
+from . import ultralytics_file
+from .vocabulary import Vocabulary
 
 DEFAULT_SIZE = 640  # pixels; what YOLOv5's .pt files are trained at
 SCALES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}  # by the channels of the first layer
 STRIDES = (8, 16, 32)
-OPEN_VOCABULARY = ("WorldModel", "YOLOEModel", "YOLOESegModel")
-NO_TEXT_ENCODER = (
-    "an open-vocabulary detector (YOLO-World, YOLOE): its classes are written by a text encoder that is "
-    "not in the file and that ultralytics downloads, which erase-sd does not let it do; needs YOLOv5"
-)
 EXPECTED = "YOLOv5 n, s, m, l or x for detection, release 6 or later"
+EXPECTED_PT = f"{EXPECTED}, or YOLOv8, 11, 12, 26, YOLO-World or YOLOE of ultralytics"
 
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A YOLOv5 as stored in its file.
+    """A detector as stored in its file.
 
     `model` maps images (n, 3, height, width), 0-1, to (n, 4 + classes, boxes): center, width and
     height in pixels of the input, and the probability of each class, 0-1.
@@ -44,6 +44,8 @@ class LoadedDetector:
     """Side of the square that the model was trained on, pixels."""
     kind: str
     """Such as "yolov5n anchor-based"."""
+    vocabulary: Vocabulary | None = None
+    """Takes more classes; only of an open-vocabulary detector."""
 
 
 class AnchorHead(nn.Module):
@@ -79,7 +81,7 @@ class AnchorHead(nn.Module):
 def read_detector(path: Path) -> LoadedDetector:
     """The detector in a `.pt` file of either generation, or in a `.safetensors` file of this project.
 
-    No code in the file is run. Raises ModelError if it is missing, damaged, or not a YOLOv5.
+    No code in the file is run. Raises ModelError if it is missing, damaged, or not a supported detector.
     """
     if not path.is_file():
         raise _error(path, "no such file")
@@ -98,27 +100,50 @@ def _read_pt(path: Path) -> LoadedDetector:
     try:
         averaged = checkpoint.get("ema")
         stored = checkpoint["model"] if averaged is None else averaged
-        if stored.name.rpartition(".")[2] in OPEN_VOCABULARY:
-            raise ModelError(NO_TEXT_ENCODER)
         tensors = unpickle.tensors(stored)
         names = _names(stored.state["names"])
         activations = {m.name for name, m in unpickle.modules(stored) if name.endswith(".act.")}
-    except ModelError as error:
-        raise _error(path, error.rule) from None
+        architecture = ultralytics_file.architecture_of(stored)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        raise _error(path, f"not a detector ({why}); needs {EXPECTED}") from None
+        raise _error(path, f"not a detector ({why}); needs {EXPECTED_PT}") from None
+    if architecture:
+        return _read_later(path, stored, tensors, names, architecture)
     if foreign := activations - {"torch.nn.modules.activation.SiLU"}:
         raise _error(path, f"uses {min(foreign)} where YOLOv5 uses SiLU")
     first = tensors.get("model.0.conv.weight")
     scale = None if first is None else SCALES.get(len(first))
     if scale is None:
-        raise _error(path, f"not a supported detector; needs {EXPECTED}")
+        raise _error(path, f"not a supported detector; needs {EXPECTED_PT}")
     anchor_based = "model.24.anchors" in tensors
     model = _build(scale, len(names), anchor_based)
-    _load_weights(path, model, tensors)
+    _load_weights(path, model, tensors, EXPECTED_PT)
     kind = f"yolov5{scale} {'anchor-based' if anchor_based else 'anchor-free'}"
     return LoadedDetector(model, names, DEFAULT_SIZE, kind)
+
+
+def _read_later(
+    path: Path,
+    stored: Inert,
+    tensors: dict[str, Tensor],
+    names: list[str],
+    architecture: re.Match[str],
+) -> LoadedDetector:
+    """A detector of `ultralytics_file`; an open-vocabulary one with the classes that its file holds."""
+    try:
+        boxes = ultralytics_file.build(architecture, stored, tensors)
+    except ModelError as error:
+        raise _error(path, error.rule) from None
+    except StopIteration:
+        raise _error(path, "has no head for detection, or fixed prompts (prompt-free)") from None
+    _load_weights(path, boxes.model, tensors, EXPECTED_PT)
+    kind = architecture[0]
+    if "world" not in kind and not kind.startswith("yoloe"):
+        return LoadedDetector(boxes, names, DEFAULT_SIZE, kind)
+    vocabulary = Vocabulary(boxes.model, [])
+    vocabulary.restore(stored, names)
+    kind = f"{kind} open-vocabulary"
+    return LoadedDetector(boxes, vocabulary.names, DEFAULT_SIZE, kind, vocabulary)
 
 
 def _read_safetensors(path: Path) -> LoadedDetector:
@@ -182,7 +207,9 @@ def _build(scale: str, classes: int, anchor_based: bool) -> nn.Module:
     return model.eval()
 
 
-def _load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _load_weights(
+    path: Path, model: nn.Module, tensors: dict[str, Tensor], expected: str = EXPECTED
+) -> None:
     """Loads exactly the model's tensors; raises ModelError if one is missing or too many.
 
     Batch counters of training are ignored.
@@ -191,9 +218,9 @@ def _load_weights(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> N
     weights = {name: t for name, t in tensors.items() if not name.endswith(counter)}
     needed = {name for name in model.state_dict() if not name.endswith(counter)}
     if missing := sorted(needed - weights.keys()):
-        raise _error(path, f"lacks {missing[0]}; needs {EXPECTED}")
+        raise _error(path, f"lacks {missing[0]}; needs {expected}")
     if unknown := sorted(weights.keys() - needed):
-        raise _error(path, f"has an unknown layer {unknown[0]}; needs {EXPECTED}")
+        raise _error(path, f"has an unknown layer {unknown[0]}; needs {expected}")
     try:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..files import digest, hash_file, key_of, write_bytes
-from ..models.pipeline import generate_batch
+from ..models.sampling import generate_batch
 from ..run import Run
 from ..run.records import ImageRecord, Variant
 from ..runtime import log

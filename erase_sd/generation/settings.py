@@ -22,7 +22,7 @@ class GenerateSettings:
     steps: int | None = None
     """Denoising steps. None: the preset's (mini 10, others 50)."""
     sampler: Sampler | None = None
-    """Solver that denoises. None: the preset's (mini dpm++, others the model's own scheduler)."""
+    """Sampler. None: the preset's (mini dpm++, others the model's own scheduler)."""
     guidance: float | None = None
     """Scale of classifier-free guidance. None: the preset's (mini 3.5, others 7.5)."""
     seed: int = 1000

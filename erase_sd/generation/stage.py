@@ -15,15 +15,9 @@ from ..data.prompts import read_prompt_file
 from ..errors import ModelError
 from ..files import key_of, write_records
 from ..models import erased
-from ..models.pipeline import (
-    default_batch,
-    image_size,
-    open_pipeline,
-    pipeline_token_limit,
-    seconds_per_image,
-    swap,
-)
+from ..models.pipeline import image_size, open_pipeline, pipeline_token_limit, swap
 from ..models.presets import Models
+from ..models.sampling import default_batch, seconds_per_image
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
 from ..runtime import Approval, Progress, cost_line, log

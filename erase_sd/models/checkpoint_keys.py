@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..errors import ModelError
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 """Customary file names of the three common text towers, by width."""
@@ -27,8 +30,14 @@ ENCODER_PLACES = {
         EncoderPlace("cond_stage_model.model.", open_clip=True),
         EncoderPlace("text_encoders.clip_l.transformer."),
     ),
-    ("text_encoder", 2): (EncoderPlace("conditioner.embedders.0.transformer."),),
-    ("text_encoder_2", 2): (EncoderPlace("conditioner.embedders.1.model.", open_clip=True),),
+    ("text_encoder", 2): (
+        EncoderPlace("conditioner.embedders.0.transformer."),
+        EncoderPlace("text_encoders.clip_l.transformer."),
+    ),
+    ("text_encoder_2", 2): (
+        EncoderPlace("conditioner.embedders.1.model.", open_clip=True),
+        EncoderPlace("text_encoders.clip_g.transformer."),
+    ),
 }
 """Possible places by the encoder's name and the pipeline's number of encoders."""
 
@@ -66,3 +75,18 @@ def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"{theirs}attn.in_proj_{kind}"] = torch.cat(projections)
         layer += 1
     return renamed
+
+
+def encoder_in_place(
+    names: Collection[str], encoder: tuple[str, int], weights: Mapping[str, Tensor], base: Path
+) -> dict[str, Tensor]:
+    """A text encoder's tensors under the names of the single-file checkpoint `base`, which holds `names`.
+
+    `encoder` is its name, and how many the pipeline has. Raises ModelError if the checkpoint has none.
+    """
+    places = ENCODER_PLACES[encoder]
+    place = next((p for p in places if any(key.startswith(p.prefix) for key in names)), None)
+    if place is None:
+        raise ModelError(f"has no {encoder[0]} of this kind of model", field="base", value=base)
+    own = open_clip_names(weights) if place.open_clip else weights
+    return {place.prefix + key: tensor for key, tensor in own.items()}

@@ -216,9 +216,12 @@ def open_denoiser(
 ) -> Denoiser:
     """The denoiser of a Stable Diffusion folder; all of it is frozen.
 
-    `dtype` is that of its weights, `precision` that of the passes through its U-Net.
+    `dtype` is that of its weights, `precision` that of the passes through its U-Net. Raises ModelError
+    if it has a transformer instead.
     """
     pipe = open_pipeline(folder, dtype)
+    if not hasattr(pipe, "unet"):
+        raise ModelError("has a transformer; needs a U-Net", field="model", value=folder)
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values()):
         module.requires_grad_(False)
     return Denoiser(pipe, pipe.unet, precision)

@@ -22,7 +22,7 @@ from ..run import Run
 from ..run.records import ErasureRecord
 from ..runtime import log
 from . import erased
-from .checkpoint_keys import ENCODER_PLACES, FILE_NAMES, hub_names, open_clip_names
+from .checkpoint_keys import FILE_NAMES, encoder_in_place, hub_names
 from .choices import EXPORT_FORMATS
 from .choices import ExportFormat as ExportFormat
 from .lora_export import write_lora
@@ -32,6 +32,9 @@ from .publish import check_hub_id, push
 from .source import foreign_files
 from .text_encoder import load_text_encoder, text_encoders
 from .unet import UNET, UNET_FILE, load_unet, single_file_unet, unet_tensors
+
+CardSection = Callable[[Run, Path], str]
+"""Writes pictures of a run into a folder and returns the section of a model card that shows them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _Erasure:
     """Precision of the weights; None: the format's own."""
     hub_id: str | None = None
     """Where a `hub-folder` will be uploaded."""
+    pictures: CardSection | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -85,15 +89,17 @@ def export(
     rank: int | None = None,
     dtype: runtime.Precision | None = None,
     push_to: str | None = None,
+    pictures: CardSection | None = None,
 ) -> Path:
     """Writes what the run erased as a folder, `out` or `export/<to>` in the run; returns it.
 
     Formats: `diffusers`, folders of text encoders, with the key names that transformers 4 and 5 read,
     and of the U-Net; `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file
     checkpoint `base` with the erased modules in it; `lora`, the change of text encoders alone, at
-    `rank`, with a strength that every program can set; `hub-folder`, `diffusers` with a model card,
-    which with `push_to` is uploaded to that repository. `dtype` is the weights' precision. No file names
-    a folder of this machine. Raises SettingError for a format that cannot hold a U-Net that changed.
+    `rank`, with a strength that every program can set; `hub-folder`, `diffusers` with a model card and
+    `pictures` for it, which with `push_to` is uploaded to that repository. `dtype` is the weights'
+    precision. No file names a folder of this machine. Raises SettingError for a format that cannot hold
+    a U-Net that changed.
     """
     if to not in EXPORT_FORMATS:
         raise SettingError(
@@ -117,11 +123,12 @@ def export(
             field="to", value=to,
         )  # fmt: skip
     precision = None if dtype is None else runtime.dtype(dtype)
-    erasure = _Erasure(run, models, record, base, rank, precision, push_to)
+    erasure = _Erasure(run, models, record, base, rank, precision, push_to, pictures)
     out = out or run.folder / "export" / to
     encoders = (out.parent / "run.json").is_file() and out.name == run.erased.name
     if encoders or (out.exists() and not (out / "erase.json").is_file()):
         raise SettingError("exists and is not an export", field="out", value=out)
+    runtime.quiet_libraries()
     with run.lock():
         sweep(out.parent, out.name)
         with whole_folder(out) as partial:
@@ -200,7 +207,8 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
         if name == UNET:
             own = single_file_unet(tensors, unet_tensors(source), load_unet(source).config, base)
         else:
-            own = _encoder_in_place(tensors, name, source, erasure)
+            count = len(text_encoders(erasure.models.folder))
+            own = encoder_in_place(tensors, (name, count), encoder_tensors(source), base)
         for key, tensor in own.items():
             if key not in tensors or tensors[key].shape != tensor.shape:
                 shape = tuple(tensors[key].shape) if key in tensors else "missing"
@@ -211,20 +219,6 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
             tensors[key] = tensor.to(erasure.dtype or tensors[key].dtype)
     without = "-".join(slug(concept.name) for concept in erasure.record.concepts)
     save_file(tensors, folder / f"{base.stem}-without-{without}.safetensors", metadata=metadata)
-
-
-def _encoder_in_place(
-    tensors: dict[str, Tensor], name: str, source: Path, erasure: _Erasure
-) -> dict[str, Tensor]:
-    """The erased encoder's tensors under the checkpoint's own names."""
-    count = len(text_encoders(erasure.models.folder))
-    places = ENCODER_PLACES[name, count]
-    place = next((p for p in places if any(key.startswith(p.prefix) for key in tensors)), None)
-    if place is None:
-        raise ModelError(f"has no {name} of this kind of model", field="base", value=erasure.base)
-    weights = encoder_tensors(source)
-    weights = open_clip_names(weights) if place.open_clip else weights
-    return {place.prefix + key: tensor for key, tensor in weights.items()}
 
 
 def _lora(folder: Path, erasure: _Erasure) -> None:
@@ -241,7 +235,8 @@ def _hub_folder(folder: Path, erasure: _Erasure) -> None:
     _diffusers(folder, erasure)
     table = scores.read_text(encoding="utf-8")
     rates = run.scores().rates
-    text = card(erasure.record, erasure.models, table, rates, erasure.hub_id)
+    section = erasure.pictures(run, folder / "pictures") if erasure.pictures else ""
+    text = card(erasure.record, erasure.models, table, rates, erasure.hub_id, section)
     write_text(folder / "README.md", text)
 
 

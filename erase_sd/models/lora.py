@@ -1,4 +1,4 @@
-"""The change of an erased text encoder as a LoRA (Hu et al. 2022, arXiv 2106.09685), by SVD.
+"""The change of an erased text encoder or U-Net as a LoRA (Hu et al. 2022, arXiv 2106.09685), by SVD.
 
 A LoRA adds a matrix of low rank to the weight of a linear layer. It cannot carry the change of biases,
 norms and embeddings; what that costs is measured on the encoder's output.
@@ -34,13 +34,15 @@ _KOHYA_UP = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankChange:
-    """A text encoder's change: for each linear layer, named as on the hub, a pair of factors."""
+    """The change of a text encoder, named as on the hub, or of a U-Net, named as in diffusers: a pair of
+    factors for each of its linear layers and convolutions."""
 
     rank: int
     factors: dict[str, tuple[Tensor, Tensor]]
-    """By weight: down (rank, inputs) and up (outputs, rank); their product up @ down is added."""
+    """By weight: down (rank, inputs) and up (outputs, rank), whose product up @ down is added; of a
+    convolution down (rank, inputs, height, width) and up (outputs, rank, 1, 1)."""
     weight_residual: float
-    """Norm of the linear layers' change that is above the rank, relative to their whole change; 0-1."""
+    """Norm of the layers' change that is above the rank, relative to their whole change; 0-1."""
     left_out: dict[str, float]
     """Norm of the change of "bias", "norm" and "embedding", relative to that of all weights; 0-1."""
 
@@ -69,15 +71,15 @@ def low_rank_change(
     squares = dict.fromkeys(("linear", "truncated", "bias", "norm", "embedding"), 0.0)
     for name, tensor in erased.items():
         change = tensor.float() - base[name].float()
-        part = _part(name)
+        part = _part(name, tensor)
         squares[part] += float(change.square().sum())
         if part == "linear" and change.any():
-            u, s, v = torch.linalg.svd(change, full_matrices=False)
+            u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
             root = s[:rank].sqrt()
-            factors[name] = (
-                (root[:, None] * v[:rank]).contiguous(),
-                (u[:, :rank] * root).contiguous(),
-            )
+            down, up = root[:, None] * v[:rank], u[:, :rank] * root
+            if change.ndim == 4:  # a convolution: its kernel is in the first factor
+                down, up = down.unflatten(1, change.shape[1:]), up[..., None, None]
+            factors[name] = (down.contiguous(), up.contiguous())
             squares["truncated"] += float(s[rank:].square().sum())
     truncated, linear = squares.pop("truncated"), squares["linear"]
     whole = sum(squares.values())
@@ -91,13 +93,13 @@ def low_rank_change(
     )
 
 
-def _part(name: str) -> str:
-    """Which part of the encoder a weight belongs to: linear, bias, norm or embedding."""
-    if "embedding" in name:
+def _part(name: str, tensor: Tensor) -> str:
+    """Which part of the model a weight belongs to: linear (or convolution), bias, norm or embedding."""
+    if "token_embedding" in name or "position_embedding" in name:
         return "embedding"
     if "norm" in name:
         return "norm"
-    return "bias" if name.endswith(".bias") else "linear"
+    return "linear" if tensor.ndim > 1 else "bias"
 
 
 def _root(square: float, whole: float) -> float:
@@ -134,20 +136,29 @@ def hidden_residual(
     return round(float((after - target).norm()) / distance, 4) if distance else 0.0
 
 
-def kohya_tensors(name: str, encoders: int, change: LowRankChange) -> dict[str, Tensor]:
+def kohya_tensors(name: str, numbered: bool, change: LowRankChange) -> dict[str, Tensor]:
     """In kohya's layout, which ComfyUI, A1111 and Forge read.
 
-    `lora_te_<layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`; the two encoders of SDXL are
-    `te1` and `te2`. `name` is the encoder's in the pipeline, `encoders` how many that has.
+    `lora_te_<layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`. The encoders of SDXL, Stable
+    Diffusion 3 and FLUX.1 are `numbered`, `te1` and `te2`. `name` is the encoder's in the pipeline.
     """
     number = "2" if name.endswith("_2") else "1"
-    prefix = f"lora_te{number if encoders > 1 else ''}_"
+    return _kohya(f"lora_te{number if numbered else ''}_", change)
+
+
+def _kohya(prefix: str, change: LowRankChange) -> dict[str, Tensor]:
     tensors = {}
     for weight, (down, up) in change.factors.items():
         key = prefix + weight.removesuffix(".weight").replace(".", "_")
         tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
         tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))  # scale alpha / rank = 1
     return tensors
+
+
+def kohya_unet_tensors(change: LowRankChange) -> dict[str, Tensor]:
+    """A U-Net's change in kohya's layout: `lora_unet_<layer>.lora_down.weight`, `.lora_up.weight` and
+    `.alpha`, with the names of diffusers."""
+    return _kohya("lora_unet_", change)
 
 
 def read_kohya(path: Path) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
@@ -167,7 +178,7 @@ def read_kohya(path: Path) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
 def peft_tensors(prefix: str, change: LowRankChange) -> dict[str, Tensor]:
     """In the layout of PEFT: `<prefix><layer>.lora_A.weight` and `.lora_B.weight`.
 
-    diffusers reads it with the encoder's name in front (`text_encoder.`), PEFT itself with
+    diffusers reads it with the component's name in front (`text_encoder.`, `unet.`), PEFT itself with
     `base_model.model.`.
     """
     tensors = {}

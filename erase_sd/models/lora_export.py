@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import runtime
 from ..data.concept import slug
 from ..errors import ModelError, SettingError
 from ..files import write_json
@@ -27,6 +26,7 @@ from .lora import (
     peft_tensors,
     with_strength,
 )
+from .pipeline_kinds import kind_of
 from .presets import Models
 from .text_encoder import load_text_encoder
 
@@ -56,16 +56,16 @@ def write_lora(
     rank = RANK if rank is None else rank
     if not 1 <= rank <= MAX_RANK:
         raise SettingError(f"needs a whole number from 1 to {MAX_RANK:,}", field="rank", value=rank)
-    runtime.quiet_libraries()
     kohya: dict[str, Tensor] = {}
     diffusers: dict[str, Tensor] = {}
     qualities = {}
+    numbered = kind_of(models.folder) != "StableDiffusionPipeline"
     for name, source in encoders.items():
         change, qualities[name] = _change(name, source, models, record, rank)
         if dtype:
             factors = {n: (d.to(dtype), u.to(dtype)) for n, (d, u) in change.factors.items()}
             change = dataclasses.replace(change, factors=factors)
-        kohya |= kohya_tensors(name, len(encoders), change)
+        kohya |= kohya_tensors(name, numbered, change)
         diffusers |= peft_tensors(f"{name}.", change)
         _write_peft(folder / name, change, metadata)
     title = "-".join(slug(concept.name) for concept in record.concepts)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..reading import read_json
 from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
+from .pipeline_kinds import kind_of, not_erased
 from .presets import Models
 from .unet import UNET
-
-PIPELINE_CLASSES = {1: "StableDiffusionPipeline", 2: "StableDiffusionXLPipeline"}
-"""By the number of text encoders."""
-MODULE_CLASSES = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    UNET: ("diffusers", "UNet2DConditionModel"),
-}
-"""Library and class of what an erasure can change."""
 
 
 def card(
@@ -27,8 +21,10 @@ def card(
     scores: str,
     rates: Sequence[RateComparison] = (),
     hub_id: str | None = None,
+    section: str = "",
 ) -> str:
-    """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be.
+    """Markdown with the hub's header; `scores` is the run's table of `rates`, `hub_id` where it will be,
+    `section` a further one after the table.
 
     An erasure is derived from its base and keeps the base's licence; for a model that is not a
     preset's, the user has to fill it in.
@@ -43,7 +39,7 @@ def card(
 # {part[0].upper() + part[1:]} without: {concepts}
 
 The {part} of {base}, unlearned with erase-sd so that the pipeline no longer generates
-"{concepts}". Everything else in the pipeline is unchanged.
+"{concepts}". {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
 
 ```python
 {_usage(record, models, hub_id)}
@@ -55,7 +51,7 @@ The {part} of {base}, unlearned with erase-sd so that the pipeline no longer gen
 
 The rates hold for the prompts, seeds and detector of one run; they do not show that no prompt brings
 the concept back.
-
+{section and chr(10) + section + chr(10)}
 ## How it was made
 
 Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.licence}.
@@ -69,11 +65,12 @@ Base: {base}, weights `{record.base.fingerprint}`; licence of the base: {models.
 def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
     """Python that puts the erased modules into the pipeline; without `hub_id`, run in this folder."""
     modules = list(record.weights_sha256)
-    pipeline = PIPELINE_CLASSES[len(models.clips)]
+    pipeline = kind_of(models.folder)
+    classes = {name: _class_of(models.folder / name) for name in modules}
     imports: dict[str, list[str]] = {"diffusers": [pipeline]}
-    for name in modules:
-        library, kind = MODULE_CLASSES[name]
-        imports.setdefault(library, []).append(kind)
+    for name, kind in classes.items():
+        own = imports.setdefault("diffusers" if name == UNET else "transformers", [])
+        own += [kind] if kind not in own else []
     source = json.dumps(hub_id or ".")
     lines = [f"from {library} import {', '.join(kinds)}" for library, kinds in imports.items()]
     if models.own_data:  # the model comes with erase-sd
@@ -84,12 +81,17 @@ def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
         lines += ["", f"base = {json.dumps(record.base.model)}  # the folder of the base model"]
     lines.append(f"pipe = {pipeline}.from_pretrained(base)")
     for name in modules:
-        kind = MODULE_CLASSES[name][1]
-        load = f"{kind}.from_pretrained({source}, subfolder={json.dumps(name)})"
+        load = f"{classes[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
         lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
     concept = record.concepts[0].name
     lines.append(f'pipe({json.dumps(f"a photo of {concept}")}).images[0].save("without.png")')
     return "\n".join(lines)
+
+
+def _class_of(folder: Path) -> str:
+    """The transformers or diffusers class of a text encoder or U-Net."""
+    config = read_json(folder / "config.json")
+    return str(config.get("_class_name") or (config.get("architectures") or ["CLIPTextModel"])[0])
 
 
 def _header(models: Models, concepts: str, rates: Sequence[RateComparison]) -> str:

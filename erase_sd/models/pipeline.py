@@ -1,30 +1,27 @@
-"""A diffusers Stable Diffusion: opening it, swapping what was erased, generating one batch."""
+"""A diffusers pipeline: opening it, swapping what was erased, generating one batch."""
 
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import runtime
-from ..errors import ModelError, reason
-from ..reading import read_json
+from ..errors import ModelError, SettingError, reason
 from .choices import Sampler
 from .clip import Tap
+from .pipeline_kinds import kind_of, left_out, text_encoders
 from .source import check_config, check_sizes, variant_of
-from .text_encoder import text_encoders
+from .t5 import denoiser_of, embed_with_t5
 from .tokens import TokenLimit
 from .unet import UNET, check_shapes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
 
 
 SCHEDULERS: dict[Sampler, str] = {
@@ -38,36 +35,52 @@ SCHEDULERS: dict[Sampler, str] = {
 def open_pipeline(
     folder: Path, dtype: runtime.Precision = "auto", sampler: Sampler | None = None
 ) -> DiffusionPipeline:
-    """A Stable Diffusion 1, 2 or XL folder on the device, without its safety checker.
+    """A Stable Diffusion or FLUX.1 folder on the device, without its safety checker.
 
     The checker would blacken images, and no detector finds an apple in those. Without a `sampler`, the
-    folder's own scheduler runs. Raises ModelError if the folder cannot be opened.
+    folder's own scheduler runs. Raises ModelError if the folder cannot be opened, and SettingError for
+    a sampler of a transformer, which has a scheduler of its own.
     """
     import diffusers
 
     taps = {encoder.name: encoder.taps for encoder in text_encoders(folder)}
-    for part in ("unet", "vae"):
+    kind = getattr(diffusers, kind_of(folder))
+    has_unet = (folder / "unet").is_dir()
+    for part in ("unet" if has_unet else "transformer", "vae"):
         check_config(folder / part)
     check_sizes(folder / "scheduler" / "scheduler_config.json")
-    kind = getattr(diffusers, read_json(folder / "model_index.json")["_class_name"])
+    if sampler and not has_unet:
+        raise SettingError(
+            f"{kind.__name__} has a scheduler of its own; needs none",
+            field="sampler", value=sampler,
+        )  # fmt: skip
     omitted: dict[str, Any] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None,
-        "image_encoder": None,
+        "image_encoder": None, **dict.fromkeys(left_out(folder)),
     }  # fmt: skip
     parameters = inspect.signature(kind.__init__).parameters
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True,
             dtype=runtime.dtype(runtime.image_precision(dtype)),
-            variant=variant_of(folder / "unet"),
+            variant=variant_of(folder / ("unet" if has_unet else "transformer")),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip
     except Exception as error:  # a damaged folder raises different errors in different releases
         raise ModelError(
             f"cannot be loaded ({reason(error)})", field="model", value=folder
         ) from None
+    pipe.taps = taps
+    _check_encoders(pipe, folder)
+    prepare_pipeline(pipe, taps, sampler)
+    _check_finite(pipe, folder)
+    return pipe
+
+
+def _check_encoders(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Raises ModelError if the U-Net reads another width; sets context lengths that the folder omits."""
     width = sum(encoder.config.hidden_size for encoder in encoders_of(pipe).values())
-    if pipe.unet.config.cross_attention_dim != width:
+    if hasattr(pipe, "unet") and pipe.unet.config.cross_attention_dim != width:
         raise ModelError(
             f"its U-Net reads embeddings of width {pipe.unet.config.cross_attention_dim}, its text "
             f"encoders return {width}",
@@ -78,9 +91,6 @@ def open_pipeline(
         tokenizer, length = tokenizer_of(pipe, name), encoder.config.max_position_embeddings
         if tokenizer.model_max_length > length:  # a folder may not say it, which means 10^30
             tokenizer.model_max_length = length
-    prepare_pipeline(pipe, taps, sampler)
-    _check_finite(pipe, folder)
-    return pipe
 
 
 def prepare_pipeline(
@@ -96,8 +106,10 @@ def prepare_pipeline(
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
-    if pipe.unet.dtype != torch.float32:  # convolutions in half precision are made for this layout
-        for model in (pipe.unet, pipe.vae):
+    if (
+        denoiser_of(pipe).dtype != torch.float32
+    ):  # convolutions in half precision prefer this layout
+        for model in (denoiser_of(pipe), pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
@@ -111,8 +123,9 @@ def compile_unet(pipe: DiffusionPipeline) -> None:
 
 def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
     """ModelError for NaN or infinity in any weight, from which every image would be black."""
-    for part in ("unet", "vae", *encoders_of(pipe)):
-        for name, weight in getattr(pipe, part).state_dict().items():
+    for part, module in pipe.components.items():
+        weights = module.state_dict() if isinstance(module, torch.nn.Module) else {}
+        for name, weight in weights.items():
             if not torch.isfinite(weight).all():
                 raise ModelError(
                     f"damaged, {part}.{name} is not finite in {str(weight.dtype)[6:]}",
@@ -121,9 +134,8 @@ def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
 
 
 def encoders_of(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The pipeline's text encoders by name."""
-    names = ("text_encoder", "text_encoder_2")
-    return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+    """The CLIP text encoders of a pipeline of `open_pipeline`, by name."""
+    return {name: getattr(pipe, name) for name in pipe.taps}
 
 
 def swap(pipe: DiffusionPipeline, modules: Mapping[str, Any]) -> None:
@@ -155,7 +167,8 @@ def _check_encoder(name: str, encoder: Any, own: Any) -> None:
 
 def image_size(pipe: DiffusionPipeline) -> int:
     """Width and height of a generated image in pixels."""
-    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
+    size = getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size
+    return int(size * pipe.vae_scale_factor)
 
 
 def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
@@ -163,76 +176,14 @@ def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
     return TokenLimit(pipe.tokenizer, int(pipe.tokenizer.model_max_length))
 
 
-def default_batch(pipe: DiffusionPipeline) -> int:
-    """Images per batch: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
-    return max(1, min(25, 2**21 // image_size(pipe) ** 2))
-
-
-def generate_batch(
-    pipe: DiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-) -> list[Image]:
-    """One batch of images, each from the noise of its own seed, which is sampled on the CPU."""
-    with torch.inference_mode():
-        embeds, empty = embed(pipe, prompts), embed(pipe, [""])
-    return generate_embedded(pipe, embeds, empty, seeds, steps, guidance)
-
-
-@torch.inference_mode()
-def generate_embedded(
-    pipe: DiffusionPipeline,
-    embeds: Mapping[str, Tensor],
-    empty: Mapping[str, Tensor],
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-) -> list[Image]:
-    """`generate_batch` from what the U-Net reads of the prompts and of the empty prompt.
-
-    Raises ModelError for pixels that are not finite, which would become black images.
-    """
-    size = pipe.unet.config.sample_size
-    shape = (1, pipe.unet.config.in_channels, size, size)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
-        empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
-    try:
-        with np.errstate(invalid="raise"):  # NaN as a pixel of 8 bits
-            out = pipe(
-                **embeds,
-                **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-                latents=torch.cat(noise).to(pipe.device, pipe.unet.dtype),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-            )
-    except FloatingPointError:
-        raise ModelError(
-            f"images are not finite in {str(pipe.unet.dtype)[6:]}; fp32 has the widest range",
-            field="dtype",
-        ) from None
-    return list(out.images)
-
-
-def seconds_per_image(pipe: DiffusionPipeline, steps: int, guidance: float) -> float:
-    """About how long an image takes, seconds, by a few of its denoising steps."""
-    seconds = []
-    for short in (1, 3):
-        began = time.monotonic()
-        generate_batch(pipe, [""], [0], short, guidance)
-        seconds.append(time.monotonic() - began)
-    first, third = seconds
-    step = max(0.0, third - first) / 2
-    return max(0.0, first - step) + steps * step
-
-
 def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
     """What the U-Net reads of the texts, padded and without a mask, named as the pipeline's arguments.
 
-    `prompt_embeds` (n, tokens, width), with SDXL also `pooled_prompt_embeds` (n, projection).
+    `prompt_embeds` (n, tokens, width), except with Stable Diffusion 1 and 2 also
+    `pooled_prompt_embeds` (n, projection). A transformer reads T5's hidden states too.
     """
+    if not hasattr(pipe, "unet"):
+        return embed_with_t5(pipe, list(texts))
     ids = {}
     for name in encoders_of(pipe):
         tokenizer = tokenizer_of(pipe, name)

@@ -18,7 +18,7 @@ from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 PairSource = Path | Literal["synth"]
 """A folder of caption pairs, or `synth`: pairs that the model generates itself."""
 
-Preset = Literal["mini", "sd14", "sd15", "sd21", "sdxl"]
+Preset = Literal["mini", "sd14", "sd15", "sd21", "sdxl", "sd35", "flux1"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 
@@ -27,16 +27,18 @@ class Models:
     """The models and data of a run; nothing is fetched or opened before it is used."""
 
     model: Source | None
-    """A diffusers Stable Diffusion, or a single-file checkpoint (.safetensors); None: a CLIP or BLIP
-    alone."""
+    """A diffusers Stable Diffusion or FLUX.1, or a single-file checkpoint (.safetensors); None: a CLIP
+    or BLIP alone."""
     clips: tuple[Source, ...]
     """The CLIP of each of its text encoders."""
     data: PairSource | None
     """The folder of the caption pairs; None: the model's own, if it comes with some."""
     detector: Path | None
-    """A YOLOv5 file."""
+    """The file of a YOLOv5, or of another detector of ultralytics."""
     revision: str | None = None
     """Branch, tag or commit of a `model` on the hub."""
+    detector_text: Source | None = None
+    """The text encoder of an open-vocabulary detector: a CLIP, or a TorchScript file."""
     steps: int = 50
     """Default number of denoising steps."""
     sampler: Sampler | None = None
@@ -133,6 +135,14 @@ class Models:
             raise ModelError("no such file", field="detector", value=self.detector)
         return self.detector
 
+    def detector_text_path(self) -> Path | None:
+        """The detector's text encoder; ModelError if there is no such file, folder or repository."""
+        if self.detector_text is None:
+            return None
+        if Path(self.detector_text).is_file():
+            return Path(self.detector_text)
+        return fetch("detector_text", self.detector_text, CLIP_FILES)
+
     def detector_hash(self) -> str:
         """SHA-256 of the detector's file."""
         return hash_file(self.detector_file())
@@ -154,7 +164,15 @@ HUB: dict[str, Models] = {
     "sdxl": Models(
         "stabilityai/stable-diffusion-xl-base-1.0", (VIT_L, VIT_G), None, None, licence=OPENRAIL_PP
     ),
-}
+    # Steps and guidance are those of the model cards. T5, the third or second encoder, is not erased.
+    "sd35": Models(
+        "stabilityai/stable-diffusion-3.5-medium", (VIT_L, VIT_G), None, None, steps=40, guidance=4.5
+    ),
+    "flux1": Models(
+        "black-forest-labs/FLUX.1-schnell", (VIT_L,), None, None, steps=4, guidance=0.0,
+        licence="apache-2.0",
+    ),
+}  # fmt: skip
 
 
 def resolve(
@@ -164,6 +182,7 @@ def resolve(
     data: Source | None = None,
     detector: Source | None = None,
     revision: str | None = None,
+    detector_text: Source | None = None,
 ) -> Models:
     """The preset's models and data, with every argument that is set in place of the preset's own.
 
@@ -188,6 +207,7 @@ def resolve(
         "data": "synth" if str(data) == "synth" else data and Path(data),
         "detector": detector and Path(detector),
         "revision": revision,
+        "detector_text": detector_text,
     }
     changes = {name: value for name, value in changes.items() if value}
     overrides: dict[str, Any] = {"preset": preset}

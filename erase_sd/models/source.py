@@ -20,10 +20,12 @@ Source = str | Path
 SD_FILES = (
     "model_index.json",
     "scheduler/*.json",
-    *(f"{module}/{name}" for module in ("text_encoder", "text_encoder_2", "unet", "vae")
+    *(f"{module}/{name}" for module in ("text_encoder", "text_encoder_2", "text_encoder_3", "unet",
+                                        "transformer", "vae")
       for name in ("config.json", "model*.safetensors", "diffusion_pytorch_model*.safetensors",
                    "*.safetensors.index.json")),
-    *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2") for name in ("*.json", "*.txt")),
+    *(f"{module}/{name}" for module in ("tokenizer", "tokenizer_2", "tokenizer_3")
+      for name in ("*.json", "*.txt", "*.model")),
 )  # fmt: skip
 CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
@@ -49,7 +51,7 @@ def fetch(field: str, source: Source, files: Sequence[str], revision: str | None
 
     log.info("%s: checking the model hub", source)
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 source,
                 revision=revision,
@@ -57,11 +59,25 @@ def fetch(field: str, source: Source, files: Sequence[str], revision: str | None
                 ignore_patterns=list(UNWANTED),
             )
         )
+        if half := _without_weights(folder, files):  # a repository in half precision only
+            snapshot_download(source, revision=revision, allow_patterns=half)
+        return folder
     except LocalEntryNotFoundError:
         why = "no such folder, not in the hub's cache, and the hub cannot be reached"
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError) as error:
         why = f"cannot be fetched ({reason(error)})"
     raise ModelError(why, field=field, value=source)
+
+
+def _without_weights(folder: Path, files: Sequence[str]) -> list[str]:
+    """Patterns of half-precision weights for the components that were fetched without any."""
+    if not any(".safetensors" in pattern for pattern in files):
+        return []
+    return [
+        f"{config.parent.relative_to(folder).as_posix()}/*.fp16*.safetensors*"
+        for config in sorted(folder.glob("*/config.json"))
+        if not any(config.parent.glob("*.safetensors"))
+    ]
 
 
 @contextlib.contextmanager

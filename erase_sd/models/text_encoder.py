@@ -1,10 +1,10 @@
-"""Text encoders on disk: what a pipeline's U-Net reads of them, loading them into CLIP, and back."""
+"""Text encoders on disk: loading them into CLIP, and back."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,65 +17,15 @@ from ..checked import hash_folder
 from ..errors import ModelError, reason
 from ..files import hash_file, key_of
 from ..reading import read_json
-from .clip import Clip, Tap
+from .clip import Clip
+from .pipeline_kinds import TextEncoder as TextEncoder
+from .pipeline_kinds import text_encoders as text_encoders
 from .source import check_config, fingerprint, foreign_files, variant_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
-PIPELINES = {
-    "StableDiffusionPipeline": ("text_encoder",),
-    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
-}
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # noqa: S105
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """One text encoder of a diffusers pipeline."""
-
-    folder: Path
-    taps: tuple[Tap, ...]
-    """Hidden states that the U-Net reads."""
-
-    @property
-    def name(self) -> str:
-        """The encoder's name in the pipeline."""
-        return self.folder.name
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer's folder. Padding differs between models, and the U-Net reads the padding."""
-        return self.folder.with_name(self.name.replace("text_encoder", "tokenizer"))
-
-
-def text_encoders(model: Path) -> list[TextEncoder]:
-    """The text encoders of a Stable Diffusion folder, with the hidden states that its U-Net reads.
-
-    Stable Diffusion 1 and 2: the last layer after the norm (SD 2's encoder is ViT-H/14 without its
-    24th layer). SDXL: the penultimate layer of both, without the norm, and the second encoder's pooled
-    output, which is taken from its last layer. Raises ModelError for another pipeline, and for a
-    missing encoder.
-    """
-    kind = str(read_json(model / "model_index.json").get("_class_name"))
-    if kind not in PIPELINES:
-        raise ModelError(
-            f"is a {kind}; needs one of {', '.join(PIPELINES)}", field="model", value=model
-        )
-    encoders = []
-    for number, name in enumerate(PIPELINES[kind]):
-        check_config(model / name)
-        with foreign_files(model / name):
-            layers = int(read_json(model / name / "config.json").get("num_hidden_layers", 0))
-        last, penultimate = Tap(layers, norm=True), Tap(layers - 1, norm=False)
-        if len(PIPELINES[kind]) == 1:
-            taps: tuple[Tap, ...] = (last,)
-        else:
-            taps = (penultimate, last) if number else (penultimate,)
-        if min(tap.layer for tap in taps) < 1:
-            raise ModelError(f"{model / name}: has {layers} layers, needs at least {len(taps)}")
-        encoders.append(TextEncoder(model / name, taps))
-    return encoders
 
 
 def load_weights(kind: Any, folder: Path) -> Any:

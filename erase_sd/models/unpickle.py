@@ -95,14 +95,14 @@ def tensors(module: Inert) -> dict[str, Tensor]:
     Raises exceptions of any kind if the records are not those of a module.
     """
     return {
-        prefix + name: _tensor(record)
+        prefix + name: tensor(record)
         for prefix, child in modules(module)
         for name, record in (child.state["_parameters"] | child.state["_buffers"]).items()
         if record is not None
     }
 
 
-def _tensor(record: Inert) -> Tensor:
+def tensor(record: Inert) -> Tensor:
     """A tensor from the arguments of `torch._utils._rebuild_tensor_v2`: storage, offset, size, stride."""
     if record.name == "torch._utils._rebuild_parameter":
         record = record.args[0]

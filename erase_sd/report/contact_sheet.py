@@ -49,7 +49,7 @@ def contact_sheet(
         erased = _erased_records(run, images, originals)
         rows.append((name, [_opened(run, image) for image in erased]))
     encoded = io.BytesIO()
-    _grid(rows, scale).save(encoded, "PNG", optimize=True)
+    draw_grid(rows, scale).save(encoded, "PNG", optimize=True)
     write_bytes(out, encoded.getvalue())
     return out
 
@@ -80,7 +80,8 @@ def _erased_records(
     return [erased[original.prompt, original.seed] for original in originals]
 
 
-def _grid(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int) -> Image.Image:
+def draw_grid(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int) -> Image.Image:
+    """Labelled rows of as many images each, all of one size, which `scale` enlarges."""
     width, height = (length * scale for length in images[0][1][0].size)
     columns, font = len(images[0][1]), ImageFont.load_default(13)
     labels = ["\n".join(re.split("[:,]", label.replace("-", "\n", 1))) for label, _ in images]

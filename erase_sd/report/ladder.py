@@ -54,7 +54,7 @@ def strongest_first(rows: Sequence[AttackRecord]) -> list[AttackRecord]:
 
 
 def depth_lines(data: ReportData, concept: str) -> list[str]:
-    """What was asked beyond the concept's name, and what it brought back, in counts."""
+    """Counts for prompts that do not name the concept, and for attacks."""
     assert data.scores is not None
     name = concept[:1].upper() + concept[1:]
     lines = [

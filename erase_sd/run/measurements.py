@@ -149,7 +149,7 @@ class AttackImage:
     """Path within the run folder."""
     sha256: str
     text: str
-    """What was asked; `<*>` stands for a free embedding."""
+    """The prompt; `<*>` stands for a free embedding."""
     seed: int
     probability: float
     """Probability of the best detection of the concept, 0 if there is none."""

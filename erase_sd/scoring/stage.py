@@ -90,7 +90,7 @@ def _detections(
     """The images' rows of `detections.jsonl`, newly detected unless all are there already."""
     known = {(r.file, r.sha256): r for r in _earlier(run) if _same_detector(r.detector, models)}
     records = [known.get((image.file, image.sha256)) for image in images]
-    complete = [record for record in records if record]
+    complete = [record for record in records if record and set(targets) <= set(record.names)]
     if len(complete) == len(images):
         return complete
     answer = detect(
@@ -98,6 +98,7 @@ def _detections(
         [run.folder / image.file for image in images],
         targets,
         progress and (lambda done, total, _: progress(done, total, run.name)),
+        models.detector_text_path(),
     )
     detector = DetectorRecord(
         file=models.detector_file().name,

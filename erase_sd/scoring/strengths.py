@@ -19,8 +19,9 @@ from ..detection.detector import detect
 from ..errors import EraseError, RunError
 from ..files import write_bytes, write_json
 from ..models.lora import read_kohya, with_strength
-from ..models.pipeline import encoders_of, generate_batch, open_pipeline, swap
+from ..models.pipeline import encoders_of, open_pipeline, swap
 from ..models.presets import Models, models_of_run
+from ..models.sampling import generate_batch
 from ..run import Run, run_folder
 from ..run.measurements import Detection, Rate, RateGroup
 from ..run.records import ImageRecord
@@ -67,7 +68,7 @@ def strength_rates(
     rates = []
     for strength in strengths:
         swap(pipe, {n: with_strength(e, factors[n], strength) for n, e in originals.items()})
-        shown = full | _detections(pipe, erased, models)
+        shown = full | _detections(pipe, erased, models, tuple(classes.values()))
         for concept in classes:
             lora_rates, full_rates = (
                 compare_rates(run.name, concept, match_images(images, d, concept, classes, names))
@@ -88,7 +89,10 @@ def strength_rates(
 
 
 def _detections(
-    pipe: DiffusionPipeline, images: Sequence[ImageRecord], models: Models
+    pipe: DiffusionPipeline,
+    images: Sequence[ImageRecord],
+    models: Models,
+    targets: Sequence[str],
 ) -> dict[str, Sequence[Detection]]:
     """What the images show if the pipeline generates them, by the files of `images`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +103,9 @@ def _detections(
             for picture in generate_batch(pipe, prompts, seeds, batch[0].steps, batch[0].guidance):
                 files.append(Path(folder, f"{len(files):05}.png"))
                 picture.save(files[-1], compress_level=1)
-        answer = detect(models.detector_file(), files)
+        answer = detect(
+            models.detector_file(), files, targets, text_encoder=models.detector_text_path()
+        )
     return {image.file: d for image, d in zip(images, answer.detections, strict=True)}
 
 

@@ -39,7 +39,7 @@ def table_of(rates: Sequence[RateComparison]) -> tuple[tuple[str, ...], list[lis
 
 
 def object_of(rate: RateComparison) -> str:
-    """What was detected, in words: "apple", "retained, same prompts", "dog, look-alike prompts"."""
+    """The detected objects in words: "apple", "retained, same prompts", "dog, look-alike prompts"."""
     name = rate.concept if rate.group == "target" else rate.class_name or "retained"
     if rate.kind != "plain":
         return f"{name}, {rate.kind} prompts"

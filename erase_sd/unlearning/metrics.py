@@ -44,7 +44,7 @@ class OriginalEncodings:
     """Mean similarity of the concept-removed captions and the images."""
     retain_ids: Tensor
     hidden_states: Tensor
-    """Of the retain captions, (m, tokens, width)."""
+    """Hidden states of the retain captions, (m, tokens, width)."""
 
 
 @torch.no_grad()

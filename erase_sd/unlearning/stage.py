@@ -17,6 +17,7 @@ from ..methods.registry import METHODS
 from ..models import erased
 from ..models.blip import Blip
 from ..models.clip import Clip
+from ..models.pipeline_kinds import not_erased
 from ..models.presets import Models
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit
@@ -98,6 +99,8 @@ def unlearn(
         for checkpoint in run.folder.glob("checkpoint*.safetensors"):
             checkpoint.unlink()
     log_mentions(mentions)
+    if models.model is not None and (left := not_erased(models.folder)):
+        log.warning("%s", left)
     return held_out
 
 

@@ -11,8 +11,9 @@ from ..data.concept import Concept
 from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
 from ..data.grammar import FORGET_SCENES, GRAMMAR_VERSION, RETAIN_SCENES, grammar_captions
 from ..files import cache_folder, key_of
-from ..models.pipeline import generate_batch, open_pipeline, pipeline_token_limit
+from ..models.pipeline import open_pipeline, pipeline_token_limit
 from ..models.presets import Models
+from ..models.sampling import generate_batch
 from ..runtime import log
 
 FIRST_SEED = 2_000_000

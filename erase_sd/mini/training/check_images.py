@@ -12,8 +12,9 @@ import numpy as np
 
 from ...data.coco import LOOK_ALIKES
 from ...detection.worker import Detector
-from ...models.pipeline import generate_batch, open_pipeline
+from ...models.pipeline import open_pipeline
 from ...models.presets import resolve
+from ...models.sampling import generate_batch
 from .. import WEIGHTS
 from ..captions import NAME_FREE_WORDINGS, SYNONYM_WORDINGS, Wording, describe_scene
 from ..scenes import CLASS_OF, CLASSES, sample

@@ -11,7 +11,7 @@ from ... import runtime
 from ...detection.detector import DetectorAnswer, detect
 from ...errors import SettingError
 from ...models import erased as artifact
-from ...models import pipeline
+from ...models import pipeline, sampling
 from ...models.presets import Models
 from ...run import Run
 from ..data import SHOWN_VARIANTS
@@ -40,7 +40,9 @@ class Player:
             c.name: classes.get(c.name, c.name.lower()) for c in erasure.concepts
         }
         """The detector's class of each concept."""
-        self.detector = models.detector_file()
+        self.detector, self.detector_text = models.detector_file(), models.detector_text_path()
+        self.words = tuple(self.targets.values()) if self.detector_text else ()
+        """Classes to add to an open-vocabulary detector."""
         settings = stages.generate.settings if stages.generate else {}
         self.steps: int = settings.get("steps", models.steps)
         self.guidance: float = settings.get("guidance", models.guidance)
@@ -67,11 +69,11 @@ class Player:
         with self.lock:
             for variant in SHOWN_VARIANTS:
                 pipeline.swap(self.pipe, self.modules[variant])
-                images += pipeline.generate_batch(
+                images += sampling.generate_batch(
                     self.pipe, [prompt], [seed], self.steps, self.guidance
                 )
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, f"{variant}.png") for variant in SHOWN_VARIANTS]
             for image, file in zip(images, files, strict=True):
                 image.save(file)
-            return images, detect(self.detector, files)
+            return images, detect(self.detector, files, self.words, text_encoder=self.detector_text)
