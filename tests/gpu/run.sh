@@ -35,35 +35,37 @@ step() { # name, seconds at most, command ...
   local name=$1 limit=$2 began=$SECONDS status
   shift 2
   echo "=== $name: $*" >>"$log"
-  timeout -k 5 "$limit" "$@" >"$work/step" 2>&1 </dev/null
+  timeout -k 5 $((limit * slower)) "$@" >"$work/step" 2>&1 </dev/null
   status=$?
   cat "$work/step" >>"$log"
   printf '%-34s %4d s  %s\n' "$name" $((SECONDS - began)) "$([ $status = 0 ] && echo ok || echo "FAILED ($status)")" | tee -a "$table"
   [ $status = 0 ] || tail -n 12 "$work/step"
 }
 erase() { python3 -m erase_sd "$@"; }
-job() { # run folder; a small one has a third of the steps
-  if [ -z "$small" ]; then time erase run --concept apple --run "$1"; return; fi
-  erase unlearn --concept apple --steps 40 --max-residual 2 --run "$1" || return
-  erase generate --steps 3 --run "$1" && erase score --run "$1"
+job() { # run folder, precision; a small one has a third of the steps
+  if [ -z "$small" ]; then time erase run --concept apple --run "$1" --dtype "$2"; return; fi
+  erase unlearn --concept apple --steps 40 --max-residual 2 --run "$1" --dtype "$2" || return
+  erase generate --prompts "$prompts/apple.txt" --steps 3 --run "$1" --dtype "$2" || return
+  erase score --run "$1"
 }
 export -f erase job
-export small
+export small prompts=$root/prompts
 steps=; [ -n "$small" ] && steps="--steps 40 --max-residual 2"
+slower=1; [ "$device" = cpu ] && slower=4 # limits are those of a GPU
 
 step versions 60 python3 "$root/tests/gpu/checks.py" versions
-step "main job" 150 bash -c "job runs/apple"
-step "main job again, warm" 150 bash -c "job runs/warm"
+step "main job" 150 bash -c "job runs/apple auto"
+step "main job again, warm" 150 bash -c "job runs/warm auto"
 step "bench sd15" 190 python3 -m erase_sd.bench --preset sd15 --random-weights --device "$device" $small --seconds 150 --out "$out/sd15.json"
 step "bench sdxl: both encoders" 60 python3 -m erase_sd.bench --preset sdxl --random-weights --device "$device" $small --out "$out/sdxl.json"
 step "kill and resume" 90 bash -c "
-  erase unlearn --concept apple $steps --run runs/killed & pid=\$!
-  for i in \$(seq 400); do ls runs/killed/checkpoint*.safetensors >/dev/null 2>&1 && break; sleep 0.1; done
+  python3 -m erase_sd unlearn --concept apple $steps --run runs/killed & pid=\$!
+  for i in \$(seq 900); do ls runs/killed/checkpoint*.safetensors >/dev/null 2>&1 && break; sleep 0.1; done
   kill -9 \$pid; wait \$pid 2>/dev/null
   erase unlearn --concept apple $steps --run runs/killed"
 step "resumed weights" 60 python3 "$root/tests/gpu/checks.py" weights runs/apple runs/killed
 step "same seed, same weights" 60 python3 "$root/tests/gpu/checks.py" weights runs/apple runs/warm
-step "fp32" 120 bash -c "erase unlearn --concept apple $steps --dtype fp32 --run runs/fp32 && erase generate ${small:+--steps 3} --dtype fp32 --run runs/fp32 && erase score --run runs/fp32"
+step "fp32" 120 bash -c "job runs/fp32 fp32"
 step "bf16 against fp32 rates" 60 python3 "$root/tests/gpu/checks.py" rates runs/apple runs/fp32
 tests="test_device test_trainer test_batches test_methods test_hardened test_lipschitz test_emmn test_pipeline test_attacks test_attacks_sdxl test_metrics test_unlearning"
 [ -n "$small" ] && tests="test_device test_batches test_metrics"
