@@ -1,7 +1,8 @@
-"""The Python words: a function for each stage (`stages`), and what to do with a run (`encoders`)."""
+"""The Python words: a function for each stage (`stages`, `research`), and what to do with a run (`encoders`)."""
 
 from .encoders import apply, concept_removed, load
-from .stages import attack, compare, evaluate, explain, generate, score, unlearn
+from .research import attack, compare, evaluate, explain
+from .stages import generate, score, unlearn
 
 __all__ = [
     "apply",

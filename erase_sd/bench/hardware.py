@@ -144,13 +144,8 @@ class Bench:
         flops = flops_of(pipe)
         if compiled:
             compile_unet(pipe)
-        batches = (
-            [1]
-            if self.part
-            else [8, 16]
-            if compiled or dtype == torch.float16
-            else [1, 4, 8, 16, 32]
-        )
+        batches = [8, 16] if compiled or dtype == torch.float16 else [1, 4, 8, 16, 32]
+        batches = [1] if self.part else batches
         for batch in batches:
             began = time.perf_counter()
             sample_images(pipe, batch, 1 if self.part else 2)  # warms up, and compiles

@@ -16,7 +16,7 @@ from .choices import Sampler
 from .clip import Tap
 from .pipeline_kinds import kind_of, left_out, text_encoders
 from .source import check_config, check_sizes, variant_of
-from .t5 import denoiser_of, embed_with_t5
+from .t5 import denoising_model, embed_with_t5
 from .tokens import TokenLimit
 from .unet import UNET, check_shapes
 
@@ -107,9 +107,9 @@ def prepare_pipeline(
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
     if (
-        denoiser_of(pipe).dtype != torch.float32
+        denoising_model(pipe).dtype != torch.float32
     ):  # convolutions in half precision prefer this layout
-        for model in (denoiser_of(pipe), pipe.vae):
+        for model in (denoising_model(pipe), pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)

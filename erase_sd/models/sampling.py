@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from .pipeline import embed, image_size
-from .t5 import denoiser_of, flux_images
+from .t5 import denoising_model, flux_images
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,7 +51,7 @@ def generate_embedded(
     FLUX.1 reads no empty prompt: its guidance is an input of its transformer. Raises ModelError for
     pixels that are not finite, which would become black images.
     """
-    denoiser = denoiser_of(pipe)
+    denoiser = denoising_model(pipe)
     try:
         with np.errstate(invalid="raise"):  # NaN as a pixel of 8 bits
             if type(pipe).__name__ == "FluxPipeline":
@@ -72,7 +72,7 @@ def _images(
     steps: int,
     guidance: float,
 ) -> list[Image]:
-    denoiser = denoiser_of(pipe)
+    denoiser = denoising_model(pipe)
     size = denoiser.config.sample_size
     shape = (1, denoiser.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]

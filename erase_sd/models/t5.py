@@ -16,7 +16,7 @@ DEV_LENGTH, SCHNELL_LENGTH = 512, 256
 """Context lengths of T5 in FLUX.1-dev, and in FLUX.1-schnell, which was distilled at half of it."""
 
 
-def denoiser_of(pipe: DiffusionPipeline) -> Any:
+def denoising_model(pipe: DiffusionPipeline) -> Any:
     """The pipeline's U-Net, or the transformer of Stable Diffusion 3 and FLUX.1."""
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 

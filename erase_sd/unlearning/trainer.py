@@ -23,16 +23,14 @@ from .session import Session
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
-SLOW_CHECKPOINT = 1.0
-"""Seconds of writing from which on a checkpoint is written only after ten times as long of training: on a
-GPU, all of a full-size unlearning takes less than a few of its checkpoints."""
 
 
 class Trainer:
     """Trains with Adam on a cosine schedule.
 
     Every validation is accepted or, if it breaks the retain floor, rolled back to the last accepted
-    weights; then a checkpoint is written, and also when a signal ends training.
+    weights; then a checkpoint is written, and also when a signal ends training. One that takes a second
+    to write is written more rarely: on a GPU, a few of them take longer than a full-size unlearning.
     """
 
     def __init__(self, method: Method, session: Session) -> None:
@@ -46,7 +44,7 @@ class Trainer:
         )
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0
-        self.saved_at = self.save_seconds = 0.0
+        self.saved_at = self.save_seconds = 0.0  # seconds
         self.log: list[TrainRecord] = []
         self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
@@ -211,7 +209,9 @@ class Trainer:
             self.student.load(self.accepted)
             self.adjust()
         self.validated = True
-        self._save()
+        write_records(self.session.log_path, self.log)
+        if self.save_seconds < 1 or time.monotonic() > self.saved_at + 10 * self.save_seconds:
+            self._save()
 
     def _diverge(self, step: int, why: str) -> None:
         """Stops at the last accepted weights; DivergedError if there are none."""
@@ -227,12 +227,9 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self) -> None:
-        """Writes the log and the checkpoint."""
+        """Writes the checkpoint."""
         self.state.batch_sizes = self.batches.sizes
-        write_records(self.session.log_path, self.log)
         began = time.monotonic()
-        if self.save_seconds > SLOW_CHECKPOINT and began < self.saved_at + 10 * self.save_seconds:
-            return
         optimizer = {
             name: self.optimizer.state[parameter]
             for name, parameter in self.parameters.items()
