@@ -74,7 +74,7 @@ class Trainer:
             while self.state.step < self.steps and not self.state.stopped and not terminated():
                 self._advance(progress, began, first)
             if terminated() and self.state.step > first:
-                self._save()
+                self._save(forced=True)
                 log.info("%s: step %d", self.session.checkpoint.path, self.state.step)
         self.student.load(self.accepted)
         if not self.state.accepted_step:
@@ -226,18 +226,16 @@ class Trainer:
             message, self.state.accepted_step,
         )  # fmt: skip
 
-    def _save(self) -> None:
-        """Writes the log and the checkpoint."""
+    def _save(self, forced: bool = False) -> None:
+        """Writes the log and, unless the last one was slow and is recent, the checkpoint."""
         self.state.batch_sizes = self.batches.sizes
         write_records(self.session.log_path, self.log)
         began = time.monotonic()
-        if self.save_seconds > SLOW_CHECKPOINT and began < self.saved_at + 10 * self.save_seconds:
+        slow, again = self.save_seconds > SLOW_CHECKPOINT, self.saved_at + 10 * self.save_seconds
+        if slow and began < again and not forced:
             return
-        optimizer = {
-            name: self.optimizer.state[parameter]
-            for name, parameter in self.parameters.items()
-            if parameter in self.optimizer.state
-        }
+        adam = self.optimizer.state
+        optimizer = {name: adam[p] for name, p in self.parameters.items() if p in adam}
         self.session.checkpoint.save(
             Snapshot(
                 state=self.state,
