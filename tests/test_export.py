@@ -16,8 +16,8 @@ from torch import Tensor
 from erase_sd.errors import EraseError, ModelError, RunError, SettingError
 from erase_sd.files import write_json
 from erase_sd.models import erased, lora_export
-from erase_sd.models.checkpoint_keys import open_clip_names
-from erase_sd.models.export import encoder_tensors, export
+from erase_sd.models.checkpoint_keys import encoder_tensors, open_clip_names
+from erase_sd.models.export import export
 from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run

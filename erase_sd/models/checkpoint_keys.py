@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, RunError
+from .erased import WEIGHTS_FILE
+from .text_encoder import load_text_encoder
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 """Customary file names of the three common text towers, by width."""
@@ -75,6 +78,24 @@ def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"{theirs}attn.in_proj_{kind}"] = torch.cat(projections)
         layer += 1
     return renamed
+
+
+def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of an erased encoder's folder, in `hub_names`.
+
+    Raises ModelError for weights that are not finite or do not fit their configuration.
+    """
+    path = folder / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = {n: t.shape for n, t in load_text_encoder(folder).state_dict().items()}
+    for name, shape in expected.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
+    stored = {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
+    if name := next((n for n, t in stored.items() if not t.isfinite().all()), None):
+        raise ModelError(f"{path}: {name} is not finite in {str(dtype)[6:]}; needs more precision")
+    return stored
 
 
 def encoder_in_place(

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from .. import runtime
 from ..checked import sweep
@@ -22,7 +21,7 @@ from ..run import Run
 from ..run.records import ErasureRecord
 from ..runtime import log
 from . import erased
-from .checkpoint_keys import FILE_NAMES, encoder_in_place, hub_names
+from .checkpoint_keys import FILE_NAMES, encoder_in_place, encoder_tensors
 from .choices import EXPORT_FORMATS
 from .choices import ExportFormat as ExportFormat
 from .lora_export import write_lora
@@ -30,7 +29,7 @@ from .model_card import card
 from .presets import Models
 from .publish import check_hub_id, push
 from .source import foreign_files
-from .text_encoder import load_text_encoder, text_encoders
+from .text_encoder import text_encoders
 from .unet import UNET, UNET_FILE, load_unet, single_file_unet, unet_tensors
 
 CardSection = Callable[[Run, Path], str]
@@ -101,21 +100,7 @@ def export(
     precision. No file names a folder of this machine. Raises SettingError for a format that cannot hold
     a U-Net that changed.
     """
-    if to not in EXPORT_FORMATS:
-        raise SettingError(
-            f"unknown; needs one of {', '.join(EXPORT_FORMATS)}", field="to", value=to
-        )
-    if (to == "a1111") != (base is not None):
-        raise SettingError(
-            "a1111 needs a single-file checkpoint (.safetensors); no other format takes one",
-            field="base", value=base,
-        )  # fmt: skip
-    if rank is not None and to != "lora":
-        raise SettingError("only a lora has a rank", field="rank", value=rank)
-    if push_to is not None:
-        if to != "hub-folder":
-            raise SettingError("only a hub-folder is uploaded", field="push_to", value=push_to)
-        check_hub_id(push_to)
+    _check_options(to, base, rank, push_to)
     record = shareable(erased.check_base(run, models), models)
     if UNET in record.weights_sha256 and to in ("comfyui", "lora"):
         raise SettingError(
@@ -139,30 +124,32 @@ def export(
     return out
 
 
+def _check_options(
+    to: ExportFormat, base: Path | None, rank: int | None, push_to: str | None
+) -> None:
+    if to not in EXPORT_FORMATS:
+        raise SettingError(
+            f"unknown; needs one of {', '.join(EXPORT_FORMATS)}", field="to", value=to
+        )
+    if (to == "a1111") != (base is not None):
+        raise SettingError(
+            "a1111 needs a single-file checkpoint (.safetensors); no other format takes one",
+            field="base", value=base,
+        )  # fmt: skip
+    if rank is not None and to != "lora":
+        raise SettingError("only a lora has a rank", field="rank", value=rank)
+    if push_to is not None:
+        if to != "hub-folder":
+            raise SettingError("only a hub-folder is uploaded", field="push_to", value=push_to)
+        check_hub_id(push_to)
+
+
 def shareable(record: ErasureRecord, models: Models) -> ErasureRecord:
     """The record with a local model's name in place of its path."""
     if models.hub_id:
         return record
     named = dataclasses.replace(record.base, model=Path(record.base.model).name)
     return dataclasses.replace(record, base=named)
-
-
-def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of an erased encoder's folder, in `checkpoint_keys.hub_names`.
-
-    Raises ModelError for weights that are not finite or do not fit their configuration.
-    """
-    path = folder / erased.WEIGHTS_FILE
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    expected = {n: t.shape for n, t in load_text_encoder(folder).state_dict().items()}
-    for name, shape in expected.items():
-        if name in tensors and tensors[name].shape != shape:
-            raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
-    stored = {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
-    if name := next((n for n, t in stored.items() if not t.isfinite().all()), None):
-        raise ModelError(f"{path}: {name} is not finite in {str(dtype)[6:]}; needs more precision")
-    return stored
 
 
 def _diffusers(folder: Path, erasure: _Erasure) -> None:

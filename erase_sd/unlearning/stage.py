@@ -17,7 +17,7 @@ from ..methods.registry import METHODS
 from ..models import erased
 from ..models.blip import Blip
 from ..models.clip import Clip
-from ..models.pipeline_kinds import not_erased
+from ..models.pipeline_kinds import TextEncoder, not_erased
 from ..models.presets import Models
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit
@@ -53,10 +53,7 @@ def unlearn(
     weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
-    encoders, clips = encoders_to_unlearn(models), clips_of(models)
-    if models.model is not None:
-        for folder, encoder in zip(clips, encoders, strict=True):
-            check_fit(folder, encoder.folder)
+    encoders, clips = _fitting(models)
     data = dataset_of(models, settings.concepts)
     started_from = origin(models, data)
     values = dataclasses.asdict(settings)
@@ -68,9 +65,7 @@ def unlearn(
     sets = _sets_of(data, settings)
     of_unet = settings.build().unlearns == "unet"
     modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
-    folders = [models.folder / UNET] if of_unet else [encoder.folder for encoder in encoders]
-    files = [path for folder in folders for path in folder.glob("*.safetensors")]
-    runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
+    _check_space(run, [models.folder / UNET] if of_unet else [e.folder for e in encoders])
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
     _check_method(settings, models, clip)
@@ -102,6 +97,20 @@ def unlearn(
     if models.model is not None and (left := not_erased(models.folder)):
         log.warning("%s", left)
     return held_out
+
+
+def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
+    """What is to be unlearned, and the CLIP of each. Raises ModelError if one does not fit."""
+    encoders, clips = encoders_to_unlearn(models), clips_of(models)
+    if models.model is not None:
+        for folder, encoder in zip(clips, encoders, strict=True):
+            check_fit(folder, encoder.folder)
+    return encoders, clips
+
+
+def _check_space(run: Run, folders: list[Path]) -> None:
+    files = [path for folder in folders for path in folder.glob("*.safetensors")]
+    runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
 
 
 def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:

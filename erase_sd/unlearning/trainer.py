@@ -23,14 +23,15 @@ from .session import Session
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
+SLOW_CHECKPOINT = 1.0
+"""Seconds of writing from which on checkpoints are rarer: on a GPU, a few take as long as all training."""
 
 
 class Trainer:
     """Trains with Adam on a cosine schedule.
 
     Every validation is accepted or, if it breaks the retain floor, rolled back to the last accepted
-    weights; then a checkpoint is written, and also when a signal ends training. One that takes a second
-    to write is written more rarely: on a GPU, a few of them take longer than a full-size unlearning.
+    weights; then a checkpoint is written, and also when a signal ends training.
     """
 
     def __init__(self, method: Method, session: Session) -> None:
@@ -210,7 +211,8 @@ class Trainer:
             self.adjust()
         self.validated = True
         write_records(self.session.log_path, self.log)
-        if self.save_seconds < 1 or time.monotonic() > self.saved_at + 10 * self.save_seconds:
+        fast = self.save_seconds < SLOW_CHECKPOINT
+        if fast or time.monotonic() > self.saved_at + 10 * self.save_seconds:
             self._save()
 
     def _diverge(self, step: int, why: str) -> None:
@@ -230,11 +232,8 @@ class Trainer:
         """Writes the checkpoint."""
         self.state.batch_sizes = self.batches.sizes
         began = time.monotonic()
-        optimizer = {
-            name: self.optimizer.state[parameter]
-            for name, parameter in self.parameters.items()
-            if parameter in self.optimizer.state
-        }
+        adam = self.optimizer.state
+        optimizer = {name: adam[p] for name, p in self.parameters.items() if p in adam}
         self.session.checkpoint.save(
             Snapshot(
                 state=self.state,
