@@ -59,4 +59,4 @@ def settings_of(name: MethodName, **changes: object) -> UnlearnSettings:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_unlearns_on_a_card(name: MethodName, tiny: Models, card: None) -> None:
     unlearn(settings_of(name), tiny, Run(Path("run")))
-    assert erased.load(Path("run"))
+    assert erased.load_all(Path("run"))
