@@ -27,6 +27,7 @@ from erase_sd.generation.stage import generate
 from erase_sd.models import erased, pipeline
 from erase_sd.models.choices import ExportFormat
 from erase_sd.models.export import export
+from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models
 from erase_sd.models.unet import load_unet
 from erase_sd.report import write
@@ -166,6 +167,16 @@ def test_uce_is_unlearned_generated_scored_evaluated_and_reported(tiny: Models) 
     drifts = [row.value for row in evaluation.measurements if row.measure.startswith("drift")]
     assert drifts and max(drifts) < 1e-6  # the text encoder is the original's
     assert "train_unet.jsonl" in write(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_model_card_says_what_changed_and_loads_it(tiny: Models, both: bool) -> None:
+    text = card(erase(tiny, both=both).erasure(), tiny, "")
+    assert f"# {'Text encoder and U-Net' if both else 'U-Net'} without: apple" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "README.md", "exec")
+    assert "from diffusers import StableDiffusionPipeline, UNet2DConditionModel" in code
+    assert 'pipe.unet = UNet2DConditionModel.from_pretrained(".", subfolder="unet")' in code
 
 
 @pytest.mark.parametrize("to", ["comfyui", "lora"])

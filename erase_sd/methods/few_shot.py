@@ -23,7 +23,7 @@ class FewShot(Method):
     """
 
     learning_rate: ClassVar[float] = 1e-4
-    steps: ClassVar[int] = 20
+    steps: ClassVar[int] = 60
     trained_parameters: ClassVar[str] = "the text tower's MLPs and its last attention"
     prompts: tuple[str, ...] = ("{}", "a photo of {}", "a picture of {}")
     """Prompts, separated by |, with {} for the concept's name (templates of textual inversion in the

@@ -31,7 +31,8 @@ def card(
     """
     concepts = ", ".join(concept.name for concept in record.concepts)
     base = models.title or record.base.model
-    part = "U-Net" if UNET in record.weights_sha256 else "text encoder"
+    kinds = ("U-Net" if name == UNET else "text encoder" for name in record.weights_sha256)
+    part = " and ".join(dict.fromkeys(kinds))
     return f"""---
 {_header(models, concepts, rates)}
 ---
