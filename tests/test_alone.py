@@ -19,6 +19,7 @@ from erase_sd.cli import main
 from erase_sd.errors import EraseError, NotErasedError
 from erase_sd.methods.registry import METHODS
 from erase_sd.models.presets import Models
+from erase_sd.report import write
 from erase_sd.run import Run
 from erase_sd.unlearning.stage import CLIP_ONLY
 
@@ -144,6 +145,18 @@ def test_run_of_its_own_folder_measures_held_out_images_only(tiny: Models, class
     assert erase_sd.evaluate(run.folder, images=classes) == erase_sd.evaluate(run.folder)
 
 
+def test_clip_alone_is_explained_and_a_blip_says_that_it_is_not(
+    tiny: Models, blip: Path, classes: Path
+) -> None:
+    run = unlearn(tiny.clip_folder(0), classes, method="graddiff")
+    names = sorted(path.name for path in erase_sd.explain(run.folder))
+    assert names == ["attention-image.png", "attention-text.png", "tsne.png"]
+    assert "apple" in (write(run)).read_text()
+    other = unlearn(blip, classes, method="graddiff", run="blip")
+    with pytest.raises(EraseError, match="attention is plotted of a CLIP; this is a BLIP"):
+        erase_sd.explain(other.folder)
+
+
 def one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> str:
@@ -172,6 +185,8 @@ def test_stages_that_need_a_stable_diffusion_say_so_on_one_line(
     ):
         line = one_line(monkeypatch, capsys, *words)
         assert line.endswith("is alone; needs a Stable Diffusion"), line
+    line = one_line(monkeypatch, capsys, "export", "--run", "apple", "--to", "diffusers")
+    assert line.endswith("a CLIP or BLIP alone is an ordinary folder of transformers")
     with pytest.raises(EraseError, match="has no text_encoder; it has clip"):
         erase_sd.load(run.folder)
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
