@@ -16,13 +16,15 @@ from transformers import BlipForImageTextRetrieval, CLIPModel
 
 import erase_sd
 from erase_sd.cli import main
-from erase_sd.errors import EraseError, NotErasedError
+from erase_sd.errors import EraseError, NotErasedError, SettingError
 from erase_sd.methods.registry import METHODS
 from erase_sd.models.presets import Models
+from erase_sd.report import write
 from erase_sd.run import Run
 from erase_sd.unlearning.stage import CLIP_ONLY
 
-FOR_BLIP = [name for name, method in METHODS.items() if not CLIP_ONLY & method.needs]
+FOR_CLIP = [name for name, method in METHODS.items() if "denoiser" not in method.needs]
+FOR_BLIP = [name for name in FOR_CLIP if not CLIP_ONLY & METHODS[name].needs]
 SHORT = {
     "steps": 2,
     "validate_every": 1,
@@ -55,7 +57,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in FOR_CLIP])
+def test_methods_that_ask_a_unet_refuse_a_clip_alone(
+    tiny: Models, classes: Path, method: str
+) -> None:
+    with pytest.raises(SettingError, match="needs a Stable Diffusion"):
+        unlearn(tiny.clip_folder(0), classes, method=method)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("method", FOR_CLIP)
 def test_every_method_unlearns_a_class_from_a_clip_alone(
     tiny: Models, classes: Path, method: str
 ) -> None:
@@ -144,6 +155,18 @@ def test_run_of_its_own_folder_measures_held_out_images_only(tiny: Models, class
     assert erase_sd.evaluate(run.folder, images=classes) == erase_sd.evaluate(run.folder)
 
 
+def test_clip_alone_is_explained_and_a_blip_says_that_it_is_not(
+    tiny: Models, blip: Path, classes: Path
+) -> None:
+    run = unlearn(tiny.clip_folder(0), classes, method="graddiff")
+    names = sorted(path.name for path in erase_sd.explain(run.folder))
+    assert names == ["attention-image.png", "attention-text.png", "tsne.png"]
+    assert "apple" in (write(run)).read_text()
+    other = unlearn(blip, classes, method="graddiff", run="blip")
+    with pytest.raises(EraseError, match="attention is plotted of a CLIP; this is a BLIP"):
+        erase_sd.explain(other.folder)
+
+
 def one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> str:
@@ -172,6 +195,8 @@ def test_stages_that_need_a_stable_diffusion_say_so_on_one_line(
     ):
         line = one_line(monkeypatch, capsys, *words)
         assert line.endswith("is alone; needs a Stable Diffusion"), line
+    line = one_line(monkeypatch, capsys, "export", "--run", "apple", "--to", "diffusers")
+    assert line.endswith("a CLIP or BLIP alone is an ordinary folder of transformers")
     with pytest.raises(EraseError, match="has no text_encoder; it has clip"):
         erase_sd.load(run.folder)
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from blip_model import make_blip
+from labelled_data import write_class_folders
 from pretend_card import CARD, pretend_card
 
 from erase_sd import runtime
 from erase_sd.data.concept import Concept
 from erase_sd.methods.registry import METHODS, MethodName
 from erase_sd.models import erased
-from erase_sd.models.presets import Models
+from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
 from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
@@ -60,3 +62,16 @@ def settings_of(name: MethodName, **changes: object) -> UnlearnSettings:
 def test_every_method_unlearns_on_a_card(name: MethodName, tiny: Models, card: None) -> None:
     unlearn(settings_of(name), tiny, Run(Path("run")))
     assert erased.load_all(Path("run"))
+
+
+@pytest.mark.parametrize("name", ["emmn", "kl", "npo"])
+@pytest.mark.parametrize("kind", ["clip", "blip"])
+def test_classes_are_unlearned_from_a_clip_or_blip_alone_on_a_card(
+    name: MethodName, kind: str, tiny: Models, tmp_path: Path, card: None
+) -> None:
+    write_class_folders(tmp_path / "data", {"apple": 8, "dog": 8, "chair": 8})
+    (tmp_path / "blip").mkdir()
+    clip = tiny.clip_folder(0) if kind == "clip" else make_blip(tmp_path / "blip")
+    run = Run(Path("run"))
+    unlearn(settings_of(name), resolve(clip=clip, data=tmp_path / "data"), run)
+    assert (run.erased / "model.safetensors").is_file()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser, Prompts, rows_of
-from .base import Batch, Method, Student, Task, Unlearned, fitted, minimum
+from .base import Batch, Method, Need, Student, Task, Unlearned, fitted, minimum
 from .concept_prompts import concept_prompts, denoiser_of
 from .cross_attention import reads_text
 
@@ -26,6 +26,7 @@ class ESD(Method):
     step; the timestep is that of the next denoising step, not a random one up to it.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
     learning_rate: ClassVar[float] = 3e-4
     steps: ClassVar[int] = 60

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Prompts, rows_of
-from .base import Batch, Method, Student, Task, Unlearned, fitted, minimum
+from .base import Batch, Method, Need, Student, Task, Unlearned, fitted, minimum
 from .concept_prompts import concept_images, denoiser_of, mentioning
 from .cross_attention import reads_text
 
@@ -25,6 +25,7 @@ class ForgetMeNot(Method):
     offers.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
     learning_rate: ClassVar[float] = 1e-4
     steps: ClassVar[int] = 60

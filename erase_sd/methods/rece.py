@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cross_attention
-from .base import ClosedFormMethod, Task, Unlearned, minimum
+from .base import ClosedFormMethod, Need, Task, Unlearned, minimum
 from .concept_prompts import denoiser_of
 
 
@@ -24,6 +24,7 @@ class RECE(ClosedFormMethod):
     so that no round undoes an earlier one.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
     trained_parameters: ClassVar[str] = "keys and values of the U-Net's cross-attention"
     prompts: tuple[str, ...] = ("{}", "a photo of {}", "a picture of {}")

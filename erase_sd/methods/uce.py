@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from . import cross_attention
-from .base import ClosedFormMethod, Task, Unlearned, minimum
+from .base import ClosedFormMethod, Need, Task, Unlearned, minimum
 from .concept_prompts import denoiser_of
 
 
@@ -24,6 +24,7 @@ class UCE(ClosedFormMethod):
     neither set counts for its size.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
     trained_parameters: ClassVar[str] = "keys and values of the U-Net's cross-attention"
     prompts: tuple[str, ...] = ("{}", "a photo of {}", "a picture of {}")

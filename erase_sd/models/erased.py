@@ -23,13 +23,13 @@ from .clip import Clip
 from .presets import Models
 from .text_encoder import load_text_encoder, text_encoder_with, with_weights
 from .towers import ALONE, erased_towers, save_towers
+from .towers import WEIGHTS_FILE as WEIGHTS_FILE
 from .unet import UNET, UNET_FILE, load_unet, unet_with
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
-WEIGHTS_FILE = "model.safetensors"
 IMAGE_TOWER = "image_tower"
 
 

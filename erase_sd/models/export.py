@@ -101,6 +101,8 @@ def export(
     a U-Net that changed.
     """
     _check_options(to, base, rank, push_to)
+    if models.model is None:
+        raise RunError(f"{run.erased}: a CLIP or BLIP alone is an ordinary folder of transformers")
     record = shareable(erased.check_base(run, models), models)
     if UNET in record.weights_sha256 and to in ("comfyui", "lora"):
         raise SettingError(

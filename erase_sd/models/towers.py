@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, reason
+from ..files import hash_file, key_of
 from .blip import is_blip, load_blip
 from .clip import Clip
 from .presets import Models
 from .text_encoder import TextEncoder, load_clip, text_encoders
 
+WEIGHTS_FILE = "model.safetensors"
 ALONE = "clip"
 """What a CLIP or BLIP without a pipeline is called in the run folder."""
 
@@ -57,10 +62,23 @@ def save_towers(folder: Path, weights: Mapping[str, Tensor], base: Path) -> None
 
 
 def erased_towers(folder: Path, original: Clip, image_tower: bool) -> Clip:
-    """The unlearned CLIP or BLIP in `folder`; it shares the image tower of the original unless
-    `image_tower` says that it was trained."""
-    clip = load_towers(folder)
-    clip.model.to(original.device)
+    """A copy of the original with the unlearned weights in `folder`; it shares the image tower unless
+    `image_tower` says that it was trained.
+
+    Raises ModelError for weights that are damaged or do not fit.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: weights cannot be loaded ({reason(error)})") from None
     if not image_tower:
-        clip.model.vision_model = original.model.vision_model
-    return clip
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(original.towers[1])}
+    shared = {} if image_tower else {id(v): v for v in (original.model.vision_model,)}
+    model = copy.deepcopy(original.model, shared)
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
+            raise ModelError(f"{path}: {name} does not fit this model")
+    model.load_state_dict(tensors, strict=False)
+    return replace(original, model=model, digest=key_of([original.digest, hash_file(path)]))

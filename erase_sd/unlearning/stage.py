@@ -115,18 +115,14 @@ def _check_space(run: Run, folders: list[Path]) -> None:
 
 def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:
     """SettingError if the method needs what the model lacks: a U-Net, or CLIP's hidden states."""
-    method = METHODS[settings.method]
-    if models.model is None and method.unlearns == "unet":
+    needs = METHODS[settings.method].needs
+    if models.model is None and "denoiser" in needs:
         raise SettingError(
-            "changes a U-Net, and a CLIP or BLIP alone has none",
+            "needs a Stable Diffusion; a CLIP or BLIP alone has no U-Net",
             field="method", value=settings.method,
         )  # fmt: skip
-    if isinstance(clip, Blip) and CLIP_ONLY & method.needs:
-        others = (
-            name
-            for name, other in METHODS.items()
-            if not CLIP_ONLY & other.needs and other.unlearns == "text_encoders"
-        )
+    if isinstance(clip, Blip) and CLIP_ONLY & needs:
+        others = (n for n, m in METHODS.items() if not (CLIP_ONLY | {"denoiser"}) & m.needs)
         raise SettingError(
             f"needs the hidden states of a CLIP; a BLIP is unlearned by {', '.join(others)}",
             field="method", value=settings.method,
