@@ -44,7 +44,7 @@ def time_preset(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Times what was asked for; needs the machine for itself."""
+    """Runs the timings that the options select; needs the machine for itself."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench")
     parser.add_argument(
         "--compare", action="store_true",
