@@ -35,25 +35,24 @@ class Faults:
 
 
 def write_table(reporter: pytest.TerminalReporter) -> None:
-    """Prints how many faults of each kind were tried and survived."""
-    counts: dict[str, list[int]] = {}
+    """Prints how many distinct faults of each kind were tried and survived, of all workers together."""
+    survived: dict[tuple[str, str], bool] = {}
     for reports in reporter.stats.values():
         for report in reports:
-            if getattr(report, "when", "") != "call":
-                continue
-            for name, value in report.user_properties:
-                if name == "fault":
-                    counts.setdefault(value[0], [0, 0])
-                    counts[value[0]][0] += 1
-                    counts[value[0]][1] += bool(value[2])
-    if counts:
-        reporter.section("faults")
-        rows = [
-            *sorted(counts.items()),
-            ("all", [sum(c) for c in zip(*counts.values(), strict=True)]),
-        ]
-        for kind, (tried, survived) in rows:
-            reporter.write_line(f"{kind:<44} {tried:>5} tried {survived:>5} survived")
+            if getattr(report, "when", "") == "call":
+                for name, value in report.user_properties:
+                    if name == "fault":
+                        kind, what, held = value  # a fault of the same name twice counts once
+                        survived[kind, what] = survived.get((kind, what), True) and bool(held)
+    if not survived:
+        return
+    reporter.section("faults")
+    for kind in [*sorted({kind for kind, _ in survived}), "all"]:
+        own = [held for (name, _), held in survived.items() if kind in (name, "all")]
+        reporter.write_line(f"{kind:<44} {len(own):>5} tried {sum(own):>5} survived")
+    for (kind, what), held in survived.items():
+        if not held:
+            reporter.write_line(f"not survived: {kind}, {what}")
 
 
 def forked(work: Callable[[], object]) -> int:

@@ -497,3 +497,28 @@ def test_all_runs_are_scored_but_the_damaged_ones_and_these_are_named(
 def test_ranks_have_bounds(finished: Run, tiny: Models, rank: int, faults: Faults) -> None:
     with faults("settings out of bounds", f"rank {rank}"), pytest.raises(SettingError):
         export(finished, tiny, "lora", rank=rank)
+
+
+@pytest.mark.parametrize("fits", [4, 1, 0])
+def test_a_detector_that_runs_out_of_memory_takes_smaller_batches(
+    fits: int, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from erase_sd.detection import worker
+
+    def detections(_: object, images: list[Image.Image], *more: object) -> list[tuple[int, ...]]:
+        if len(images) > fits:
+            torch.empty(2**60)  # the CPU's allocator refuses for real
+        return [(image.width,) for image in images]
+
+    monkeypatch.setattr(worker.Detector, "_detect", detections)
+    detector = object.__new__(worker.Detector)
+    detector.size = 64
+    images = [Image.new("RGB", (width, 8)) for width in range(1, 12)]
+    with faults("out of memory", f"detection: {fits} images fit"):
+        if fits:
+            assert detector(images) == [(width,) for width in range(1, 12)]
+        else:
+            with pytest.raises(ModelError, match="out of memory"):
+                detector(images)

@@ -139,6 +139,10 @@ def test_a_stage_killed_anywhere_ends_the_same_when_it_is_done_again(
     calls = calls_of(stages[stage], Path("calls"))
     expected = contents(Path("runs"))
     assert len(calls) > 10
+    if stage == "compare":
+        every = max(
+            every, 9
+        )  # its cells are made of the other stages, each killed everywhere above
     for number in range(0, len(calls), every):
         with faults(f"kills: {stage}", f"before {calls[number]} {number}"):
             shutil.rmtree("runs")

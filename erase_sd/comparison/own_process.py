@@ -37,13 +37,21 @@ def in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
     own = (_environment(index), runtime.log.level if runtime.log.handlers else None)
     with ProcessPoolExecutor(1, context, _settle, own) as pool:
         try:
-            return pool.submit(attempt, cell, setup).result()
+            return pool.submit(_attempt, cell, setup).result()
         except BrokenProcessPool:
             return "its process was killed (out of memory?)"
         except BaseException:  # a signal; leaving the block would wait for the cell
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _attempt(cell: Cell, setup: GridSetup) -> str:
+    """`attempt`; a signal ends the process, which would otherwise wait for another cell forever."""
+    try:
+        return attempt(cell, setup)
+    except termination.TerminatedError as error:
+        os._exit(128 + error.signal)
 
 
 def _environment(index: int) -> dict[str, str]:

@@ -69,16 +69,17 @@ class Detector:
     ) -> list[tuple[Detection, ...]]:
         """Detections in RGB images, most probable first.
 
-        `several_classes` keeps every class of a box that is probable enough, not only the best.
+        `several_classes` keeps every class of a box that is probable enough, not only the best. Smaller
+        batches if memory runs out; ModelError if one image does not fit.
         """
-        batch = max(1, MAX_PIXELS // self.size**2)
-        return [
-            detections
-            for start in range(0, len(images), batch)
-            for detections in self._detect(
-                images[start : start + batch], min_probability, iou, several_classes
-            )
-        ]
+        from .. import runtime
+
+        batches = runtime.in_batches(
+            images,
+            max(1, MAX_PIXELS // self.size**2),
+            lambda batch: self._detect(batch, min_probability, iou, several_classes),
+        )
+        return [detections for _, answers in batches for detections in answers]
 
     def _detect(
         self, images: Sequence[Image], min_probability: float, iou: float, several_classes: bool

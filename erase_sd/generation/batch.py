@@ -6,6 +6,7 @@ import functools
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import digest, hash_file, key_of, write_bytes
@@ -103,9 +104,14 @@ def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
         try:
             store_batch(image_cache(), batch.key, pngs)
         except OSError as error:
-            why = error.strerror or error
-            log.warning("%s: the original's images are not cached (%s)", image_cache(), why)
+            _say_not_cached(image_cache(), error.strerror or str(error))
     return pngs
+
+
+@functools.cache
+def _say_not_cached(folder: Path, why: str) -> None:
+    """Once, not for every batch."""
+    log.warning("%s: the original's images are not cached (%s)", folder, why)
 
 
 def _png(image: Image) -> bytes:
