@@ -68,7 +68,8 @@ class Trainer:
         self.resume()
         began, first = time.monotonic(), self.state.step
         while self.state.step < self.steps and not self.state.stopped:
-            terms = self._take_step()
+            with runtime.deterministic():
+                terms = self._take_step()
             if self.state.stopped:
                 break
             self.state.step += 1
