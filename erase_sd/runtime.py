@@ -109,8 +109,8 @@ def dtype(name: Precision = "auto") -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def image_precision(name: Precision = "auto") -> Precision:
-    """The precision of image generation.
+def precision(name: Precision = "auto") -> Precision:
+    """The precision of training and of image generation.
 
     `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32. It
     is read from the processor rather than timed, so that a machine always answers the same.
@@ -228,13 +228,14 @@ def check_writable(folder: Path) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences progress bars and notices of transformers and diffusers, but not their errors."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    """Silences progress bars and notices of transformers, but not its errors.
 
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    Those of diffusers, which takes a second to import, are silenced when a pipeline is opened.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def peak_memory() -> int:

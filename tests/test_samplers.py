@@ -69,9 +69,8 @@ def test_auto_is_bf16_on_a_cpu_with_bfloat16_instructions_only(
     monkeypatch.setattr(runtime, "device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert runtime.image_precision() == ("bf16" if native else "fp32")
-    assert runtime.image_precision("fp32") == "fp32"
-    assert runtime.dtype() == torch.float32  # training stays in float32
+    assert runtime.precision() == ("bf16" if native else "fp32")
+    assert runtime.precision("fp32") == "fp32"
     pipe = open_pipeline(tiny.folder)
     weight = pipe.unet.conv_in.weight
     assert weight.dtype == (torch.bfloat16 if native else torch.float32)

@@ -90,7 +90,7 @@ TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(
         "--dtype",
-        help="Precision; auto trains in bf16 on CUDA, else in fp32.",
+        help="Precision; auto is bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32.",
         show_default="auto",
     ),
 ]

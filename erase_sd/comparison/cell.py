@@ -98,7 +98,7 @@ def _is_scored(cell: Cell, setup: GridSetup, run: Run) -> bool:
     wanted = {
         "prompts": {file.name: hash_file(file) for file in setup.prompt_files(cell)},
         "images_per_prompt": setup.generation.images_per_prompt,
-        "dtype": runtime.image_precision(setup.generation.dtype),
+        "dtype": runtime.precision(setup.generation.dtype),
         "sampler": setup.models.sampler,
         "steps": setup.models.steps,
     }

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .parses import parsed
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -94,12 +95,12 @@ def _forms(verbs: tuple[str, ...]) -> frozenset[str]:
 
 
 def parse(texts: Iterable[str]) -> Iterator[Doc]:
-    """The syntax tree of each text, with the same character offsets.
+    """The syntax tree of each text, with the same character offsets; no text is parsed twice.
 
     A capital that only begins the text is lowered, because the parser takes it for a name's. Raises
     ModelError if the parser's model is not installed.
     """
-    yield from parser().pipe(map(_plain, texts), batch_size=256)
+    return parsed([_plain(text) for text in texts], MODEL, parser)
 
 
 @functools.cache

@@ -144,7 +144,7 @@ def _shape(
         "sampler": settings.sampler or models.sampler,
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
-        "dtype": runtime.image_precision(settings.dtype),
+        "dtype": runtime.precision(settings.dtype),
         "device": pipe.device.type,
     }
 

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError
-from .base import ClosedFormMethod, Need, Task, TokenizedPairs, minimum
+from .base import ClosedFormMethod, Need, Task, minimum
+from .caption_streams import caption_streams, mean_moments
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
-
-BATCH = 128
-"""Captions encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +51,25 @@ class Projection(ClosedFormMethod):
                 f"needs at most {layers - 1} for this model, got {self.first_layer}",
                 field="hyperparameters", value="first_layer",
             )  # fmt: skip
-        sets = (
-            (task.forget, task.forget.mask, 1.0),
-            (task.retain, torch.ones_like(task.retain.mask), self.retain_weight),
+        retained = torch.ones_like(task.retain.mask)
+        forget = caption_streams(
+            original, self.first_layer, task.forget, task.forget.mask, self.captions
         )
+        retain = caption_streams(original, self.first_layer, task.retain, retained, self.captions)
         solution = {}
         for number in range(self.first_layer, layers):
-            weight = edited.encoder.layers[number].mlp.fc2.weight
-            keys = errors = torch.zeros(())
-            for pairs, mask, share in sets:
-                rows = _evenly_spaced(mask, self.captions)
-                set_keys, set_errors = _moments(original, edited, number, pairs, mask, rows)
-                keys, errors = keys + share * set_keys, errors + share * set_errors
-            change = regression(keys, errors, self.ridge).to(weight)
+            layer = edited.encoder.layers[number]
+            keys, errors = mean_moments(forget, layer, original.encoder.layers[number])
+            more_keys, more_errors = mean_moments(retain, layer, original.encoder.layers[number])
+            keys = keys + self.retain_weight * more_keys
+            errors = errors + self.retain_weight * more_errors
+            change = regression(keys, errors, self.ridge).to(layer.mlp.fc2.weight)
             with torch.no_grad():
-                weight += change
-            solution[f"text_model.encoder.layers.{number}.mlp.fc2.weight"] = weight.detach().clone()
+                layer.mlp.fc2.weight += change
+            for stream in forget + retain:
+                stream.edited = stream.through(layer, stream.edited)[1]
+            name = f"text_model.encoder.layers.{number}.mlp.fc2.weight"
+            solution[name] = layer.mlp.fc2.weight.detach().clone()
         return solution
 
 
@@ -81,63 +82,3 @@ def regression(keys: Tensor, errors: Tensor, ridge: float) -> Tensor:
     strength = ridge * keys.diagonal().mean()
     solution: Tensor = torch.linalg.solve(keys + strength * torch.eye(len(keys)).to(keys), errors.T)
     return solution.T
-
-
-def _evenly_spaced(mask: Tensor, most: int) -> Tensor:
-    """At most `most` of the rows that have a target."""
-    rows = torch.nonzero(mask.sum(1)).flatten()
-    count = min(most, len(rows))
-    return rows[torch.arange(count) * len(rows) // count]
-
-
-def _moments(
-    original: CLIPTextModel,
-    edited: CLIPTextModel,
-    layer: int,
-    pairs: TokenizedPairs,
-    mask: Tensor,
-    rows: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The means of k k^T and d k^T over all positions of the rows that have a target.
-
-    k is the input of the layer's output matrix, d the error of the residual stream after the layer.
-    """
-    keys = errors = torch.zeros((), dtype=torch.float64)
-    for some in torch.split(rows, BATCH):
-        key, stream = _layer_activations(edited, layer, pairs.ids[some])
-        _, target = _layer_activations(original, layer, pairs.concept_removed_ids[some])
-        source = pairs.source[some][:, :, None].expand_as(target)
-        target = target.gather(1, source.to(target.device))
-        targeted = mask[some].bool().to(stream.device)
-        key, error = key[targeted], (target - stream)[targeted]
-        keys = keys + _in_float64(key.T @ key)
-        errors = errors + _in_float64(error.T @ key)
-    count = float(mask[rows].sum())
-    return keys / count, errors / count
-
-
-def _in_float64(moments: Tensor) -> Tensor:
-    """On the GPU if it has float64, which Apple's has not."""
-    return (moments if moments.is_cuda else moments.cpu()).double()
-
-
-def _layer_activations(tower: CLIPTextModel, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Input of the layer's output matrix, (n, tokens, inner), and the layer's output."""
-    layers = tower.encoder.layers
-    layer = layers[number]
-    tower.encoder.layers = layers[: number + 1]  # those above change nothing that is read
-    activations: dict[str, Tensor] = {}
-    hooks = [
-        layer.mlp.fc2.register_forward_pre_hook(
-            lambda _, inputs: activations.update(key=inputs[0])
-        ),
-        layer.register_forward_hook(lambda _, __, out: activations.update(out=out)),
-    ]
-    try:
-        with torch.no_grad():
-            tower(input_ids=ids.to(layer.mlp.fc2.weight.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        tower.encoder.layers = layers
-    return activations["key"], activations["out"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -96,35 +97,52 @@ def _arrange(kinds: list[tuple[str, str]], rng: random.Random) -> list[Thing]:
     shrink = 1.0
     while True:
         for _ in range(60):
-            things = [_position(kind, colour, len(kinds), shrink, rng) for kind, colour in kinds]
-            if all(_overlap(a, b) < 0.06 for i, a in enumerate(things) for b in things[:i]):
-                return things
+            places = [_position(kind, len(kinds), shrink, rng) for kind, _ in kinds]
+            if all(_overlap(a, b) < 0.06 for i, a in enumerate(places) for b in places[:i]):
+                return [
+                    Thing(kind, colour, (p.x, p.y), p.side, p.mirrored, p.tilt)
+                    for (kind, colour), p in zip(kinds, places, strict=True)
+                ]
         shrink *= 0.95
 
 
-def _position(kind: str, colour: str, count: int, shrink: float, rng: random.Random) -> Thing:
+class _Position(NamedTuple):
+    """Where a thing may stand; hundreds are tried for a crowded scene."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    side: float
+    mirrored: bool
+    tilt: float
+
+
+def _position(kind: str, count: int, shrink: float, rng: random.Random) -> _Position:
     side = rng.uniform(*_SIDES[count]) * shrink
     mirrored, tilt = rng.random() < 0.5, rng.uniform(-5, 5)
-    thing = Thing(kind, colour, (0.0, 0.0), side, mirrored, tilt)
-    width, height = thing.extent
+    aspect = THINGS[kind].aspect ** 0.5
+    width, height = side * aspect, side / aspect
     x = rng.uniform(width / 2 + 1, SIZE - 1 - width / 2)
     if kind == "kite":
         y = rng.uniform(height / 2 + 1, SIZE * 0.42)
     else:
         bottom = rng.uniform(SIZE * 0.68, SIZE - 2)
         y = max(bottom - height / 2, height / 2 + 1)
-    return Thing(kind, colour, (x, y), side, mirrored, tilt)
+    return _Position(x, y, width, height, side, mirrored, tilt)
 
 
-def _overlap(a: Thing, b: Thing) -> float:
+def _overlap(a: _Position, b: _Position) -> float:
     """Shared area as a share of the smaller one."""
-    shared = 1.0
-    for axis in (0, 1):
-        reach = (a.extent[axis] + b.extent[axis]) / 2 - abs(a.centre[axis] - b.centre[axis])
-        shared *= max(0.0, reach)
-    return shared / min(a.extent[0] * a.extent[1], b.extent[0] * b.extent[1])
+    across = (a.width + b.width) / 2 - abs(a.x - b.x)
+    if across <= 0:
+        return 0.0
+    down = max(0.0, (a.height + b.height) / 2 - abs(a.y - b.y))
+    return across * down / min(a.width * a.height, b.width * b.height)
 
 
+_OPAQUE = [255 * (alpha > 64) for alpha in range(256)]
+"""Alpha channel to mask."""
 Box = tuple[str, float, float, float, float]
 """Class and x0, y0, x1, y1, pixels."""
 
@@ -142,7 +160,7 @@ def render_scene(scene: Scene) -> tuple[Image.Image, list[Box]]:
         left = round(thing.centre[0] * SUPERSAMPLE - layer.width / 2)
         top = round(thing.centre[1] * SUPERSAMPLE - layer.height / 2)
         canvas.paste(layer, (left, top), layer)
-        x0, y0, x1, y1 = layer.getchannel("A").point(lambda a: 255 * (a > 64)).getbbox()  # type: ignore[misc]
+        x0, y0, x1, y1 = layer.getchannel("A").point(_OPAQUE).getbbox()  # type: ignore[misc]
         corners = (left + x0, top + y0, left + x1, top + y1)
         clipped = [min(max(c / SUPERSAMPLE, 0.0), float(SIZE)) for c in corners]
         boxes.append((thing.name, clipped[0], clipped[1], clipped[2], clipped[3]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,12 @@ class Clip:
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Padded token ids, (n, length). Raises DataError for a text that does not fit."""
-        ids = self.token_limit.ids(texts, "caption")
+        return self.padded(self.token_limit.ids(texts, "caption"))
+
+    def padded(self, ids: Iterable[Sequence[int]]) -> Tensor:
+        """Token ids of texts that fit, padded, (n, length)."""
         pad = self.tokenizer.pad_token_id
-        return torch.tensor([row + [pad] * (self.length - len(row)) for row in ids])
+        return torch.tensor([[*row, *[pad] * (self.length - len(row))] for row in ids])
 
     def ends(self, ids: Tensor) -> Tensor:
         """Position of the first `<|endoftext|>` of each row, (n,)."""

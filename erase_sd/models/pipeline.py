@@ -43,6 +43,8 @@ def open_pipeline(
     """
     import diffusers
 
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     taps = {encoder.name: encoder.taps for encoder in text_encoders(folder)}
     kind = getattr(diffusers, kind_of(folder))
     has_unet = (folder / "unet").is_dir()
@@ -62,7 +64,7 @@ def open_pipeline(
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True,
-            dtype=runtime.dtype(runtime.image_precision(dtype)),
+            dtype=runtime.dtype(runtime.precision(dtype)),
             variant=variant_of(folder / ("unet" if has_unet else "transformer")),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip

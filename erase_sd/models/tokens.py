@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..data.concept import Concept
+from ..data.concept import Concept, Span
 from ..errors import DataError, ModelError, reason
 from .presets import Models
 from .source import TOKENIZER_FILES, check_config, fetch
@@ -24,7 +24,7 @@ class TokenLimit:
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, start and end included."""
-        return [len(ids) for ids in self._ids(texts)]
+        return [len(ids) for ids in self.all_ids(texts)]
 
     def fits(self, text: str) -> bool:
         """Whether the model reads all of `text`."""
@@ -37,7 +37,7 @@ class TokenLimit:
     def ids(self, texts: Sequence[str], where: str) -> list[list[int]]:
         """Token ids of each text, unpadded. Raises DataError, beginning with `where`, for the first
         text that does not fit."""
-        ids = self._ids(texts)
+        ids = self.all_ids(texts)
         for text, row in zip(texts, ids, strict=True):
             if len(row) > self.limit:
                 raise DataError(f"{where}: {len(row)} tokens, at most {self.limit} fit: {text!r}")
@@ -47,9 +47,16 @@ class TokenLimit:
         """Raises DataError, beginning with `where`, for the first text that does not fit."""
         self.ids(texts, where)
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
-        return ids
+    def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, unpadded, also of texts that do not fit."""
+        return self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+
+    def offsets(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[Span]]]:
+        """`all_ids`, and each token's characters, empty for special tokens."""
+        if not texts:
+            return [], []
+        tokens = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+        return tokens["input_ids"], tokens["offset_mapping"]
 
 
 def token_limit_of(models: Models) -> TokenLimit:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..data.concept import Concept
 from ..data.pair import CaptionPair
+from ..runtime import Precision
 
 Variant = Literal["original", "erased", "reference"]
 """The model that generated an image. `reference` is the original on the concept-removed prompt."""
@@ -56,6 +57,8 @@ class EncoderResult:
     """Step of the checkpoint that the run resumed from; 0 if it was never interrupted."""
     batch_sizes: tuple[int, int]
     """Forget and retain captions per step, after any out-of-memory halving."""
+    dtype: Precision | None = None
+    """Precision of the passes through the model; None in records of earlier versions."""
     held_out: dict[str, float]
     """`unlearning.metrics` on the held-out captions; of a U-Net, `unlearning.unet_metrics`."""
 

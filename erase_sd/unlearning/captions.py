@@ -88,8 +88,8 @@ def tokenize_pairs(
     table = image_features(clip, data, [_image(pair) for pair in pairs]) if images else {}
     pairs = [pair for pair in pairs if _image(pair) not in data.unreadable]
     captions = list(dict.fromkeys(pair.caption for pair in pairs))  # those of a class repeat
-    fits = dict(zip(captions, clip.token_limit.fitting(captions), strict=True))
-    kept = [pair for pair in pairs if fits[pair.caption]]
+    tokens = dict(zip(captions, clip.token_limit.all_ids(captions), strict=True))
+    kept = [pair for pair in pairs if len(tokens[pair.caption]) <= clip.length]
     if len(kept) < len(pairs):
         log.warning(
             "%d captions of more than %d tokens are left out", len(pairs) - len(kept), clip.length
@@ -97,7 +97,7 @@ def tokenize_pairs(
     distinct = {pair.caption: pair for pair in kept}
     number = {caption: row for row, caption in enumerate(distinct)}
     rows = torch.tensor([number[pair.caption] for pair in kept], dtype=torch.long)
-    ids = clip.tokens(list(distinct))
+    ids = clip.padded(tokens[caption] for caption in distinct)
     once = list(distinct.values())
     removed_ids, source, mask = concept_removed_ids(clip, once, ids, concepts)
     return TokenizedPairs(
@@ -139,12 +139,14 @@ def concept_removed_ids(
     source = torch.arange(length).repeat(count, 1)
     rows = [row for row, pair in enumerate(pairs) if pair.mentions]
     captions = [pairs[row].caption for row in rows]
-    for row, (text, removed) in zip(rows, remove_concepts_from(captions, concepts), strict=True):
+    without = remove_concepts_from(captions, concepts)
+    full, offsets = clip.token_limit.offsets(captions)
+    shorts = clip.token_limit.all_ids([text for text, _ in without])
+    for number, row in enumerate(rows):
+        (text, removed), short = without[number], shorts[number]
         if any(concept.in_text(text) for concept in concepts):
             continue
-        tokens = clip.tokenizer(pairs[row].caption, return_offsets_mapping=True)
-        short = clip.tokenizer(text)["input_ids"]
-        positions = position_map(tokens["input_ids"], tokens["offset_mapping"], removed, short)
+        positions = position_map(full[number], offsets[number], removed, short)
         if positions is None or len(short) > length:
             continue
         removed_ids[row] = clip.tokenizer.pad_token_id
@@ -157,13 +159,13 @@ def concept_removed_ids(
 def mention_ends(clip: Clip, pairs: Sequence[CaptionPair], concepts: Sequence[Concept]) -> Tensor:
     """Position of the last token of each caption's last mention, 0 if there is none, (n,)."""
     ends = torch.zeros(len(pairs), dtype=torch.long)
-    for row, pair in enumerate(pairs):
-        if not pair.mentions:
-            continue
-        if spans := [span for concept in concepts for span in concept.spans(pair.caption)]:
+    rows = [row for row, pair in enumerate(pairs) if pair.mentions]
+    captions = [pairs[row].caption for row in rows]
+    offsets = clip.token_limit.offsets(captions)[1]
+    for row, caption, own in zip(rows, captions, offsets, strict=True):
+        if spans := [span for concept in concepts for span in concept.spans(caption)]:
             last = max(end for _, end in spans)
-            offsets = clip.tokenizer(pair.caption, return_offsets_mapping=True)["offset_mapping"]
-            ends[row] = max(i for i, (start, end) in enumerate(offsets) if start < last and end)
+            ends[row] = max(i for i, (start, end) in enumerate(own) if start < last and end)
     return ends
 
 

@@ -72,7 +72,8 @@ def identity_of(settings: UnlearnSettings, origin: Origin) -> dict[str, Any]:
     """Everything that has to be the same for training to resume, as plain JSON by name."""
     values = dataclasses.asdict(settings) | dataclasses.asdict(origin)
     values |= {f"version of {package}": v for package, v in runtime.versions().items()}
-    plain: dict[str, Any] = json.loads(json.dumps(values | {"device": runtime.device().type}))
+    values |= {"device": runtime.device().type, "dtype": runtime.precision(settings.dtype)}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 
 

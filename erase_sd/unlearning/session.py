@@ -94,8 +94,9 @@ def open_session(
     report_unreadable(data)
     if settings.towers == "text" and "image_tower" not in method.needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
-    dtype = runtime.dtype(settings.dtype)
     of_unet = method.unlearns == "unet"
+    # A U-Net in bf16 is proved on CUDA only.
+    dtype = runtime.dtype(settings.dtype if of_unet else runtime.precision(settings.dtype))
     denoiser = None
     if not isinstance(encoder, LoneTowers):
         precision = ("fp32", dtype) if of_unet else ()  # trained weights are fp32

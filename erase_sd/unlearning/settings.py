@@ -77,8 +77,8 @@ class UnlearnSettings:
     """Whether methods with concept-removed captions also erase what else the captions of the forget
     images call the concept, found with CLIP (`unlearning.mentions`)."""
     dtype: TrainingPrecision = "auto"
-    """Precision of the passes through the model: auto (bf16 on CUDA, else fp32), fp32 or bf16; weights
-    and optimizer states are always fp32."""
+    """Precision of the passes through the model: auto (bf16 on CUDA and on CPUs with bfloat16
+    instructions, else fp32), fp32 or bf16; weights and optimizer states are always fp32."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -28,6 +28,9 @@ class ClipStudent:
         self, clip: Clip, towers: Towers, dtype: torch.dtype, needs: frozenset[Need]
     ) -> None:
         self.clip, self.dtype, self.needs = clip, dtype, needs
+        if dtype != torch.float32 and clip.device.type == "cpu":
+            # PyTorch's fused attention is several times slower backward in bf16 on a CPU.
+            clip.model.set_attn_implementation("eager")
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
         if sum(parameter.numel() for parameter in self.parameters.values()) > LARGE:
             tower = clip.model.text_model

@@ -29,7 +29,7 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     """
     words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
     scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES]
-    solver = [models.sampler, models.steps, models.guidance, runtime.image_precision()]
+    solver = [models.sampler, models.steps, models.guidance, runtime.precision()]
     folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale, solver])}"
     return cached_folder(folder, lambda partial: _generate_pairs(partial, models, concepts))
 
