@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -173,13 +174,12 @@ def free_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or on the CPU, where PyTorch raises a plain
-    RuntimeError."""
+    """Whether an allocation failed; on the CPU PyTorch raises a plain RuntimeError."""
     import torch
 
-    words = ("DefaultCPUAllocator", "not enough memory", "std::bad_alloc", "out of memory")
+    texts = "DefaultCPUAllocator|not enough memory|std::bad_alloc|out of memory|map segment"
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError | ImportError) and re.search(texts, str(error)) is not None
     )
 
 

@@ -52,7 +52,7 @@ class Program(TyperGroup):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}")
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, ImportError) as error:  # a library may not fit either
             if not runtime.is_out_of_memory(error):
                 raise
             _fail("out of memory; smaller batches need less")
