@@ -12,7 +12,6 @@ import torch
 
 from erase_sd.attacks import stage
 from erase_sd.attacks.base import Probe
-from erase_sd.attacks.denoising import noisy, photograph_latents
 from erase_sd.attacks.embeddings import FittedEmbeddings, random_words
 from erase_sd.attacks.registry import ATTACKS, attack_class, build_attacks
 from erase_sd.attacks.settings import AttackSettings
@@ -137,12 +136,12 @@ def test_no_word_that_is_tried_mentions_the_concept(victim: Target) -> None:
 
 
 def test_noise_is_what_the_unet_is_asked_for(victim: Target) -> None:
-    latents = photograph_latents(victim, [caption.image for caption in victim.training[:4]])
-    batch = noisy(victim, latents, victim.generator())
-    alpha = victim.pipe.scheduler.alphas_cumprod[batch.times][:, None, None, None]
-    back = (batch.latents - (1 - alpha).sqrt() * batch.answer) / alpha.sqrt()
+    latents = victim.denoiser.latents([caption.image for caption in victim.training[:4]])
+    noisy, answer = victim.denoiser.add_noise(latents, victim.generator())
+    alpha = victim.pipe.scheduler.alphas_cumprod[noisy.times][:, None, None, None]
+    back = (noisy.latents - (1 - alpha).sqrt() * answer) / alpha.sqrt()
     assert torch.allclose(back, latents, atol=0.05)
-    assert len({int(time) // 250 for time in batch.times}) == 4  # one timestep in each stratum
+    assert len({int(time) // 250 for time in noisy.times}) == 4  # one timestep in each stratum
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -182,7 +182,7 @@ def test_a_checkpoint_holds_what_a_method_remembers(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", {})
     memory = {"pool": torch.arange(6.0).reshape(3, 1, 2)}
     weights = {"text_model.weight": torch.ones(2)}
-    checkpoint.save(Snapshot(TrainerState(batch_sizes=(2, 2)), weights, {}, memory, ()))
+    checkpoint.save(Snapshot(TrainerState(batch_sizes=(2, 2)), weights, {}, {}, memory, ()))
     snapshot = checkpoint.load()
     assert snapshot is not None and same(dict(snapshot.memory), memory)
     assert same(dict(snapshot.accepted), weights) and not snapshot.optimizer

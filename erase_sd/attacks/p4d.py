@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Access, Attack, Probe, at_least, descend
-from .denoising import noisy, photograph_latents, predict
-from .target import Target
+from .base import Access, Attack, Probe, at_least
+from .target import Embeds, Target
 from .tokens import embedding_table, encode_rows, token_rows, typeable_words, with_name
-from .unlearndiffatk import prompts_probe
+from .word_optimization import Words, optimized_words, prompts_probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,35 +38,39 @@ class Prompting4Debugging(Attack):
         captions = target.captions[: self.prompts]
         words, generator = typeable_words(target), target.generator()
         allowed = torch.tensor(list(words))
-        latents = photograph_latents(target, [caption.image for caption in captions])
-        rows = token_rows(target, [("", [0] * self.tokens, "")] * len(captions))
         with torch.no_grad():
             named = encode_rows(target, target.original, with_name(target, captions))
-        start = torch.randint(len(allowed), (len(captions), self.tokens), generator=generator)
         # One continuous prompt: the first encoder's. A second encoder reads the same words.
         tables = {name: embedding_table(e)[allowed] for name, e in target.erased.items()}
         first = next(iter(tables.values()))
-        prompt = first[start].clone().requires_grad_()
-        optimizer = torch.optim.Adam([prompt], lr=self.learning_rate)
-        for _ in range(self.steps):
-            nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1)
-            vectors = self._vectors(tables, nearest.view(start.shape), prompt)
-            batch = noisy(target, latents, generator)
+        start = torch.randint(len(allowed), (len(captions), self.tokens), generator=generator)
+
+        def loss(latents: Tensor, embeds: Embeds) -> Tensor:
+            noisy, _ = target.denoiser.add_noise(latents, generator)
             with torch.no_grad():
-                wanted = predict(target, batch, named, original=True)
-            own = predict(target, batch, encode_rows(target, target.erased, rows, vectors))
-            descend(optimizer, (own - wanted).square().mean())
-        nearest = torch.cdist(prompt.detach().flatten(0, 1), first).argmin(-1).cpu()
-        prompts = [
-            " ".join(words[int(allowed[i])] for i in row) for row in nearest.view(start.shape)
-        ]
+                wanted = target.original_denoiser.predict(noisy, named)
+            return (target.denoiser.predict(noisy, embeds) - wanted).square().mean()
+
+        chosen = optimized_words(
+            target,
+            captions,
+            token_rows(target, [("", [0] * self.tokens, "")] * len(captions)),
+            first[start].clone(),
+            lambda prompt: nearest_words(prompt, tables),
+            loss,
+            self.steps,
+            self.learning_rate,
+        )
+        prompts = [" ".join(words[int(allowed[i])] for i in row) for row in chosen]
         return [prompts_probe(target, f"prompts of {self.tokens} words", prompts)]
 
-    def _vectors(
-        self, tables: dict[str, Tensor], nearest: Tensor, prompt: Tensor
-    ) -> dict[str, Tensor]:
-        """Embeddings of the nearest words; the first encoder's pass their gradient to the prompt."""
-        vectors = {name: table[nearest] for name, table in tables.items()}
-        name = next(iter(vectors))
-        vectors[name] = vectors[name] + prompt - prompt.detach()
-        return vectors
+
+def nearest_words(prompt: Tensor, tables: dict[str, Tensor]) -> Words:
+    """The words nearest to a continuous prompt (n, length, width) of the first encoder, whose embeddings
+    pass their gradient to it."""
+    name, first = next(iter(tables.items()))
+    distances = torch.cdist(prompt.detach().flatten(0, 1), first)
+    nearest = distances.argmin(-1).view(prompt.shape[:2])
+    vectors = {name: table[nearest] for name, table in tables.items()}
+    vectors[name] = vectors[name] + prompt - prompt.detach()
+    return nearest, vectors

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 
 from .base import Access, Attack, Probe, at_least, descend
-from .denoising import denoising_loss, noisy, photograph_latents
 from .target import Target, copy_of
 from .tokens import encode_rows, token_rows
 
@@ -44,7 +43,7 @@ class Relearning(Attack):
     def _curve(self, target: Target, word: str | None) -> list[Probe]:
         captions = target.training[: self.images]
         texts = [c.text if word is None else c.with_phrase(word) for c in captions]
-        latents = photograph_latents(target, [caption.image for caption in captions])
+        latents = target.denoiser.latents([caption.image for caption in captions])
         student, generator = copy_of(target.erased), target.generator()
         weights = [p for encoder in student.values() for p in encoder.parameters()]
         for weight in weights:
@@ -54,8 +53,8 @@ class Relearning(Attack):
         for step in range(1, max(self.steps) + 1):
             chosen = torch.randperm(len(texts), generator=generator)[: self.batch]
             rows = token_rows(target, [(texts[i], (), "") for i in chosen])
-            batch = noisy(target, latents[chosen.to(latents.device)], generator)
-            descend(optimizer, denoising_loss(target, batch, encode_rows(target, student, rows)))
+            own, embeds = latents[chosen.to(latents.device)], encode_rows(target, student, rows)
+            descend(optimizer, target.denoising_loss(own, embeds, generator))
             if step in self.steps:
                 probes.append(self._probe(target, student, step, word))
         return probes

@@ -12,7 +12,7 @@ from ..data.removal import remove_concepts
 from .base import Access, Attack, Probe, at_least
 from .target import Target
 from .tokens import encode_rows, filled, token_rows, typeable_words
-from .unlearndiffatk import prompts_probe
+from .word_optimization import prompts_probe
 
 
 @dataclass(frozen=True, kw_only=True)

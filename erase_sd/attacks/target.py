@@ -21,6 +21,7 @@ from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
 from ..errors import DataError, ModelError
 from ..models import erased
+from ..models.denoiser import Denoiser
 from ..models.features import readable
 from ..models.pipeline import embed_ids, encoders_of, open_pipeline, tokenizer_of
 from ..models.presets import Models
@@ -105,6 +106,22 @@ class Target:
     def tokenizer(self) -> Any:
         """The first encoder's tokenizer; the second one of SDXL has the same vocabulary."""
         return tokenizer_of(self.pipe, "text_encoder")
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The erased U-Net as a judge of what an encoder says."""
+        return Denoiser(self.pipe, self.unet or self.pipe.unet)
+
+    @property
+    def original_denoiser(self) -> Denoiser:
+        """The original's U-Net."""
+        return Denoiser(self.pipe, self.pipe.unet)
+
+    def denoising_loss(self, latents: Tensor, embeds: Embeds, generator: torch.Generator) -> Tensor:
+        """Squared error of the erased U-Net's prediction on noisy latents (n, channels, h, w) under n
+        prompts, mean over all."""
+        noisy, answer = self.denoiser.add_noise(latents, generator)
+        return (self.denoiser.predict(noisy, embeds) - answer).square().mean()
 
     def generator(self) -> torch.Generator:
         """Random numbers on the CPU, the same for every attack."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from .base import Access, Attack, Probe, at_least, descend
-from .denoising import denoising_loss, noisy, photograph_latents
 from .embeddings import embedding_probe, random_words
 from .target import Target
 from .tokens import encode_rows, in_place_of_name, token_rows
@@ -40,13 +39,13 @@ class TextualInversion(Attack):
 
     def _probe(self, target: Target, count: int) -> Probe:
         captions = target.training[: self.images]
-        latents = photograph_latents(target, [caption.image for caption in captions])
+        latents = target.denoiser.latents([caption.image for caption in captions])
         vectors, generator = random_words(target, count), target.generator()
         optimizer = torch.optim.Adam(list(vectors.values()), lr=self.learning_rate)
         for _ in range(self.steps):
             chosen = torch.randperm(len(captions), generator=generator)[: self.batch]
             parts = in_place_of_name([captions[i] for i in chosen], [0] * count)
             embeds = encode_rows(target, target.erased, token_rows(target, parts), vectors)
-            batch = noisy(target, latents[chosen.to(latents.device)], generator)
-            descend(optimizer, denoising_loss(target, batch, embeds))
+            own = latents[chosen.to(latents.device)]
+            descend(optimizer, target.denoising_loss(own, embeds, generator))
         return embedding_probe(target, f"{count} token{'s' * (count > 1)}", vectors)

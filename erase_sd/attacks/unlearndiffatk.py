@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Access, Attack, Probe, at_least, descend
-from .denoising import denoising_loss, noisy, photograph_latents
+from .base import Access, Attack, Probe, at_least
 from .target import Target
-from .tokens import TokenRows, embedding_table, encode_rows, token_rows, typeable_words
+from .tokens import embedding_table, token_rows, typeable_words
+from .word_optimization import Words, optimized_words, prompts_probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,49 +39,30 @@ class UnlearnDiffAtk(Attack):
         captions = target.captions[: self.prompts]
         words, generator = typeable_words(target), target.generator()
         allowed = torch.tensor(list(words))
-        latents = photograph_latents(target, [caption.image for caption in captions])
         logits = torch.randn((len(captions), self.tokens, len(allowed)), generator=generator)
-        logits.requires_grad_()
-        optimizer = torch.optim.Adam([logits], lr=self.learning_rate)
         texts = [caption.text for caption in captions]
-        rows = token_rows(target, [("", [0] * self.tokens, text) for text in texts])
-        for _ in range(self.steps):
-            batch = noisy(target, latents, generator)
-            embeds = encode_rows(
-                target, target.erased, rows, straight_through(target, logits, allowed)
-            )
-            descend(optimizer, denoising_loss(target, batch, embeds))
-        chosen = logits.argmax(-1)
+        chosen = optimized_words(
+            target,
+            captions,
+            token_rows(target, [("", [0] * self.tokens, text) for text in texts]),
+            logits,
+            lambda logits: straight_through(target, logits, allowed),
+            lambda latents, embeds: target.denoising_loss(latents, embeds, generator),
+            self.steps,
+            self.learning_rate,
+        )
         prefixes = [" ".join(words[int(allowed[i])] for i in row) for row in chosen]
-        return [
-            prompts_probe(
-                target, "prefixes", [f"{p} {t}" for p, t in zip(prefixes, texts, strict=True)]
-            )
-        ]
+        prompts = [f"{prefix} {text}" for prefix, text in zip(prefixes, texts, strict=True)]
+        return [prompts_probe(target, "prefixes", prompts)]
 
 
-def straight_through(target: Target, logits: Tensor, allowed: Tensor) -> dict[str, Tensor]:
-    """Embeddings (n, length, width) of the most probable words, with the gradient of the mean
-    embedding under the distribution, by encoder."""
-    weights = logits.softmax(-1)
-    hard = torch.nn.functional.one_hot(logits.argmax(-1), len(allowed)).to(weights)
+def straight_through(target: Target, logits: Tensor, allowed: Tensor) -> Words:
+    """The most probable words, with the gradient of the mean embedding under the distribution."""
+    weights, best = logits.softmax(-1), logits.argmax(-1)
+    hard = torch.nn.functional.one_hot(best, len(allowed)).to(weights)
     weights = hard + weights - weights.detach()
     vectors = {}
     for name, encoder in target.erased.items():
         table = embedding_table(encoder)[allowed]
         vectors[name] = weights.to(table.device) @ table
-    return vectors
-
-
-def prompts_probe(target: Target, name: str, prompts: list[str]) -> Probe:
-    """Prompts that take turns until there is one per image."""
-    texts = tuple(prompts[i % len(prompts)] for i in range(target.n))
-    rows: TokenRows = token_rows(target, [(text, (), "") for text in texts])
-    with torch.no_grad():
-        return Probe(
-            name=name,
-            texts=texts,
-            embeds=encode_rows(target, target.erased, rows),
-            original=encode_rows(target, target.original, rows),
-            found=tuple(prompts),
-        )
+    return best, vectors

@@ -110,8 +110,11 @@ class Denoiser:
         return torch.cat(latents)
 
     def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Noisy, Tensor]:
-        """Latents (n, channels, h, w) at random timesteps, and what the U-Net should predict."""
-        times = torch.randint(len(self.alphas), (len(latents),), generator=generator)
+        """Latents (n, channels, h, w) at timesteps spread evenly, one at random in each of n strata, and
+        what the U-Net should predict."""
+        n = len(latents)
+        shares = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        times = (shares * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         alpha = self.alphas[times].to(latents)[:, None, None, None]
         target = noise
