@@ -40,7 +40,7 @@ class ClipStudent:
     @property
     def denoiser(self) -> Denoiser:
         """Only a `UNetStudent` has one."""
-        raise LookupError("the U-Net is not in training; `task.denoiser` is the original's")
+        raise LookupError("the U-Net is not in training; `denoiser_of(task)` is the original")
 
     @property
     def scale(self) -> float:
