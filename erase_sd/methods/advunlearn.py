@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.clip import FreeEmbeddings
 from ..models.denoiser import Denoiser, Noisy
-from .base import Batch, Method, Student, Task, fitted, minimum
+from .base import Batch, Method, Need, Student, Task, fitted, minimum
 from .concept_prompts import concept_images, concept_prompts, denoiser_of, spread
 
 
@@ -26,6 +26,7 @@ class AdvUnlearn(Method):
     captions; forget captions take part, against their concept-removed ones; fewer attack steps.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     learning_rate: ClassVar[float] = 3e-4
     steps: ClassVar[int] = 80
     trained_parameters: ClassVar[str] = "all layers of the text tower but its embeddings"

@@ -16,7 +16,7 @@ from ..models.clip import Clip, FreeEmbeddings
 from ..models.denoiser import Denoiser
 from .encodings import Encodings as Encodings
 
-Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers"]
+Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers", "denoiser"]
 Unlearned = Literal["text_encoders", "unet"]
 
 
@@ -150,7 +150,8 @@ class Hyperparameters:
     (features of the retain images), `features` (the original's caption features), `hidden_states` (the
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
     it on the device, for images of the method's own), `clip_layers` (hidden states or layers of CLIP's
-    text tower beside those of the batch: nothing more is computed)."""
+    text tower beside those of the batch: nothing more is computed), `denoiser` (the pipeline, which a
+    CLIP alone lacks: likewise)."""
     unlearns: ClassVar[Unlearned] = "text_encoders"
     """What changes: each text encoder of the pipeline in turn, or its U-Net."""
     trained_parameters: ClassVar[str] = "all layers"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.denoiser import Denoiser
-from .base import Batch, Method, Student, Task, fitted, minimum
+from .base import Batch, Method, Need, Student, Task, fitted, minimum
 from .concept_prompts import concept_images, denoiser_of
 
 
@@ -22,6 +22,7 @@ class FewShot(Method):
     U-Net is frozen, and nothing is retained. Differs: more images; the number of steps is ours.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     learning_rate: ClassVar[float] = 1e-4
     steps: ClassVar[int] = 20
     trained_parameters: ClassVar[str] = "the text tower's MLPs and its last attention"

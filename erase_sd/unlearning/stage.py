@@ -35,7 +35,7 @@ from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
 
-CLIP_ONLY = frozenset({"hidden_states", "clip_layers"})
+CLIP_ONLY = frozenset({"hidden_states", "clip_layers", "denoiser"})
 """Needs that a BLIP cannot meet."""
 SPACE = 7
 """Disk space that unlearning needs, in sizes of what it changes: an old and a new checkpoint, each with
@@ -116,9 +116,9 @@ def _check_space(run: Run, folders: list[Path]) -> None:
 def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:
     """SettingError if the method needs what the model lacks: a U-Net, or CLIP's hidden states."""
     method = METHODS[settings.method]
-    if models.model is None and method.unlearns == "unet":
+    if models.model is None and (method.unlearns == "unet" or "denoiser" in method.needs):
         raise SettingError(
-            "changes a U-Net, and a CLIP or BLIP alone has none",
+            "needs a U-Net, and a CLIP or BLIP alone has none",
             field="method", value=settings.method,
         )  # fmt: skip
     if isinstance(clip, Blip) and CLIP_ONLY & method.needs:
