@@ -23,7 +23,11 @@ from erase_sd.report import write
 from erase_sd.run import Run
 from erase_sd.unlearning.stage import CLIP_ONLY
 
-OF_TEXT = [name for name, method in METHODS.items() if method.unlearns == "text_encoders"]
+OF_TEXT = [
+    name
+    for name, method in METHODS.items()
+    if method.unlearns == "text_encoders" and "denoiser" not in method.needs
+]
 FOR_BLIP = [name for name in OF_TEXT if not CLIP_ONLY & METHODS[name].needs]
 SHORT = {
     "steps": 2,
@@ -216,6 +220,10 @@ def no_captions(blip: Path, classes: Path) -> list[str]:
         (
             lambda *_: [],
             "--method cliperase-anchored: needs the hidden states of a CLIP; a BLIP is",
+        ),
+        (
+            lambda *_: ["--method", "few-shot"],
+            "--method few-shot: needs a U-Net, and a CLIP or BLIP",
         ),
         (lambda *_: ["--method", "hirm"], "--method hirm: needs the hidden states of a CLIP"),
         (
