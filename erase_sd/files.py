@@ -200,3 +200,22 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_space(folder: Path, needed: float) -> None:
+    """Raises RunError if the disk that `folder` is or will be on has less than `needed` bytes free."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise RunError(
+            f"{folder}: needs about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on its disk"
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Creates `folder`; raises RunError if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None

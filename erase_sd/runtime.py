@@ -8,15 +8,12 @@ import gc
 import logging
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
-from .errors import ModelError, RunError, SettingError
+from .errors import ModelError, SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -47,17 +44,6 @@ class Approval(Protocol):
     """
 
     def __call__(self, images: int, seconds: float | None, /) -> None: ...
-
-
-def cost_line(images: int, seconds: float | None) -> str:
-    """How many images are to be generated, and in what time."""
-    line = f"{images:,} images are to be generated"
-    if seconds is None:
-        return line
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{line}, in about {seconds / length:.0f} {unit}"
-    return f"{line}, in about {seconds:.0f} s"
 
 
 def device() -> torch.device:
@@ -206,25 +192,6 @@ def in_batches(
         else:
             yield batch, answer
             start += len(batch)
-
-
-def check_space(folder: Path, needed: float) -> None:
-    """Raises RunError if the disk that `folder` is or will be on has less than `needed` bytes free."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if (free := shutil.disk_usage(place).free) < needed:
-        raise RunError(
-            f"{folder}: needs about {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free on its disk"
-        )
-
-
-def check_writable(folder: Path) -> None:
-    """Creates `folder`; raises RunError if nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def quiet_libraries() -> None:

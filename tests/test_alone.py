@@ -61,7 +61,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_methods_that_ask_a_unet_refuse_a_clip_alone(
     tiny: Models, classes: Path, method: str
 ) -> None:
-    with pytest.raises(SettingError, match="needs a Stable Diffusion"):
+    with pytest.raises(SettingError, match="needs a U-Net"):
         unlearn(tiny.clip_folder(0), classes, method=method)
     assert not Path("runs").exists()
 
@@ -225,6 +225,10 @@ def no_captions(blip: Path, classes: Path) -> list[str]:
         (
             lambda *_: [],
             "--method cliperase-anchored: needs the hidden states of a CLIP; a BLIP is",
+        ),
+        (
+            lambda *_: ["--method", "few-shot"],
+            "--method few-shot: needs a U-Net, and a CLIP or BLIP",
         ),
         (lambda *_: ["--method", "hirm"], "--method hirm: needs the hidden states of a CLIP"),
         (

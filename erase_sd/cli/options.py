@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SettingError
+from ..generation.settings import cost_line
 from ..models.choices import Sampler
 from ..models.presets import Preset
-from ..runtime import Approval, Precision, cost_line
+from ..runtime import Approval, Precision
 
 RUN_HELP = "Name of a run under runs/, or a run folder."
 PRESET_HELP = "Base model, and the CLIP, caption pairs and detector that go with it."

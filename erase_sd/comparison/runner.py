@@ -16,6 +16,7 @@ from ..data.concept import slug
 from ..data.prompts import find_prompts, read_prompts
 from ..data.readers import read_dataset
 from ..errors import EraseError, RunError
+from ..files import check_writable
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
 from ..report.contact_sheet import contact_sheet
@@ -83,7 +84,7 @@ def compare(
             for file in prompts.values():
                 read_prompts(file)
                 read_prompts(file.with_name("retain.txt"))
-        runtime.check_writable(out)
+        check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
         attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,

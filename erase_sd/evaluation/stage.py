@@ -12,7 +12,7 @@ from .. import runtime
 from ..data.classes import TEMPLATES as TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
-from ..files import write_csv, write_json
+from ..files import check_writable, write_csv, write_json
 from ..models.blip import is_blip, load_blip
 from ..models.erased import check_base, erased_clip, module_folder
 from ..models.presets import Models, PairSource
@@ -50,7 +50,7 @@ def evaluate(
     runtime.quiet_libraries()
     variants, about = _open(run, models)
     if "erased" in variants:
-        runtime.check_writable(run.folder)
+        check_writable(run.folder)
     if images and _is_same(images, models.data):
         runtime.log.info("%s: the run's own data; its held-out images are measured", images)
         images = None

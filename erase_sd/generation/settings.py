@@ -46,3 +46,14 @@ class GenerateSettings:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:
             raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
+
+
+def cost_line(images: int, seconds: float | None) -> str:
+    """How many images are to be generated, and in what time."""
+    line = f"{images:,} images are to be generated"
+    if seconds is None:
+        return line
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{line}, in about {seconds / length:.0f} {unit}"
+    return f"{line}, in about {seconds:.0f} s"

@@ -13,17 +13,17 @@ from ..data.concept import Concept
 from ..data.kinds import check_kind_files
 from ..data.prompts import read_prompt_file
 from ..errors import ModelError
-from ..files import key_of, write_records
+from ..files import check_space, key_of, write_records
 from ..models import erased
 from ..models.pipeline import image_size, open_pipeline, pipeline_token_limit, swap
 from ..models.presets import Models
 from ..models.sampling import default_batch, seconds_per_image
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
-from ..runtime import Approval, Progress, cost_line, log
+from ..runtime import Approval, Progress, log
 from .batch import ImageBatch, hashes_on_disk, write_batch
 from .plan import PlannedImage, batches_of, plan, reference_texts
-from .settings import GenerateSettings
+from .settings import GenerateSettings, cost_line
 from .share import Share
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def generate(
         "reference": reference,
     }
     total = sum(len(variant.texts) for variant in variants)
-    runtime.check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
+    check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
     share = Share.of_process(run.folder)
     if not share.writes:
         with share.present():

@@ -12,6 +12,7 @@ from .. import runtime
 from ..data.dataset import Dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import NotErasedError, RunError, SettingError
+from ..files import check_space
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..methods.registry import METHODS
 from ..models import erased
@@ -35,7 +36,7 @@ from .settings import UnlearnSettings
 from .staged import StagedTrainer
 from .trainer import Trainer
 
-CLIP_ONLY = frozenset({"hidden_states", "clip_layers"})
+CLIP_ONLY = frozenset({"hidden_states", "clip_layers", "denoiser"})
 """Needs that a BLIP cannot meet."""
 SPACE = 7
 """Disk space that unlearning needs, in sizes of what it changes: an old and a new checkpoint, each with
@@ -110,7 +111,7 @@ def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
 
 def _check_space(run: Run, folders: list[Path]) -> None:
     files = [path for folder in folders for path in folder.glob("*.safetensors")]
-    runtime.check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
+    check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
 
 
 def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:
@@ -118,7 +119,7 @@ def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None
     needs = METHODS[settings.method].needs
     if models.model is None and "denoiser" in needs:
         raise SettingError(
-            "needs a Stable Diffusion; a CLIP or BLIP alone has no U-Net",
+            "needs a U-Net, and a CLIP or BLIP alone has none",
             field="method", value=settings.method,
         )  # fmt: skip
     if isinstance(clip, Blip) and CLIP_ONLY & needs:
