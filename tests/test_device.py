@@ -17,6 +17,7 @@ from erase_sd.methods.registry import METHODS, MethodName
 from erase_sd.models import erased
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.unlearning import student
 from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 
@@ -60,3 +61,39 @@ def settings_of(name: MethodName, **changes: object) -> UnlearnSettings:
 def test_every_method_unlearns_on_a_card(name: MethodName, tiny: Models, card: None) -> None:
     unlearn(settings_of(name), tiny, Run(Path("run")))
     assert erased.load(Path("run"))
+
+
+def test_training_on_a_card_uses_deterministic_kernels(card: None) -> None:
+    with runtime.deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_interrupted_unlearning_resumes_on_a_card(
+    tiny: Models, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what a method carries from step to step."""
+    straight, broken, settings = Run(Path("a")), Run(Path("b")), settings_of("cliperase-hardened")
+    unlearn(settings, tiny, straight)
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(settings, tiny, broken, interrupt)
+    unlearn(settings, tiny, broken)
+    weights, resumed = (erased.load(run.folder).state_dict() for run in (straight, broken))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_a_large_tower_trains_alike_with_its_activations_computed_anew(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, anew = Run(Path("a")), Run(Path("b"))
+    settings = settings_of("cliperase-anchored")
+    unlearn(settings, tiny, plain)
+    monkeypatch.setattr(student, "LARGE", 0)
+    unlearn(settings, tiny, anew)
+    weights, others = (erased.load(run.folder).state_dict() for run in (plain, anew))
+    assert all(torch.equal(weights[name], others[name]) for name in weights)

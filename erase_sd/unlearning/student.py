@@ -13,6 +13,10 @@ from ..methods.base import EncodedPairs, Encodings, Need
 from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
 from ..models.denoiser import Denoiser
 
+LARGE = 500_000_000
+"""Parameters of a text tower from which on its activations are computed anew in the backward pass: those
+of SDXL's second encoder (695 million) would take 15 GB at the default batch sizes."""
+
 
 class ClipStudent:
     """A CLIP in training: the `Student` of the methods.
@@ -25,6 +29,10 @@ class ClipStudent:
     ) -> None:
         self.clip, self.dtype, self.needs = clip, dtype, needs
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
+        if sum(parameter.numel() for parameter in self.parameters.values()) > LARGE:
+            tower = clip.model.text_model
+            tower.gradient_checkpointing_enable({"use_reentrant": False})
+            tower.train()  # transformers checkpoints in training mode only; CLIP has no dropout
 
     @property
     def denoiser(self) -> Denoiser:

@@ -88,7 +88,8 @@ class Trainer:
 
     def _advance(self, progress: Progress | None, began: float, first: int) -> None:
         """Takes a step, and validates if it is due; training `began` at the step `first`, seconds."""
-        terms = self._take_step()
+        with runtime.deterministic():
+            terms = self._take_step()
         if self.state.stopped:
             return
         self.state.step += 1
