@@ -34,7 +34,9 @@ class ClipStudent:
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
         if sum(parameter.numel() for parameter in self.parameters.values()) > LARGE:
             tower = clip.model.text_model
-            tower.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.17 and earlier have the old name only, later ones warn of it.
+            enable = getattr(tower, "activation_checkpointing_enable", None)
+            (enable or tower.gradient_checkpointing_enable)({"use_reentrant": False})
             tower.train()  # transformers checkpoints in training mode only; CLIP has no dropout
 
     @property
