@@ -74,9 +74,9 @@ class Batches:
     def _concept_removed(self, rows: Tensor, steps: int) -> ConceptRemoved:
         ids = self.forget.concept_removed_ids
         _, hidden_states = self._encode_rows("forget", ids, rows, steps)
-        source = self.forget.source[rows][:, :, None].expand_as(hidden_states)
+        source = self.forget.source[rows].to(hidden_states.device)  # small until it is expanded
         return ConceptRemoved(
-            hidden_states.gather(1, source.to(hidden_states.device)),
+            hidden_states.gather(1, source[:, :, None].expand_as(hidden_states)),
             self.forget.mask[rows].to(hidden_states.device),
         )
 
