@@ -6,7 +6,6 @@ import dataclasses
 
 from torch import Tensor
 
-from .. import runtime
 from ..errors import DivergedError
 from ..files import write_records
 from ..methods.base import ClosedFormMethod
@@ -30,6 +29,6 @@ def solve(method: ClosedFormMethod, session: Session) -> tuple[dict[str, Tensor]
         stopped="solved",
         resumed_at=0,
         batch_sizes=(session.settings.forget_batch, session.settings.retain_batch),
-        dtype=runtime.precision(session.settings.dtype),
+        dtype=session.student.dtype_name,
         held_out=dataclasses.asdict(session.measure("held-out")),
     )

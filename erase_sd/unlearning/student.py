@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..methods.base import EncodedPairs, Encodings, Need
 from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
 from ..models.denoiser import Denoiser
+from ..runtime import Precision
 
 LARGE = 500_000_000
 """Parameters of a text tower from which on its activations are computed anew in the backward pass: those
@@ -41,6 +42,11 @@ class ClipStudent:
     def denoiser(self) -> Denoiser:
         """Only a `UNetStudent` has one."""
         raise LookupError("the U-Net is not in training; `denoiser_of(task)` is the original")
+
+    @property
+    def dtype_name(self) -> Precision:
+        """The precision of the passes through the model, as `--dtype` names it."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     @property
     def scale(self) -> float:

@@ -83,7 +83,7 @@ class Trainer:
             stopped=self.state.stopped or "steps",
             resumed_at=self.resumed_at,
             batch_sizes=self.batches.sizes,
-            dtype=runtime.precision(self.settings.dtype),
+            dtype=self.student.dtype_name,
             held_out=dataclasses.asdict(self.session.measure("held-out")),
         )
 
