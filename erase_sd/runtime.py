@@ -99,8 +99,8 @@ def dtype(name: Precision = "auto") -> torch.dtype:
 def precision(name: Precision = "auto") -> Precision:
     """The precision of training and of image generation.
 
-    `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32. It
-    is read from the processor rather than timed, so that a machine always answers the same.
+    `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32:
+    read from the processor rather than timed, so that a machine always answers the same.
     """
     import torch
 
@@ -195,10 +195,8 @@ def in_batches(
 
 
 def quiet_libraries() -> None:
-    """Silences progress bars and notices of transformers, but not its errors.
-
-    Those of diffusers, which takes a second to import, are silenced when a pipeline is opened.
-    """
+    """Silences progress bars and notices of transformers, but not its errors; those of diffusers, slow
+    to import, are silenced when a pipeline is opened."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
