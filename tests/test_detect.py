@@ -391,19 +391,6 @@ def test_damaged_metadata_and_foreign_architectures_are_refused(
         read_detector(path)
 
 
-def test_an_open_vocabulary_detector_is_one_line(tmp_path: Path) -> None:
-    from ultralytics.nn.tasks import WorldModel
-
-    torch.save(
-        {"model": WorldModel("yolov8s-worldv2.yaml", nc=2, verbose=False)}, tmp_path / "w.pt"
-    )
-    with pytest.raises(
-        ModelError, match=r"w\.pt: an open-vocabulary detector .*YOLO-World"
-    ) as caught:
-        read_detector(tmp_path / "w.pt")
-    assert "\n" not in str(caught.value)
-
-
 def test_class_names_are_in_lower_case_and_may_be_numbered_by_text(
     ultralytics_model: nn.Module, tiny: Models, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from ..files import check_space
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..methods.registry import METHODS
 from ..models import erased
-from ..models.blip import Blip
+from ..models.blip import is_blip
 from ..models.clip import Clip
 from ..models.pipeline_kinds import TextEncoder, not_erased
 from ..models.presets import Models
@@ -64,12 +64,12 @@ def unlearn(
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
+    _check_method(settings, models)
     of_unet = settings.build().unlearns == "unet"
     modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
     _check_space(run, [models.folder / UNET] if of_unet else [e.folder for e in encoders])
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
-    _check_method(settings, models, clip)
     weights: dict[str, dict[str, Tensor]] = {}
     results: dict[str, EncoderResult] = {}
     with run.stage("unlearn", values, **entry) as stage:
@@ -114,7 +114,7 @@ def _check_space(run: Run, folders: list[Path]) -> None:
     check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
 
 
-def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None:
+def _check_method(settings: UnlearnSettings, models: Models) -> None:
     """SettingError if the method needs what the model lacks: a U-Net, or CLIP's hidden states."""
     needs = METHODS[settings.method].needs
     if models.model is None and "denoiser" in needs:
@@ -122,7 +122,7 @@ def _check_method(settings: UnlearnSettings, models: Models, clip: Clip) -> None
             "needs a U-Net, and a CLIP or BLIP alone has none",
             field="method", value=settings.method,
         )  # fmt: skip
-    if isinstance(clip, Blip) and CLIP_ONLY & needs:
+    if CLIP_ONLY & needs and is_blip(models.clip_folder(0)):
         others = (n for n, m in METHODS.items() if not (CLIP_ONLY | {"denoiser"}) & m.needs)
         raise SettingError(
             f"needs the hidden states of a CLIP; a BLIP is unlearned by {', '.join(others)}",
