@@ -32,7 +32,7 @@ class Version(NamedTuple):
 
     name: str
     suffix: str
-    """Of the files of images."""
+    """Suffix of the image files."""
     classes: str
     """The file of class names."""
 

@@ -31,7 +31,7 @@ class Entry:
     sha256: str
     """Hash of the bytes."""
     width: int | None = None
-    """Of square, raw pixels, in planes of red, green and blue; None for an encoded image."""
+    """Side of a square of raw pixels, in planes of red, green and blue; None for an encoded image."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}"

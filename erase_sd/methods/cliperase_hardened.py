@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from ..models.clip import Clip
 from ..models.denoiser import Denoiser, check_one_encoder
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
-from .base import Batch, Method, Need, Student, Task, fitted, greater_than, minimum
+from .base import Batch, Student, Task, fitted, greater_than, minimum
+from .cliperase_anchored import AnchoredCLIPErase
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardenedCLIPErase(Method):
+class HardenedCLIPErase(AnchoredCLIPErase):
     """This project, after Zhang et al. (AdvUnlearn, arXiv 2405.15234): anchored, with adversaries.
 
     Free input embeddings take the place of the concept's name and are trained, a step at a time,
@@ -30,13 +31,6 @@ class HardenedCLIPErase(Method):
     random words and noise in them, so that what holds against embeddings does not cost other words.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"hidden_states"})
-    learning_rate: ClassVar[float] = 1e-3
-    forget_threshold: ClassVar[float | None] = 0.1
-    retain_floor: ClassVar[float | None] = 0.9
-    anchor_weight: float = 50.0
-    """Weight of the mean squared distance between the forget captions' hidden states and those of
-    the concept-removed captions (as in cliperase-anchored)."""
     token_weight: float = 100.0
     """Weight of the mean squared change of the retain captions' hidden states (ours: twice that of
     cliperase-anchored)."""
@@ -102,16 +96,8 @@ class HardenedCLIPErase(Method):
         )
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """The terms `anchor` and `token`, and `adversary` and `neighbour` if they have a weight."""
-        assert batch.concept_removed is not None
-        forget, retain = student(batch.forget), student(batch.retain)
-        distance = (forget.hidden_states - batch.concept_removed.hidden_states).square().mean(-1)
-        mask = batch.concept_removed.mask  # (n, tokens), as the distance
-        change = (retain.hidden_states - batch.retain.original.hidden_states).square()
-        terms = {
-            "anchor": self.anchor_weight * (distance * mask).sum() / mask.sum().clamp(min=1),
-            "token": self.token_weight * change.mean(),
-        }
+        """The terms of cliperase-anchored, and `adversary` and `neighbour` if they have a weight."""
+        terms = super().loss(student, batch)
         if self.adversary_weight and batch.done >= self.start:
             terms["adversary"] = self.adversary_weight * self._attacked(student, batch)
         if self.neighbour_weight:

@@ -40,13 +40,10 @@ class MethodDescription:
 def describe(name: str) -> MethodDescription:
     """The description of the method called `name`."""
     method = METHODS[name]
-    [body] = ast.parse(textwrap.dedent(inspect.getsource(method))).body
-    assert isinstance(body, ast.ClassDef)
     meanings: dict[str, str] = {}
-    for line, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-            assert isinstance(line.target, ast.Name)
-            meanings[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    for base in reversed(method.__mro__):  # a subclass may say more of an inherited field
+        if base.__module__.startswith(__package__):
+            meanings |= _meanings(base)
     citation, _, about = (inspect.getdoc(method) or "").partition("\n")
     learning_rate, steps = None, None
     if issubclass(method, Method):
@@ -63,3 +60,15 @@ def describe(name: str) -> MethodDescription:
             for field, default in method.hyperparameters().items()
         ),
     )
+
+
+def _meanings(method: type) -> dict[str, str]:
+    """The text under each field of a class."""
+    [body] = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+    assert isinstance(body, ast.ClassDef)
+    meanings: dict[str, str] = {}
+    for line, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(line.target, ast.Name)
+            meanings[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return meanings

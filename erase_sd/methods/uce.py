@@ -47,6 +47,12 @@ class UCE(ClosedFormMethod):
 
     def solve(self, task: Task) -> Mapping[str, Tensor]:
         """The key and value matrices, (inner, width)."""
+        wanted, _ = self.problem(task)
+        matrices = cross_attention.keys_and_values(denoiser_of(task).unet)
+        return cross_attention.edited(matrices, cross_attention.edit(wanted, self.ridge))
+
+    def problem(self, task: Task) -> tuple[cross_attention.TextMoments, tuple[Tensor, Tensor]]:
+        """The moments to solve for, and the states of the concept with those to read instead, (n, width)."""
         denoiser = denoiser_of(task)
         read, instead = cross_attention.concept_pairs(
             task, denoiser, self.prompts, self.toward, self.forget_captions
@@ -54,5 +60,4 @@ class UCE(ClosedFormMethod):
         kept = cross_attention.retained_states(denoiser, task.retain, self.retain_captions)
         wanted = cross_attention.moments(read, instead)
         wanted += cross_attention.moments(kept, kept).scaled(self.retain_weight)
-        matrices = cross_attention.keys_and_values(denoiser.unet)
-        return cross_attention.edited(matrices, cross_attention.edit(wanted, self.ridge))
+        return wanted, (read, instead)

@@ -173,7 +173,7 @@ class ErasureRecord:
     held_out: dict[str, float]
     base: Base
     weights_sha256: dict[str, str]
-    """Of what the erasure changed, by its name in the pipeline: text encoders, `unet`, or both."""
+    """Hash of each module that the erasure changed, by its name in the pipeline: text encoders, `unet`."""
     mentions: dict[str, dict[str, int]] = field(default_factory=dict)
     """By concept: phrases that nobody listed and that were erased with it, and in how many training
     captions each was found."""

@@ -101,7 +101,7 @@ def unlearn(
 
 
 def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
-    """What is to be unlearned, and the CLIP of each. Raises ModelError if one does not fit."""
+    """The text encoders to unlearn, and the CLIP of each. Raises ModelError if one does not fit."""
     encoders, clips = encoders_to_unlearn(models), clips_of(models)
     if models.model is not None:
         for folder, encoder in zip(clips, encoders, strict=True):
