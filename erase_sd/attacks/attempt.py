@@ -38,6 +38,7 @@ class Attempt:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Everything that the outcome depends on beside the models, as JSON."""
         shape = {"steps": self.target.steps, "guidance": self.target.guidance}
         budgets = {
             name: list(value) if isinstance(value, tuple) else value  # as JSON has them

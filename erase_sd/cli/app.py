@@ -42,6 +42,7 @@ class Program(TyperGroup):
     """A group of commands whose user errors become one line on stderr and exit status 1."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Runs the command; an EraseError is one line that names the option, and exit status 1."""
         try:
             return super().invoke(ctx)
         except EraseError as error:

@@ -73,6 +73,7 @@ class WordLists(TyperCommand):
     """A command whose --concepts, --methods and --attacks take all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeats an option before each of several words, so that `--methods ga kl` names two."""
         words: list[str] = []
         option = ""
         for word in args:

@@ -81,6 +81,7 @@ class Pen:
         self.draw.polygon([self.at(x, y) for x, y in points], fill=fill)
 
     def line(self, points: Sequence[XY], width: float, fill: Colour) -> None:
+        """A line with round ends."""
         stroke = self.stroke(width)
         path = [self.at(x, y) for x, y in points]
         self.draw.line(path, fill=fill, width=stroke, joint="curve")

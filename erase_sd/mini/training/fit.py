@@ -113,6 +113,7 @@ class _StepLog:
         return (time.monotonic() - self.began) / 60
 
     def add(self, step: int, loss: float | Tensor) -> None:
+        """Counts a step."""
         # Not read before it is printed: reading a loss waits for the GPU.
         self.total += loss
         if (step + 1) % 50 == 0:
@@ -138,6 +139,7 @@ class _State:
     def of(
         cls, model: nn.Module, learning_rate: float, weight_decay: float, average: float | None
     ) -> _State:
+        """The state of a model before its first step."""
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
         matrices = [p for p in parameters.values() if p.ndim > 1]
