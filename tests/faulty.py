@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 CALLS = ("fsync", "replace", "mkdir", "unlink")
 """System calls before which `killed_at` ends a process."""
@@ -62,6 +63,9 @@ def forked(work: Callable[[], object]) -> int:
     if (child := os.fork()) == 0:
         status = 1
         try:
+            # PyTorch replaces its thread pool at its first use after a fork; two threads at once would
+            # find none.
+            torch.set_num_threads(torch.get_num_threads())
             work()
             status = 0
         except BaseException:
