@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -58,6 +60,27 @@ def write_table(reporter: pytest.TerminalReporter) -> None:
 
 def forked(work: Callable[[], object]) -> int:
     """Exit status of a child that does `work`: 0, 1 after an exception, or minus a signal's number."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+
+
+def side_by_side(count: int, work: Callable[[int], object]) -> list[int]:
+    """Exit statuses of a launcher's `count` children, each of which does `work` of its number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def launched(number: int) -> None:
+        own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in own.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+        work(number)
+
+    children = [fork(functools.partial(launched, number)) for number in range(count)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Process id of a child that does `work`."""
     sys.stdout.flush()
     sys.stderr.flush()
     if (child := os.fork()) == 0:
@@ -72,7 +95,7 @@ def forked(work: Callable[[], object]) -> int:
             traceback.print_exc()
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def calls_of(work: Callable[[], object], log: Path) -> list[str]:

@@ -27,6 +27,8 @@ IOU = 0.45
 """Threshold of non-maximum suppression (YOLOv5's default)."""
 MAX_DETECTIONS = 300
 """Per image (ultralytics' default)."""
+CHUNK = 64
+"""Images opened at a time, and between two reports of progress; no batch is larger."""
 CONTAINED = {
     "YOLO_OFFLINE": "true",
     "YOLO_AUTOINSTALL": "false",

@@ -14,6 +14,7 @@ from ..reading import read_json
 from ..run.measurements import Detection
 from .detector import (
     ANSWER,
+    CHUNK,
     FAILURE,
     IOU,
     MAX_DETECTIONS,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 1 << 22  # per forward pass: 10 images of 640 x 640, 256 of 128 x 128
-CHUNK = 64  # images opened at a time, and between two reports of progress
 
 
 class Detector:

@@ -11,6 +11,7 @@ from ..data.concept import Concept
 from ..models.blip import Blip
 from ..run.records import Variant
 from ..runtime import Progress, in_batches
+from ..sharing import each
 from .drift import drift, drift_texts
 from .embedders import EMBEDDING_BATCH, Embedder
 from .galleries import Gallery
@@ -78,14 +79,16 @@ def _image_features(
 def _embed_images(
     variant: Variant, embedder: Embedder, gallery: Gallery, progress: Progress | None
 ) -> Tensor:
-    rows, done = [], 0
+    """Features of all images; processes in step share the batches."""
 
-    def embed_batch(batch: Sequence[GalleryImage]) -> Tensor:
-        return embedder.embed_images([image.open() for image in batch])
+    def embed(images: Sequence[GalleryImage]) -> Tensor:
+        return embedder.embed_images([image.open() for image in images])
 
-    for batch, features in in_batches(gallery.images, EMBEDDING_BATCH, embed_batch):
-        rows.append(features)
-        done += len(batch)
+    def embed_batch(start: int) -> Tensor:
+        batch = gallery.images[start : start + EMBEDDING_BATCH]
+        rows = [features for _, features in in_batches(batch, EMBEDDING_BATCH, embed)]
         if progress:
-            progress(done, len(gallery.images), f"{variant} images")
-    return torch.cat(rows)
+            progress(start + len(batch), len(gallery.images), f"{variant} images")
+        return torch.cat(rows)
+
+    return torch.cat(each(range(0, len(gallery.images), EMBEDDING_BATCH), embed_batch))

@@ -11,6 +11,7 @@ from ..data.concept import Concept
 from ..data.pair import ConceptSet
 from ..models.clip import Clip
 from ..models.tokens import words_of
+from ..sharing import each
 from . import measures
 from .embedders import EMBEDDING_BATCH
 from .galleries import Gallery
@@ -51,10 +52,11 @@ def drift(
     """`drift_<group>`: mean cosine distance between hidden states, `concepts` being the subject."""
     estimates: Estimates = {}
     for concept_set, of_set in texts.items():
-        rows = [
-            _text_drift(before, after, of_set[start : start + EMBEDDING_BATCH], concepts)
+        batches = [
+            of_set[start : start + EMBEDDING_BATCH]
             for start in range(0, len(of_set), EMBEDDING_BATCH)
         ]
+        rows = each(batches, lambda batch: _text_drift(before, after, batch, concepts))
         if not rows:
             continue
         for group, column in zip(DRIFT_GROUPS, torch.cat(rows).T, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..models.clip import Clip
 from ..models.tokens import TokenLimit
+from ..sharing import each
 
 EMBEDDING_BATCH = 128
 
@@ -40,13 +41,14 @@ class Embedder:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features, (n, d), on the CPU. Raises DataError for a text that exceeds the context length."""
+        """Features, (n, d), on the CPU, by processes in step. Raises DataError for a text that exceeds
+        the context length."""
         ids = self.clip.tokens(texts)
         order = self.clip.ends(ids).argsort()  # batches of similar length need little padding
-        rows = [
-            self.clip.encode_text(self.clip.cut(batch))[0].cpu()
-            for batch in torch.split(ids[order], EMBEDDING_BATCH)
-        ]
+        rows = each(
+            torch.split(ids[order], EMBEDDING_BATCH),
+            lambda batch: self.clip.encode_text(self.clip.cut(batch))[0].cpu(),
+        )
         return torch.cat(rows)[order.argsort()]
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from ..models.towers import encoders_to_unlearn, load_towers
 from ..run import Run
 from ..run.measurements import EvaluationRecord, Measurement
 from ..run.records import Variant
+from ..sharing import together, writes
 from .clip_measures import MEASURES, measure
 from .embedders import Embedder
 from .galleries import Gallery, held_out_gallery, open_gallery
@@ -42,10 +43,21 @@ def evaluate(
 
     `images` is a folder to measure on instead of the run's held-out pairs; of the folder that the run
     was unlearned with, its held-out images are measured. If the CLIP of `models` is a BLIP other than
-    the run's own, it is measured alone and nothing is written. Raises RunError before unlearning is
-    done.
+    the run's own, it is measured alone and nothing is written. A launcher's processes share the images
+    and captions. Raises RunError before unlearning is done.
     """
     check_templates(templates)
+    with together():
+        return _evaluate(run, models, images, templates, progress)
+
+
+def _evaluate(
+    run: Run,
+    models: Models,
+    images: Path | None,
+    templates: Sequence[str],
+    progress: runtime.Progress | None,
+) -> EvaluationRecord:
     concepts = run.unlearned().concepts
     runtime.quiet_libraries()
     variants, about = _open(run, models)
@@ -59,7 +71,7 @@ def evaluate(
     about |= {"data": _described(gallery), "templates": list(templates)}
     about["versions"] = runtime.versions()
     record = EvaluationRecord(about=about, measurements=_measurements(run, estimates))
-    if "erased" in variants:
+    if "erased" in variants and writes():
         with run.lock():
             _write(run.folder, record)
     return record

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..models.clip import Clip
-from ..models.denoiser import Denoiser, check_one_encoder
+from ..models.denoiser import Denoiser
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
 from .base import Batch, Student, Task, fitted, greater_than, minimum
 from .cliperase_anchored import AnchoredCLIPErase
+from .concept_prompts import check_one_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..models.denoiser import Denoiser, check_one_encoder
+from ..errors import DataError, ModelError
+from ..models.denoiser import Denoiser
+from ..models.pipeline import encoders_of
 from .base import Task, TokenizedPairs
 
 
@@ -77,3 +78,13 @@ def denoiser_of(task: Task, *, one_encoder: bool = False) -> Denoiser:
         )
     denoiser = task.open_denoiser()
     return check_one_encoder(denoiser) if one_encoder else denoiser
+
+
+def check_one_encoder(denoiser: Denoiser) -> Denoiser:
+    """The denoiser itself; ModelError if its U-Net reads more than one text encoder."""
+    if len(encoders_of(denoiser.pipe)) > 1:
+        raise ModelError(
+            "its U-Net reads two text encoders; this method needs one",
+            field="model", value=denoiser.pipe.config._name_or_path,
+        )  # fmt: skip
+    return denoiser

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.images import ImageSource, open_image
+from ..sharing.rows import by_rows
 from .choices import Towers as Towers
 from .tokens import TokenLimit
 
@@ -137,11 +138,17 @@ class Clip:
         return text, torch.cat(taps, dim=-1).float()
 
     def encode_texts(self, ids: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
-        """`encode_text` of any number of rows, in batches and without gradient."""
-        with torch.no_grad():
+        """`encode_text` of any number of rows, in batches, which processes in step share, and without
+        gradient."""
+
+        def encode(ids: Tensor) -> tuple[Tensor, Tensor]:
             batches = [self.encode_text(rows) for rows in torch.split(ids, batch)]
-        text, hidden_states = zip(*batches, strict=True)
-        return torch.cat(text), torch.cat(hidden_states)
+            text, hidden_states = zip(*batches, strict=True)
+            return torch.cat(text), torch.cat(hidden_states)
+
+        with torch.no_grad():
+            text, hidden_states = by_rows(encode, ids, unit=batch)
+        return text, hidden_states
 
     def encode_image(self, pixels: Tensor, unit: bool = True) -> Tensor:
         """Features (n, projection), normalized if `unit`, of pixels (n, 3, size, size)."""

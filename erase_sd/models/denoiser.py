@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import runtime
 from ..data.images import ImageSource, open_image
 from ..errors import ModelError
+from ..sharing.rows import by_rows
 from .pipeline import embed, embed_ids, encoders_of, image_size, open_pipeline, tokenizer_of
 
 if TYPE_CHECKING:
@@ -124,7 +125,11 @@ class Denoiser:
         return Noisy(noisy, times.to(latents.device)), target
 
     def predict(self, noisy: Noisy, prompts: Prompts) -> Tensor:
-        """The U-Net's prediction (noise, or velocity) under the prompts, as `noisy.latents`."""
+        """The U-Net's prediction (noise, or velocity) under the prompts, as `noisy.latents`; processes in
+        step share the rows."""
+        return _by_rows(lambda *rows: (self._pass(*rows),), noisy, prompts)[0]
+
+    def _pass(self, noisy: Noisy, prompts: Prompts) -> Tensor:
         extra: dict[str, Any] = {}
         dtype = self.unet.dtype
         if "pooled_prompt_embeds" in prompts:  # SDXL also reads the sizes of the image
@@ -163,12 +168,16 @@ class Denoiser:
             for name, module in self.unet.named_modules()
             if name.endswith(".attn2")
         ]
+
+        def of_rows(*rows: Any) -> tuple[Tensor, ...]:
+            self._pass(*rows)
+            return tuple(probabilities)
+
         try:
-            self.predict(noisy, prompts)
+            return [*_by_rows(of_rows, noisy, prompts)]
         finally:
             for hook in hooks:
                 hook.remove()
-        return probabilities
 
     @torch.no_grad()
     def sample(
@@ -201,6 +210,17 @@ class Denoiser:
         return Noisy(latents, torch.full((count,), remaining[0] if remaining else 0))
 
 
+def _by_rows(
+    work: Callable[[Noisy, Prompts], tuple[Tensor, ...]], noisy: Noisy, prompts: Prompts
+) -> tuple[Tensor, ...]:
+    names = [name for name in ("prompt_embeds", "pooled_prompt_embeds") if name in prompts]
+
+    def of_rows(latents: Tensor, times: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+        return work(Noisy(latents, times), dict(zip(names, own, strict=True)))
+
+    return by_rows(of_rows, noisy.latents, noisy.times, *(prompts[name] for name in names))
+
+
 def repeated(prompts: Prompts, count: int) -> dict[str, Tensor]:
     """One prompt's encoding as `count` rows."""
     return {name: t[:1].expand(count, *t.shape[1:]) for name, t in prompts.items()}
@@ -228,13 +248,3 @@ def open_denoiser(
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values()):
         module.requires_grad_(False)
     return Denoiser(pipe, pipe.unet, precision)
-
-
-def check_one_encoder(denoiser: Denoiser) -> Denoiser:
-    """The denoiser itself; ModelError if its U-Net reads more than one text encoder."""
-    if len(encoders_of(denoiser.pipe)) > 1:
-        raise ModelError(
-            "its U-Net reads two text encoders; this method needs one",
-            field="model", value=denoiser.pipe.config._name_or_path,
-        )  # fmt: skip
-    return denoiser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..data.images import hash_image, open_image
 from ..errors import DataError, RunError
 from ..files import cache_folder, key_of
 from ..runtime import in_batches, log
+from ..sharing import each, from_first, writes
 from .clip import Clip
 
 _BATCH = 128
@@ -22,25 +24,31 @@ def image_features(clip: Clip, data: Dataset, images: Sequence[str]) -> dict[str
     """Unit-norm features of `images` by file name.
 
     Images that cannot be read are left out and noted in `data.unreadable`. The cache is keyed by the
-    weights and by each image file's hash; a damaged cache is replaced.
+    weights and by each image file's hash; a damaged cache is replaced. Processes in step share the
+    batches.
     """
     hashes = {name: hash_image(data.path_of(name)) for name in dict.fromkeys(images)}
     path = cache_folder() / "features" / f"{key_of([clip.digest, data.digest])}.safetensors"
-    try:
-        known, _ = load_tensors(path)
-    except (OSError, RunError):
-        known = {}
+    known = from_first(lambda: _cached(path))
     missing = [name for name, sha256 in hashes.items() if sha256 not in known]
-    for names, rows in in_batches(
-        readable(data, missing), _BATCH, lambda b: _encode(clip, data, b)
-    ):
-        known |= {hashes[name]: row.clone() for name, row in zip(names, rows, strict=True)}
-    if missing:
+    names = readable(data, missing)
+    batches = [names[start : start + _BATCH] for start in range(0, len(names), _BATCH)]
+    for batch, rows in zip(batches, each(batches, lambda b: _encode(clip, data, b)), strict=True):
+        known |= {hashes[name]: row.clone() for name, row in zip(batch, rows, strict=True)}
+    if missing and writes():
         try:
             save_tensors(path, known, {})
         except (OSError, RunError) as error:
             log.warning("%s: image features are not cached (%s)", path, error)
     return {name: known[sha256] for name, sha256 in hashes.items() if sha256 in known}
+
+
+def _cached(path: Path) -> dict[str, Tensor]:
+    """Features by the images' hashes; none if there is no intact file."""
+    try:
+        return load_tensors(path)[0]
+    except (OSError, RunError):
+        return {}
 
 
 def report_unreadable(data: Dataset) -> None:
@@ -54,17 +62,24 @@ def report_unreadable(data: Dataset) -> None:
 
 def readable(data: Dataset, images: Iterable[str]) -> list[str]:
     """The images that can be opened; the others are noted in `data.unreadable`."""
-    names = []
-    for name in images:
-        if name not in data.unreadable:
-            try:
-                open_image(data.path_of(name))
-                names.append(name)
-            except DataError as error:
-                data.unreadable[name] = error.rule
-    return names
+    names = [name for name in images if name not in data.unreadable]
+    for name, why in zip(names, each(names, lambda n: _why_unreadable(data, n)), strict=True):
+        if why is not None:
+            data.unreadable[name] = why
+    return [name for name in names if name not in data.unreadable]
+
+
+def _why_unreadable(data: Dataset, name: str) -> str | None:
+    try:
+        open_image(data.path_of(name))
+    except DataError as error:
+        return error.rule
+    return None
 
 
 def _encode(clip: Clip, data: Dataset, names: Sequence[str]) -> Tensor:
-    with torch.no_grad():
-        return clip.encode_image(clip.pixels([data.path_of(name) for name in names])).cpu()
+    def encode(names: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            return clip.encode_image(clip.pixels([data.path_of(name) for name in names])).cpu()
+
+    return torch.cat([rows for _, rows in in_batches(names, _BATCH, encode)])

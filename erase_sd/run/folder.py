@@ -14,6 +14,7 @@ from ..data.concept import joined_slug
 from ..errors import RunError, SettingError
 from ..files import digest, write_json
 from ..reading import read_bytes, read_record, read_records
+from ..sharing import writes
 from .differences import refuse_other
 from .lock import writer_lock
 from .measurements import AttacksRecord, DetectionRecord, EvaluationRecord, ScoresRecord
@@ -53,7 +54,11 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
 
 
 class Run:
-    """A run folder. Stages read typed records, and write inside `with run.stage(...)`."""
+    """A run folder. Stages read typed records, and write inside `with run.stage(...)`.
+
+    Of a launcher's processes the first alone writes: in the others, `stage`, `lock` and `update` leave
+    no trace.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -182,6 +187,8 @@ class Run:
 
     def update(self, **fields: Any) -> None:
         """Sets fields of `run.json`: `models`, `versions`, `stages` or `total`."""
+        if not writes():
+            return
         record = self.record if self.exists else RunRecord(format=FORMAT, stages=Stages())
         write_json(
             self.folder / "run.json", dataclasses.asdict(dataclasses.replace(record, **fields))
@@ -189,7 +196,7 @@ class Run:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """The one writer's lock; RunError if another process has it, or the folder cannot be written."""
-        return writer_lock(self.folder)
+        return writer_lock(self.folder) if writes() else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def stage(
@@ -202,6 +209,9 @@ class Run:
         Raises RunError, naming what differs, if an interrupted unlearning would resume with other
         settings.
         """
+        if not writes():
+            yield entry
+            return
         with self.lock():
             before = run_before(self.folder)
             stages = self.stages

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from ..data.concept import Concept
-from ..detection.detector import IOU, MAX_DETECTIONS, MIN_PROBABILITY, detect
+from ..detection.detector import CHUNK, IOU, MAX_DETECTIONS, MIN_PROBABILITY, DetectorAnswer, detect
 from ..errors import RunError, SettingError
 from ..files import write_csv, write_json, write_records, write_text
 from ..models.presets import Models
@@ -14,6 +15,7 @@ from ..run import RUNS, Run
 from ..run.measurements import DetectionRecord, DetectorRecord, ScoresRecord
 from ..run.records import ImageRecord
 from ..runtime import Progress
+from ..sharing import each, from_first, place, together, writes
 from .matching import match_images
 from .rates import THRESHOLD, THRESHOLDS, compare_rates
 from .table import csv_columns, csv_row, markdown
@@ -28,9 +30,17 @@ def score(
     """Detects objects in every image of the run; writes `detections.jsonl` and `scores.*`.
 
     `detector_class` names the detector's class of a concept, as `classes_of` reads it. Images that
-    the same detector has already seen are not run through it again. Raises RunError before generate
-    is done or if an image has changed since, and SettingError if the detector lacks a class.
+    the same detector has already seen are not run through it again. A launcher's processes share the
+    images. Raises RunError before generate is done or if an image has changed since, and SettingError
+    if the detector lacks a class.
     """
+    with together():
+        return _score(run, models, detector_class, progress)
+
+
+def _score(
+    run: Run, models: Models, detector_class: str | Sequence[str], progress: Progress | None
+) -> ScoresRecord:
     run.generated()
     images = run.images()
     _check_images(run, images)
@@ -48,7 +58,8 @@ def score(
     with run.stage("score", settings):
         records = _detections(run, images, models, list(classes.values()), progress)
         scores = _scores(run.name, images, records, classes)
-        write_scores(run, scores)
+        if writes():
+            write_scores(run, scores)
     return scores
 
 
@@ -88,18 +99,14 @@ def _detections(
     progress: Progress | None,
 ) -> list[DetectionRecord]:
     """The images' rows of `detections.jsonl`, newly detected unless all are there already."""
-    known = {(r.file, r.sha256): r for r in _earlier(run) if _same_detector(r.detector, models)}
+    earlier = from_first(lambda: _earlier(run))
+    known = {(r.file, r.sha256): r for r in earlier if _same_detector(r.detector, models)}
     records = [known.get((image.file, image.sha256)) for image in images]
     complete = [record for record in records if record and set(targets) <= set(record.names)]
     if len(complete) == len(images):
         return complete
-    answer = detect(
-        models.detector_file(),
-        [run.folder / image.file for image in images],
-        targets,
-        progress and (lambda done, total, _: progress(done, total, run.name)),
-        models.detector_text_path(),
-    )
+    named = progress and (lambda done, total, _: progress(done, total, run.name))
+    answer = _detect([run.folder / image.file for image in images], models, targets, named)
     detector = DetectorRecord(
         file=models.detector_file().name,
         sha256=models.detector_hash(),
@@ -119,8 +126,27 @@ def _detections(
         )
         for image, detections in zip(images, answer.detections, strict=True)
     ]
-    write_records(run.folder / "detections.jsonl", new)
+    if writes():
+        write_records(run.folder / "detections.jsonl", new)
     return new
+
+
+def _detect(
+    files: Sequence[Path], models: Models, targets: Sequence[str], progress: Progress | None
+) -> DetectorAnswer:
+    """The detector's answer for all files; processes in step each run it over whole chunks of them."""
+    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+    _, count = place()
+    shares = [[file for chunk in chunks[n::count] for file in chunk] for n in range(count)]
+
+    def of_share(share: Sequence[Path]) -> DetectorAnswer:
+        text_encoder = models.detector_text_path()
+        return detect(models.detector_file(), share, targets, progress, text_encoder)
+
+    answers = each(shares, of_share)
+    rows = [iter(answer.detections) for answer in answers]
+    detections = [next(rows[n % count]) for n, chunk in enumerate(chunks) for _ in chunk]
+    return replace(answers[0], detections=detections)
 
 
 def _earlier(run: Run) -> list[DetectionRecord]:

@@ -9,6 +9,8 @@ from .. import runtime
 from ..errors import ModelError
 from ..methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings, Need, TokenizedPairs
 from ..models.clip import Clip
+from ..sharing import place
+from ..sharing.rows import by_rows
 from .settings import UnlearnSettings
 
 STORED_BYTES = 2**27
@@ -59,7 +61,10 @@ class Batches:
         )
 
     def shrink(self) -> None:
-        """Halves the batches after memory ran out; ModelError if they are as small as they can be."""
+        """Halves the batches after memory ran out; ModelError if they are as small as they can be, or
+        other processes go on with them."""
+        if place()[1] > 1:
+            raise ModelError("out of memory; needs smaller batches", field="retain_batch")
         forget, retain = (size // 2 for size in self.sizes)
         if forget < 1 or retain < 2:  # a contrastive loss needs two pairs
             raise ModelError("out of memory with the smallest batches; needs a larger device")
@@ -103,8 +108,7 @@ class Batches:
 
     def _features(self, ids: Tensor) -> Tensor:
         """The original's features of captions, without a gradient."""
-        with torch.no_grad():
-            return self.original.encode_text(self.original.cut(ids))[0]
+        return by_rows(self.original.encode_texts, self.original.cut(ids))[0]
 
     def _class_prompts(self, needs: frozenset[Need], generator: torch.Generator) -> Tensor | None:
         """The prompts of all classes by a random template, (classes, tokens), in labelled data.
@@ -124,7 +128,8 @@ class Batches:
         """
         size = self.settings.forget_batch if name == "forget" else self.settings.retain_batch
         if ids.numel() * self.original.width * 4 > STORED_BYTES or len(ids) > steps * size:
-            return self.original.encode_texts(ids[rows])
+            text, hidden_states = by_rows(self.original.encode_texts, ids[rows])
+            return text, hidden_states
         if name not in self._stored:
             self._stored[name] = self.original.encode_texts(ids)
         text, hidden_states = self._stored[name]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import runtime
@@ -17,6 +18,7 @@ from ..errors import RunError
 from ..reading import parse_record
 from ..run.differences import brief
 from ..run.records import Origin, TrainRecord
+from ..sharing import wait, writes
 from .settings import UnlearnSettings
 
 Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
@@ -58,6 +60,11 @@ class Snapshot:
     log: tuple[TrainRecord, ...]
     """Validation steps so far."""
 
+    def adam(self, name: str, device: torch.device) -> dict[str, Tensor]:
+        """Adam's state of a parameter; the step count is on the CPU, as Adam.load_state_dict has it."""
+        state = self.optimizer.get(name, {})
+        return {key: t if key == "step" else t.to(device) for key, t in state.items()}
+
 
 @dataclass(frozen=True)
 class _Written:
@@ -84,7 +91,9 @@ class Checkpoint:
         self.path, self.identity = path, identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Writes the snapshot, whole or not at all."""
+        """Writes the snapshot, whole or not at all; of a launcher's processes the first does."""
+        if not writes():
+            return
         tensors = {f"accepted.{name}": tensor for name, tensor in snapshot.accepted.items()}
         tensors |= {f"current.{name}": tensor for name, tensor in snapshot.current.items()}
         tensors |= {f"memory.{name}": tensor for name, tensor in snapshot.memory.items()}
@@ -94,13 +103,16 @@ class Checkpoint:
         save_tensors(self.path, tensors, {"written": json.dumps(dataclasses.asdict(written))})
 
     def load(self) -> Snapshot | None:
-        """The snapshot, or None if there is no file.
+        """The snapshot, or None if there is no file; returns once all processes in step have read it.
 
         Raises RunError if it is damaged, and, naming what differs, if it was written with other
         settings, data, weights or versions.
         """
-        if not self.path.exists():
-            return None
+        snapshot = self._read() if self.path.exists() else None
+        wait()
+        return snapshot
+
+    def _read(self) -> Snapshot:
         end = "delete it to start over"
         try:
             tensors, about = load_tensors(self.path)

@@ -7,7 +7,6 @@ import dataclasses
 from torch import Tensor
 
 from ..errors import DivergedError
-from ..files import write_records
 from ..methods.base import ClosedFormMethod
 from ..run.records import EncoderResult, TrainRecord
 from .session import Session
@@ -23,7 +22,7 @@ def solve(method: ClosedFormMethod, session: Session) -> tuple[dict[str, Tensor]
     if not metrics.finite:
         raise DivergedError("the solution is not finite; nothing is saved")
     record = TrainRecord(step=0, terms={}, **dataclasses.asdict(metrics))
-    write_records(session.log_path, [record])
+    session.write_log([record])
     return session.student.weights(), EncoderResult(
         steps=0,
         stopped="solved",

@@ -12,6 +12,7 @@ from ..data.concept import Concept
 from ..data.dataset import Dataset
 from ..data.pair import Split
 from ..data.split import ConceptSets
+from ..files import write_records
 from ..methods.base import Task
 from ..models.clip import Clip
 from ..models.denoiser import Denoiser, open_denoiser
@@ -19,7 +20,8 @@ from ..models.features import readable, report_unreadable
 from ..models.text_encoder import TextEncoder
 from ..models.towers import LoneTowers
 from ..run import Run
-from ..run.records import Origin
+from ..run.records import Origin, TrainRecord
+from ..sharing import writes
 from .captions import TokenizedSets, tokenize_sets
 from .checkpoint import Checkpoint, identity_of
 from .metrics import ErasureMetrics, OriginalEncodings, encode_originals, erasure_metrics
@@ -57,6 +59,11 @@ class Session:
             prompts=self.pairs.prompts,
             open_denoiser=self.denoiser,
         )
+
+    def write_log(self, records: Sequence[TrainRecord]) -> None:
+        """Writes the validation steps so far."""
+        if writes():
+            write_records(self.log_path, records)
 
     def measure(self, split: Split) -> ErasureMetrics:
         """The student's metrics on the captions of a split."""

@@ -28,6 +28,7 @@ from ..run import Run
 from ..run.differences import refuse_other
 from ..run.records import EncoderResult, Origin
 from ..runtime import Progress, log
+from ..sharing import from_first, together, writes
 from .closed_form import solve
 from .mentions import Mentions, log_mentions, mine_mentions, with_mentions
 from .pairs import dataset_of
@@ -50,17 +51,24 @@ def unlearn(
 
     Saves what changed in `erased/` of the run. Returns its metrics on the held-out images, of several
     encoders those of the first. An interrupted run resumes from its last checkpoint and ends with the
-    same weights; a finished one is left as it is. Raises an EraseError for bad settings, data or
-    weights, and for a run that began with others.
+    same weights; a finished one is left as it is. A launcher's processes share the rows of each batch.
+    Raises an EraseError for bad settings, data or weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
+    with together():
+        return _unlearn(settings, models, run, progress)
+
+
+def _unlearn(
+    settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None
+) -> dict[str, float]:
     encoders, clips = _fitting(models)
     data = dataset_of(models, settings.concepts)
     started_from = origin(models, data)
     values = dataclasses.asdict(settings)
     entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
-    if run.status("unlearn") == "done":
-        finished = _finished(run, values, entry)
+    if from_first(lambda: run.status("unlearn")) == "done":
+        finished = from_first(lambda: _finished(run, values, entry))
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
@@ -88,12 +96,13 @@ def unlearn(
         stage["unreadable_images"] = sorted(data.unreadable)
         stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
         held_out = next(iter(results.values())).held_out
-        erased.save(
-            run.erased, weights, models, concepts=settings.concepts, settings=values,
-            origin=started_from, held_out=held_out, mentions=mentions,
-        )  # fmt: skip
-        for checkpoint in run.folder.glob("checkpoint*.safetensors"):
-            checkpoint.unlink()
+        if writes():
+            erased.save(
+                run.erased, weights, models, concepts=settings.concepts, settings=values,
+                origin=started_from, held_out=held_out, mentions=mentions,
+            )  # fmt: skip
+            for checkpoint in run.folder.glob("checkpoint*.safetensors"):
+                checkpoint.unlink()
     log_mentions(mentions)
     if models.model is not None and (left := not_erased(models.folder)):
         log.warning("%s", left)

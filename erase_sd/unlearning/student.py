@@ -13,7 +13,11 @@ from ..methods.base import EncodedPairs, Encodings, Need
 from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
 from ..models.denoiser import Denoiser
 from ..runtime import Precision
+from ..sharing.rows import by_rows
 
+KEY_BIASES = (".k_proj.bias", ".self.key.bias")
+"""How the names of the key biases end, in CLIP and in BLIP. A softmax does not depend on them; their
+gradient is rounding error, which Adam would scale up to full steps, different for every batch size."""
 LARGE = 500_000_000
 """Parameters of a text tower from which on its activations are computed anew in the backward pass: those
 of SDXL's second encoder (695 million) would take 15 GB at the default batch sizes."""
@@ -58,14 +62,23 @@ class ClipStudent:
     def text(
         self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`Clip.encode_text` in the student's precision."""
-        with self.precision():
-            return self.clip.encode_text(ids, unit, free)
+        """`Clip.encode_text` in the student's precision; processes in step share the rows."""
+
+        def encode(ids: Tensor, *free: Tensor) -> tuple[Tensor, Tensor]:
+            with self.precision():
+                return self.clip.encode_text(ids, unit, FreeEmbeddings(*free) if free else None)
+
+        text, hidden_states = by_rows(encode, ids, *((free.mask, free.embeddings) if free else ()))
+        return text, hidden_states
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
-        """`Clip.encode_image` in the student's precision."""
-        with self.precision():
-            return self.clip.encode_image(pixels, unit)
+        """`Clip.encode_image` in the student's precision; processes in step share the rows."""
+
+        def encode(pixels: Tensor) -> tuple[Tensor]:
+            with self.precision():
+                return (self.clip.encode_image(pixels, unit),)
+
+        return by_rows(encode, pixels)[0]
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         """Encodes caption pairs, and class prompts if there are any. Images are encoded if their tower
@@ -88,9 +101,9 @@ class ClipStudent:
         return torch.autocast(self.clip.device.type, self.dtype if lower else None, enabled=lower)
 
     def train_only(self, trains: Callable[[str], bool]) -> dict[str, nn.Parameter]:
-        """Requires gradients of the parameters that `trains` names, and returns them."""
+        """Requires gradients of the parameters that `trains` names, but KEY_BIASES, and returns them."""
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(trains(name))
+            parameter.requires_grad_(trains(name) and not name.endswith(KEY_BIASES))
             parameter.grad = None
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .. import runtime
 from ..errors import DivergedError
-from ..files import write_records
 from ..methods.base import Method
 from ..run.records import EncoderResult, TrainRecord
 from ..runtime import Progress, log
+from ..sharing import any_of
+from ..sharing.rows import sum_gradients
 from ..termination import deferred
 from .batches import Batches
 from .checkpoint import Snapshot, TrainerState
@@ -70,7 +71,9 @@ class Trainer:
         self.resume()
         with deferred() as terminated:
             began, first = time.monotonic(), self.state.step
-            while self.state.step < self.steps and not self.state.stopped and not terminated():
+            while (  # several processes end at the same step
+                self.state.step < self.steps and not self.state.stopped and not any_of(terminated())
+            ):
                 self._advance(progress, began, first)
             if terminated() and self.state.step > first:
                 self._save()
@@ -153,19 +156,12 @@ class Trainer:
         self.accepted = {name: snapshot.accepted[name] for name in self.student.parameters}
         self.student.load({**self.accepted, **snapshot.current})
         self.validated = not snapshot.current
-        self._load_optimizer(snapshot)
+        for name, parameter in self.parameters.items():
+            if adam := snapshot.adam(name, parameter.device):
+                self.optimizer.state[parameter] = adam
         self.memory = dict(snapshot.memory)
         self.log = list(snapshot.log)
-        write_records(self.session.log_path, self.log)
-
-    def _load_optimizer(self, snapshot: Snapshot) -> None:
-        for name, parameter in self.parameters.items():
-            if adam := snapshot.optimizer.get(name):
-                # Like Adam.load_state_dict, which leaves the step count on the CPU.
-                self.optimizer.state[parameter] = {
-                    key: tensor if key == "step" else tensor.to(parameter.device)
-                    for key, tensor in adam.items()
-                }
+        self.session.write_log(self.log)
 
     def _take_step(self) -> dict[str, float]:
         step = self.state.step
@@ -195,6 +191,7 @@ class Trainer:
         loss = torch.stack(list(terms.values())).sum()
         if torch.isfinite(loss):
             loss.backward()  # type: ignore[no-untyped-call]
+            sum_gradients(self.parameters.values())
         else:
             self._diverge(self.state.step + 1, f"loss {float(loss.detach())}")
         return terms
@@ -212,7 +209,7 @@ class Trainer:
             self.student.load(self.accepted)
             self.adjust()
         self.validated = True
-        write_records(self.session.log_path, self.log)
+        self.session.write_log(self.log)
         fast = self.save_seconds < SLOW_CHECKPOINT
         if fast or time.monotonic() > self.saved_at + 10 * self.save_seconds:
             self._save()

@@ -1,0 +1,11 @@
+"""Work shared among the processes of a launcher (`erase-sd launch`, torchrun, accelerate launch).
+
+Inside `together` all processes run the same code in step: each computes its share of the items (`each`)
+or rows (`sharing.rows`), and all get all results, so that every decision is the same everywhere. Outside,
+there is one process. Work whose pieces need nothing of one another is claimed piece by piece instead
+(`sharing.claims`). The first process alone writes the run (`writes`).
+"""
+
+from .group import any_of, each, from_first, place, together, wait, writes
+
+__all__ = ["any_of", "each", "from_first", "place", "together", "wait", "writes"]

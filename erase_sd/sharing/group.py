@@ -1,0 +1,173 @@
+"""The processes of a launcher, connected: what each computes, all get."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import runtime
+from ..errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+JOIN = datetime.timedelta(minutes=5)
+"""How long the processes wait for one another to start."""
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for another that is alive; a lost connection is noticed at once."""
+GRACE = 10.0
+"""Seconds in which a launcher ends the others after one has failed, and names that one."""
+
+_number, _count = 0, 1
+
+
+def writes() -> bool:
+    """Whether this process writes the run: the first of the launcher's, or the only one."""
+    return runtime.processes()[0] == 0
+
+
+def place() -> tuple[int, int]:
+    """This process's number among those in step, from 0, and how many they are; (0, 1) outside of
+    `together`."""
+    return _number, _count
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Inside, the launcher's processes share the work; all of them reach the end together.
+
+    Raises RunError if one of them is not there.
+    """
+    global _number, _count
+    if _count > 1 or runtime.processes()[1] == 1:
+        yield
+        return
+    _join()
+    _number, _count = runtime.processes()
+    try:
+        yield
+        wait()
+    finally:
+        _number, _count = 0, 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works on a share, of which nothing is shared out again."""
+    global _number, _count
+    before = place()
+    _number, _count = 0, 1
+    try:
+        yield
+    finally:
+        _number, _count = before
+
+
+def each(items: Sequence[Item], work: Callable[[Item], Answer]) -> list[Answer]:
+    """`work` of every item, in order; each process does every n-th. Answers hold no GPU tensors."""
+    number, total = place()
+    with alone():
+        own = [work(item) for item in items[number::total]]
+    if total == 1:
+        return own
+    import torch.distributed as dist
+
+    shares: list[list[Answer]] = [[] for _ in range(total)]
+    with connected():
+        dist.all_gather_object(shares, own)
+    return [shares[i % total][i // total] for i in range(len(items))]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if _count == 1:
+        return flag
+    import torch
+
+    return bool(summed(torch.tensor([float(flag)])))
+
+
+def from_first(work: Callable[[], Answer]) -> Answer:
+    """What `work` returns in the first process, which alone calls it; for files that may change."""
+    if _count == 1:
+        return work()
+    import torch.distributed as dist
+
+    answer: list[Any] = [None if _number else work()]
+    with connected():
+        dist.broadcast_object_list(answer)
+    result: Answer = answer[0]
+    return result
+
+
+def wait() -> None:
+    """Returns once all processes are here."""
+    any_of(flag=False)
+
+
+def _join() -> None:
+    """Connects the launcher's processes, once per program."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    try:
+        store, number, total = next(dist.rendezvous("env://", timeout=JOIN))
+        dist.init_process_group(
+            _backend(), store=store, rank=number, world_size=total, timeout=PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:  # torch's errors are RuntimeErrors
+        raise RunError(
+            f"the processes cannot connect ({str(error).splitlines()[0]}); start all with erase-sd "
+            "launch, or unset RANK, WORLD_SIZE and MASTER_ADDR"
+        ) from None
+    atexit.register(dist.destroy_process_group)
+
+
+def _backend() -> str:
+    """NCCL between GPUs, each of one process; gloo for everything on the CPU."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if runtime.device().type == "cuda" and local <= torch.cuda.device_count():
+        torch.cuda.set_device(runtime.device())
+        return "cpu:gloo,cuda:nccl"
+    return "gloo"
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Turns a lost connection into a RunError, after the launcher had time to name the lost process."""
+    try:
+        yield
+    except RuntimeError as error:
+        time.sleep(GRACE)
+        raise RunError(
+            f"another process has ended ({str(error).splitlines()[0]}); the same command resumes"
+        ) from None
+
+
+def carried(tensor: Tensor) -> Tensor:
+    """A copy where the processes can exchange it: on the GPU with NCCL, else on the CPU."""
+    import torch.distributed as dist
+
+    nccl = "nccl" in str(dist.get_backend_config()) and tensor.is_cuda
+    return tensor.detach().clone() if nccl else tensor.detach().to("cpu", copy=True)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of the processes' tensors, which are of one shape."""
+    import torch.distributed as dist
+
+    own = carried(tensor)
+    with connected():
+        dist.all_reduce(own)
+    return own.to(tensor.device)
