@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 
@@ -58,6 +59,15 @@ def deferred() -> Iterator[Callable[[], bool]]:
         _deferring = False
     if _arrived is not None:
         raise TerminatedError(_arrived)
+
+
+def wait_for_signal(seconds: float) -> None:
+    """Waits; raises TerminatedError as soon as a signal arrives, even where signals are deferred."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if _arrived is not None:
+            raise TerminatedError(_arrived)
+        time.sleep(0.05)
 
 
 def end_with(parent: BaseProcess) -> None:

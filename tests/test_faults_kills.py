@@ -82,7 +82,7 @@ def _compare_in_one_process(tiny: Models) -> Callable[[], object]:
             Path("prompts").mkdir(exist_ok=True)
             Path(f"prompts/{stem}.txt").write_text("an apple\na dog\n")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "in_own_process", lambda cell, setup, _: attempt(cell, setup))
+            patch.setattr(runner, "in_own_process", attempt)
             return runner.compare(
                 ["apple"], ["ga:steps=2,learning_rate=1e-6"], models=tiny, seeds=2,
                 out=Path("runs/grid"), prompts_folder=Path("prompts"), images_per_prompt=1,

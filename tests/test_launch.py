@@ -105,6 +105,6 @@ def test_a_process_that_fails_ends_all_with_one_line(capfd: pytest.CaptureFixtur
 
 
 def test_a_command_that_shares_nothing_is_refused() -> None:
-    answer = CliRunner().invoke(app, ["launch", "-n", "2", "score", "--run", "apple"])
+    answer = CliRunner().invoke(app, ["launch", "-n", "2", "report", "--run", "apple"])
     assert answer.exit_code == 2
-    assert "needs one of generate, compare" in answer.output
+    assert "needs one of run, unlearn, generate" in answer.output

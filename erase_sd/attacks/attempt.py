@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ class Attempt:
         }
         return {"budgets": budgets, "seed": self.target.seed, "images": self.target.n, **shape}
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of everything that shapes the rows."""
         texts = [
@@ -58,21 +59,41 @@ class Attempt:
              erasure.weights_sha256, erasure.base.fingerprint, self.models.detector_hash()]
         )  # fmt: skip
 
-    def update(self, rows: Sequence[AttackRecord]) -> list[AttackRecord]:
-        """`rows` with this attack's; its earlier ones are kept if they are intact and still apply."""
-        mine = (self.name, self.target.concept.name)
-        key, earlier = self.key, [row for row in rows if (row.attack, row.concept) == mine]
-        if earlier and all(row.key == key and self._intact(row) for row in earlier):
+    def is_among(self, rows: Sequence[AttackRecord]) -> bool:
+        """Whether the rows hold this attack's, intact and still applying."""
+        own = [row for row in rows if self._is_own(row)]
+        return bool(own) and all(row.key == self.key and self._intact(row) for row in own)
+
+    def added_to(
+        self, rows: Sequence[AttackRecord], outcome: Sequence[AttackRecord]
+    ) -> list[AttackRecord]:
+        """`rows` with the attack's outcome in the place of earlier ones; not before they have the
+        captions that name the concept, whose rates the outcome is compared with."""
+        others = [row for row in rows if not self._is_own(row)]
+        if self.attack is None:
+            return [*others, *outcome]
+        concept = self.target.concept.name
+        none = next((r for r in others if (r.attack, r.concept) == ("none", concept)), None)
+        if none is None:
             return list(rows)
+        for row in outcome:
+            n = len(row.images)
+            no_attack, original = _rate(none.images[:n]), _rate(none.original_images[:n])
+            others.append(replace(row, no_attack=no_attack, original=original))
+        return others
+
+    def outcome(self) -> list[AttackRecord]:
+        """Attacks, and returns a row of each probe."""
         began = time.monotonic()
-        others = [row for row in rows if (row.attack, row.concept) != mine]
-        none = next((r for r in others if (r.attack, r.concept) == ("none", mine[1])), None)
         probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
         batches = [batch for probe in probes for batch in self._batches(probe)]
         judged = self._judged(batches)
-        new = [self._record(probe, key, judged, none) for probe in probes]
+        rows = [self._record(probe, judged) for probe in probes]
         seconds = round(time.monotonic() - began, 1)
-        return [*others, *(replace(row, seconds=seconds) for row in new)]
+        return [replace(row, seconds=seconds) for row in rows]
+
+    def _is_own(self, row: AttackRecord) -> bool:
+        return (row.attack, row.concept) == (self.name, self.target.concept.name)
 
     def _intact(self, row: AttackRecord) -> bool:
         images = (*row.images, *row.original_images)
@@ -137,14 +158,8 @@ class Attempt:
             for name, images in batches
         }
 
-    def _record(
-        self,
-        probe: Probe,
-        key: str,
-        judged: Mapping[str, list[AttackImage]],
-        none: AttackRecord | None,
-    ) -> AttackRecord:
-        """A row; `none` is the one without an attack, for which the same input names the concept."""
+    def _record(self, probe: Probe, judged: Mapping[str, list[AttackImage]]) -> AttackRecord:
+        """A row, as if nothing were known of the rates without an attack."""
         images = judged[probe.name]
         attacked = _rate(images)
         same = judged.get(f"{probe.name}{ORIGINAL}")
@@ -154,10 +169,10 @@ class Attempt:
             row=probe.name,
             control=probe.control,
             access=self.attack.access if self.attack else "black box",
-            key=key,
+            key=self.key,
             attacked=attacked,
-            no_attack=_rate(none.images[: len(images)]) if none else attacked,
-            original=_rate((none.original_images if none else same or images)[: len(images)]),
+            no_attack=attacked,
+            original=_rate((same or images)[: len(images)]),
             same_input=_rate(same) if same else None,
             found=probe.found,
             images=tuple(images),

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from .. import runtime
 from ..errors import RunError
-from ..files import write_json, write_text
+from ..files import write_json, write_records, write_text
 from ..models.features import report_unreadable
 from ..models.pipeline import encoders_of
 from ..models.presets import Models
 from ..models.unet import UNET
+from ..reading import read_records
 from ..run import Run
 from ..run.measurements import AttackRecord, AttacksRecord
 from ..runtime import Progress
 from ..scoring.rates import THRESHOLD
 from ..scoring.stage import classes_of
+from ..sharing import together, writes
+from ..sharing.claims import Claims
 from ..unlearning.pairs import concept_sets_of
 from .attempt import Attempt
-from .base import Attack
 from .registry import build_attacks
 from .settings import AttackSettings
 from .table import attacks_markdown
 from .target import Target, attacked_captions, cycled, open_models
+
+OUTCOMES = ".attacks"
+"""Folder in the run with the claims and outcomes of attacks that are not in `attacks.json` yet."""
 
 
 def attack(
@@ -36,33 +43,83 @@ def attack(
     """Attacks every erased concept of the run and records how often it is generated again.
 
     Each row is asked with held-out captions of the run's data. An attack that an earlier call has
-    finished with the same settings is not repeated. Raises RunError unless the run was unlearned from
-    `models` and its present data, and SettingError for a budget or detector class that does not exist.
+    finished with the same settings is not repeated. A launcher's processes claim one attack after the
+    other; the first writes the record. Raises RunError unless the run was unlearned from `models` and
+    its present data, and SettingError for a budget or detector class that does not exist.
     """
     attacks = build_attacks(settings.attacks, settings.budgets)
     runtime.quiet_libraries()
-    work: list[tuple[Target, str, Attack | None]] = []
-    for target in _targets(run, models, settings, detector_class):
-        work += [(target, name, own) for name, own in {"none": None, **attacks}.items()]
+    attempts = [
+        Attempt(run, models, target, name, own)
+        for target in _targets(run, models, settings, detector_class)
+        for name, own in {"none": None, **attacks}.items()
+    ]
+    names = [f"{attempt.target.concept.name}: {attempt.name}" for attempt in attempts]
     with run.lock():
-        rows = _rows_of(run, models)
-        for done, (target, name, own) in enumerate(work):
-            if progress:
-                progress(done, len(work), f"{target.concept.name}: {name}")
-            attempt = Attempt(run, models, target, name, own)
-            rows = attempt.update(rows)
-            record = AttacksRecord(
-                threshold=THRESHOLD,
-                detector=models.detector_file().name,
-                detector_sha256=models.detector_hash(),
-                erased_sha256=run.erasure().weights_sha256,
-                rows=tuple(rows),
-            )
-            write_json(run.folder / "attacks.json", asdict(record))
-            write_text(run.folder / "attacks.md", attacks_markdown(run.name, record))
-        if progress:
-            progress(len(work), len(work), "")
+        with together():
+            pass  # the others begin once the first has the lock
+        outcomes = Outcomes(run, models, attempts)
+        claims = Claims(outcomes.folder)
+        for number in claims.take(names, outcomes.has, progress):
+            outcomes.store(number)
+            outcomes.record()
+        record = outcomes.record()
+        if writes():
+            outcomes.clear()
     return record
+
+
+class Outcomes:
+    """The attempts' rows: stored one by one, by whichever process made them, and put together."""
+
+    def __init__(self, run: Run, models: Models, attempts: Sequence[Attempt]) -> None:
+        self.run, self.models, self.attempts = run, models, attempts
+        self.folder = run.folder / OUTCOMES
+        self.earlier = _rows_of(run, models)
+
+    def has(self, number: int) -> bool:
+        """Whether an attempt is made, or need not be."""
+        attempt = self.attempts[number]
+        if attempt.is_among(self._stored(attempt)):
+            return True
+        # Read anew: the first process records all outcomes before it removes them.
+        return attempt.is_among(_rows_of(self.run, self.models))
+
+    def store(self, number: int) -> None:
+        """Makes an attempt."""
+        write_records(self._path(self.attempts[number]), self.attempts[number].outcome())
+
+    def record(self) -> AttacksRecord:
+        """All rows so far, which the first process writes; the same whoever made them in which order."""
+        rows = self.earlier
+        for attempt in self.attempts:
+            if not attempt.is_among(rows) and (stored := self._stored(attempt)):
+                rows = attempt.added_to(rows, stored)
+        record = AttacksRecord(
+            threshold=THRESHOLD,
+            detector=self.models.detector_file().name,
+            detector_sha256=self.models.detector_hash(),
+            erased_sha256=self.run.erasure().weights_sha256,
+            rows=tuple(rows),
+        )
+        if writes():
+            write_json(self.run.folder / "attacks.json", asdict(record))
+            write_text(self.run.folder / "attacks.md", attacks_markdown(self.run.name, record))
+        return record
+
+    def clear(self) -> None:
+        """Removes what is in the record."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stored(self, attempt: Attempt) -> list[AttackRecord]:
+        """An attempt's rows; none if they are missing or damaged."""
+        try:
+            return read_records(self._path(attempt), AttackRecord)
+        except RunError:
+            return []
+
+    def _path(self, attempt: Attempt) -> Path:
+        return self.folder / f"{attempt.key}.jsonl"
 
 
 def _targets(

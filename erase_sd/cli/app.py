@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from .. import runtime, termination
 from ..errors import EraseError
+from ..sharing import writes
 from .attack import attack
 from .data import data, prompts
 from .job import generate, run, score, unlearn
@@ -112,6 +113,9 @@ def program(
     ] = False,
 ) -> None:
     """Erase concepts from Stable Diffusion by unlearning its text encoder or U-Net, and measure the result."""
+    if not writes():  # the first of a launcher's processes reports
+        sys.stdout = io.StringIO()
+        runtime.log.setLevel(logging.ERROR)
 
 
 def main() -> None:
@@ -132,5 +136,6 @@ def main() -> None:
     try:
         app()
     except termination.TerminatedError as error:
-        _print_line("terminated; the same command resumes")
+        if runtime.processes()[1] == 1:  # else the launcher says so
+            _print_line("terminated; the same command resumes")
         sys.exit(128 + error.signal)

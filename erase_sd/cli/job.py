@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import api
+from ..sharing import writes
 from . import checks
 from . import options as opt
 from . import training_options as train
@@ -178,7 +179,8 @@ def run(
     )  # fmt: skip
     scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)
     rates_table(scores, scores.rates)
-    _finish(folder, time.monotonic() - began)
+    if writes():
+        _finish(folder, time.monotonic() - began)
 
 
 def _unlearn(quiet: bool, **arguments: Any) -> Path:

@@ -15,14 +15,17 @@ from typing import IO, Annotated
 
 import typer
 
-SHARED_COMMANDS = ("generate", "compare")
+SHARED_COMMANDS = ("run", "unlearn", "generate", "score", "attack", "evaluate", "compare")
 """Commands that share their work out among processes."""
 
 
 def launch(
     command: Annotated[
         list[str],
-        typer.Argument(metavar="COMMAND", help="Command with its options: generate or compare."),
+        typer.Argument(
+            metavar="COMMAND",
+            help=f"Command with its options: {', '.join(SHARED_COMMANDS[:-1])} or {SHARED_COMMANDS[-1]}.",
+        ),
     ],
     processes: Annotated[
         int, typer.Option("--processes", "-n", min=1, help="Number of processes, one per GPU.")
@@ -49,23 +52,26 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
     """Runs `count` processes of a command to their end; returns the exit status.
 
     The first process has the terminal; if the command `reads_input`, each has all of it. When one
-    fails, all are stopped, and what the failed one wrote on stderr is shown.
+    fails, all are stopped, and the last line that the failed one wrote on stderr is shown.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
-        contextlib.ExitStack() as opened,
-    ):
+    with contextlib.ExitStack() as opened:
         inputs = _inputs(count, opened) if reads_input else [None] * count
+        outputs = [
+            opened.enter_context(
+                tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+            )
+            for _ in range(count)
+        ]
         children = [
             subprocess.Popen(  # noqa: S603
                 command,
                 env=_environment(number, count, port),
                 stdin=inputs[number] or (subprocess.DEVNULL if number else None),
                 stdout=subprocess.DEVNULL if number else None,
-                stderr=stderr if number else None,
+                stderr=outputs[number] if number else None,
             )
             for number in range(count)
         ]
@@ -78,10 +84,10 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
                 child.wait()
         if failed is None:
             return 0
-        stderr.seek(0)
-        if failed and (lines := stderr.read().strip().splitlines()):
-            print(lines[-1], file=sys.stderr)
+        outputs[failed].seek(0)
         status = children[failed].returncode
+        for line in outputs[failed].read().strip().splitlines()[-1:]:
+            print(line, file=sys.stderr)
         if count > 1:
             print(
                 f"erase-sd: process {failed + 1} of {count} ended with status {status}; all were "

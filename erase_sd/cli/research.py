@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -106,14 +105,14 @@ def compare(
 ) -> None:
     """Run methods on the same concepts, prompts and seeds, and print the tables.
 
-    Finished runs are reused. To share the runs among processes:
-    torchrun --nproc_per_node 2 -m erase_sd compare ...
+    Finished runs are reused. Several commands with the same --out, on one machine or on several that
+    share the folder, share the runs; erase-sd launch -n N compare ... starts N on one machine.
     """
     settings = opt.chosen(
         seeds=seeds, out=out, prompts_folder=prompts_folder, images_per_prompt=images_per_prompt,
         dtype=dtype, model=model, revision=revision, clip=clip, data=data, detector=detector,
     )  # fmt: skip
-    with Bar("compare", quiet or os.environ.get("RANK", "0") != "0") as progress:
+    with Bar("compare", quiet) as progress:
         comparison = api.compare(
             concepts,
             methods,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..sharing import writes
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -110,7 +112,8 @@ def comparison_tables(tables: Sequence[Table]) -> None:
 
 
 class Bar:
-    """A progress bar on stderr with speed and remaining time; none if `quiet` or not in a terminal."""
+    """A progress bar on stderr with speed and remaining time; none if `quiet`, not in a terminal, or not
+    in the first of a launcher's processes."""
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         from rich.console import Console
@@ -126,7 +129,7 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not writes() or not console.is_terminal,
         )
 
     def __enter__(self) -> Bar:

@@ -26,15 +26,15 @@ PRELOADED = [
 ]
 
 
-def in_own_process(cell: Cell, setup: GridSetup, index: int) -> str:
-    """`attempt` in a process of its own, on the device number `index` of the machine."""
+def in_own_process(cell: Cell, setup: GridSetup) -> str:
+    """`attempt` in a process of its own, on this process's device."""
     forks = os.name != "nt"
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if (
         forks and runtime.device().type == "cpu"
     ):  # an accelerator's driver does not survive the fork
         context.set_forkserver_preload(PRELOADED)
-    own = (_environment(index), runtime.log.level if runtime.log.handlers else None)
+    own = (_environment(), runtime.log.level if runtime.log.handlers else None)
     with ProcessPoolExecutor(1, context, _settle, own) as pool:
         try:
             return pool.submit(_attempt, cell, setup).result()
@@ -54,12 +54,13 @@ def _attempt(cell: Cell, setup: GridSetup) -> str:
         os._exit(128 + error.signal)
 
 
-def _environment(index: int) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """This process's environment for a cell that sees one device and no other processes."""
     import torch
 
     environment = {n: value for n, value in os.environ.items() if n not in LAUNCHER_VARIABLES}
     if count := torch.cuda.device_count():
+        index = runtime.device().index or 0
         devices = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[index % count]
     return environment

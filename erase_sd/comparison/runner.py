@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import runtime
 from ..attacks.settings import AttackSettings
@@ -23,20 +20,22 @@ from ..report.contact_sheet import contact_sheet
 from ..run import Run
 from ..run.records import Origin
 from ..runtime import Approval, Precision, Progress
+from ..sharing import writes
+from ..sharing.claims import Claims
 from ..unlearning.stage import origin
 from .cell import GridSetup, is_done
 from .grid import Cell, cells_of
-from .own_process import LAUNCHER_VARIABLES, in_own_process
+from .own_process import in_own_process
 from .results import measures_of, write_results
 from .tables import Table
 
-if TYPE_CHECKING:
-    from accelerate import PartialState
+CLAIMS = ".claims"
+"""Folder in `out` with the claims of the cells."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison; empty in all processes but the main one."""
+    """The result of a comparison; empty in all of a launcher's processes but the first."""
 
     folder: Path
     tables: list[Table]
@@ -62,37 +61,30 @@ def compare(
     """Runs the grid and writes `comparison.csv`, `comparison.md`, the figures and a contact sheet of
     each concept into `out`.
 
-    Without a `prompts_folder` each concept's prompts are those of `find_prompts`. torchrun's processes
-    share the cells; the main one writes the results at the end. Raises EraseError, before anything
-    starts, for what no cell could run with; a cell that fails later becomes a row with its reason.
-    `approve` is called with the number of images that are to be generated.
+    Without a `prompts_folder` each concept's prompts are those of `find_prompts`. All processes that
+    compare into `out`, whether a launcher's, on several machines, or started later, share the cells;
+    the first of each launch writes the results at the end. Raises EraseError, before anything starts,
+    for what no cell could run with; a cell that fails later becomes a row with its reason. `approve` is
+    called with the number of images that are to be generated.
     """
-    from accelerate import PartialState
-
     cells = cells_of(concepts, methods, seeds, out)
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder)
-    if "MASTER_ADDR" not in os.environ:  # left over from a launcher; there is no one to join
-        for name in LAUNCHER_VARIABLES:
-            os.environ.pop(name, None)
-    # accelerate assumes GPUs unless told otherwise. A process with few cells may wait hours for another.
-    state = PartialState(cpu=runtime.device().type == "cpu", timeout=datetime.timedelta(days=30))
-    with state.main_process_first():
-        start = _origin(models)
-        if images:
-            models.detector_file()
-            for file in prompts.values():
-                read_prompts(file)
-                read_prompts(file.with_name("retain.txt"))
-        check_writable(out)
+    start = _origin(models)
+    if images:
+        models.detector_file()
+        for file in prompts.values():
+            read_prompts(file)
+            read_prompts(file.with_name("retain.txt"))
+    check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
         attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,
     )  # fmt: skip
-    if approve and images and state.is_main_process:
+    if approve and images and writes():
         approve(_images_to_make(cells, setup), None)
-    reasons = _run_all(cells, setup, state, progress)
-    if not state.is_main_process:
+    reasons = _run_all(cells, setup, Claims(out / CLAIMS), progress)
+    if not writes():
         return Comparison(out, [], [])
     command = _command(concepts, methods, seeds, setup, prompts_folder)
     return _collect(cells, reasons, images, out, command)
@@ -128,22 +120,30 @@ def _collect(
 
 
 def _run_all(
-    cells: Sequence[Cell], setup: GridSetup, state: PartialState, progress: Progress | None
+    cells: Sequence[Cell], setup: GridSetup, claims: Claims, progress: Progress | None
 ) -> dict[int, str]:
-    """Runs this process's share of the cells; returns the failures of all processes, by cell number."""
-    from accelerate.utils import gather_object
+    """Runs the cells that no other process runs, until all are done; returns the failures of all
+    processes, by cell number."""
+    names = [str(cell) for cell in cells]
+    failed: dict[int, str] = {}
 
-    own = range(len(cells))[state.process_index :: state.num_processes]
-    failed = []
-    for done, number in enumerate(own):
-        if progress and state.is_main_process:
-            progress(done, len(own), str(cells[number]))
-        if reason := _outcome(cells[number], setup, state.local_process_index):
-            failed.append((number, reason))
-    if progress and state.is_main_process:
-        waiting = "waiting for the other processes" if state.num_processes > 1 else ""
-        progress(len(own), len(own), waiting)
-    return dict(gather_object(failed))
+    def is_settled(number: int) -> bool:
+        try:
+            reason = claims.failure(names[number])
+            if not reason and not is_done(cells[number], setup):
+                return False
+        except EraseError as error:
+            reason = str(error)
+        if reason:
+            failed[number] = reason
+        return True
+
+    for number in claims.take(names, is_settled, progress):
+        if reason := in_own_process(cells[number], setup):
+            failed[number] = reason
+            claims.fail(names[number], reason)
+    claims.clear()
+    return failed
 
 
 def _origin(models: Models) -> Origin:
@@ -191,13 +191,3 @@ def _write_sheets(cells: Sequence[Cell], out: Path) -> None:
                 contact_sheet(list(runs.values()), path, columns=8, names=list(runs))
             except RunError as error:  # the tables do not need the images
                 runtime.log.error("%s: no contact sheet (%s)", path, error)
-
-
-def _outcome(cell: Cell, setup: GridSetup, index: int) -> str:
-    """Runs a cell unless it is done; returns why it failed, or nothing."""
-    try:
-        if is_done(cell, setup):
-            return ""
-    except EraseError as error:
-        return str(error)
-    return in_own_process(cell, setup, index)

@@ -6,12 +6,12 @@ import atexit
 import contextlib
 import datetime
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import runtime
 from ..errors import RunError
+from ..termination import wait_for_signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def place() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Inside, the launcher's processes share the work; all of them reach the end together.
+    """Inside, the launcher's processes share the work; all of them enter and leave together.
 
     Raises RunError if one of them is not there.
     """
@@ -53,6 +53,7 @@ def together() -> Iterator[None]:
     _join()
     _number, _count = runtime.processes()
     try:
+        wait()
         yield
         wait()
     finally:
@@ -149,7 +150,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        time.sleep(GRACE)
+        wait_for_signal(GRACE)
         raise RunError(
             f"another process has ended ({str(error).splitlines()[0]}); the same command resumes"
         ) from None

@@ -1,0 +1,97 @@
+"""Pieces of work claimed by lock files, so that any process that sees the folder takes what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import filelock
+
+from ..files import key_of, write_text
+from ..runtime import Progress
+
+POLL_SECONDS = 0.2
+
+
+class Claims:
+    """Claims in a folder that all processes see, on one machine or several.
+
+    A process holds a claim while it works on the piece. The system releases the claim of a process that
+    has ended, however it ended, and another takes the piece over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            self.began = Path(file.name).stat().st_mtime
+            """When this process began, by the clock of the file system."""
+
+    def take(
+        self, names: Sequence[str], is_done: Callable[[int], bool], progress: Progress | None = None
+    ) -> Iterator[int]:
+        """Numbers of the pieces for this process to do, until all are done, by whichever process.
+
+        The next number is asked for when a piece is done; `is_done` then answers for it.
+        """
+        left = dict(enumerate(names))
+        while left:
+            before = len(left)
+            for number, name in list(left.items()):
+                with self._claimed(name) as claimed:
+                    if not claimed:
+                        continue
+                    if not is_done(number):
+                        self._failed(name).unlink(missing_ok=True)
+                        if progress:
+                            progress(len(names) - len(left), len(names), name)
+                        yield number
+                    del left[number]
+            if progress:
+                waiting = "waiting for the other processes" if left else ""
+                progress(len(names) - len(left), len(names), waiting)
+            if len(left) == before:
+                time.sleep(POLL_SECONDS)
+
+    def fail(self, name: str, why: str) -> None:
+        """Notes that a piece failed, so that no process that is at work now tries it again."""
+        write_text(self._failed(name), why)
+
+    def failure(self, name: str) -> str:
+        """Why a piece failed since this process began; empty if it did not."""
+        path = self._failed(name)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= self.began:
+                return path.read_text(encoding="utf-8")
+        return ""
+
+    def clear(self) -> None:
+        """Removes the lock files, and the folder if it holds nothing else."""
+        for lock in self.folder.glob("*.lock"):
+            lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _failed(self, name: str) -> Path:
+        return self.folder / f"{key_of(name)}.failed"
+
+    @contextlib.contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """Whether no other process works on the piece; then none does before the end of the block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / f"{key_of(name)}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            yield False
+            return
+        except NotImplementedError:  # a file system without locks; the stages say so
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
