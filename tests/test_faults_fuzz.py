@@ -27,7 +27,7 @@ from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.formats import FORMATS
 from erase_sd.data.images import open_image
 from erase_sd.data.prompts import read_prompts
-from erase_sd.data.shards import read_shards
+from erase_sd.data.sampled import read_shards
 from erase_sd.errors import EraseError
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,24 @@ import pytest
 import torch
 from faulty import side_by_side
 from torch import nn
-from unlearn_runs import short, weights
+from unlearn_runs import KilledError, kill_at, short, weights
 
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.attacks.stage import attack
+from erase_sd.attacks.target import Target
+from erase_sd.detection.detector import DetectorAnswer
+from erase_sd.errors import RunError
+from erase_sd.evaluation import clip_measures, drift, embedders
+from erase_sd.evaluation.stage import evaluate
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
+from erase_sd.mini.scenes import CLASSES
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
-from erase_sd.sharing import any_of, each, from_first, place, together
+from erase_sd.run.measurements import Detection
+from erase_sd.scoring import stage as scoring
+from erase_sd.scoring.stage import score
+from erase_sd.sharing import any_of, each, from_first, group, place, together
 from erase_sd.sharing.rows import by_rows, sum_gradients
 from erase_sd.unlearning.stage import unlearn
 
@@ -24,9 +38,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its proce
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked process has none of OpenMP's threads
+    monkeypatch.setattr(group, "GRACE", 0.0)  # no launcher ends the others
     yield
     torch.set_num_threads(before)
 
@@ -74,25 +89,104 @@ def test_batches_do_not_depend_on_the_number_of_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("counts", "changes"),
     [
-        {},
-        {"method": "cliperase", "learning_rate": 1e-3},
-        {"method": "cliperase", "towers": "both", "learning_rate": 1e-3},
-        {"method": "hirm"},  # a batch of three prompts
+        ((2, 4), {}),
+        ((3,), {"method": "cliperase", "towers": "both", "learning_rate": 1e-3}),
+        ((4,), {"method": "hirm"}),  # three prompts
+        pytest.param(
+            (3,), {"method": "cliperase-hardened", "hyperparameters": {"pool": 4, "rows": 3, "captions": 8}},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param((3,), {"method": "forget-me-not", "learning_rate": 1e-3}, marks=pytest.mark.slow),
+        pytest.param((3,), {"method": "esd", "learning_rate": 1e-3}, marks=pytest.mark.slow),
     ],
-    ids=["hidden states", "contrastive", "both towers", "three rows"],
-)
+    ids=["hidden states", "contrastive, both towers", "few rows", "free embeddings", "attention", "U-Net"],
+)  # fmt: skip
 def test_unlearning_does_not_depend_on_the_number_of_processes(
-    changes: dict[str, Any], tiny: Models
+    counts: Sequence[int], changes: dict[str, Any], tiny: Models
 ) -> None:
     settings = short(dtype="fp32", **changes)
     unlearn(settings, tiny, Run(Path("runs/alone")))
     alone = weights(Run(Path("runs/alone")))
-    for count in (2, 4):
+    for count in counts:
         run = Run(Path(f"runs/by-{count}"))
         shutil.rmtree("cache")  # the image features are shared out too
         assert side_by_side(count, lambda _: unlearn(settings, tiny, run)) == [0] * count
-        worst = {n: float((t - alone[n]).abs().max()) for n, t in weights(run).items()}
-        print(count, sorted(worst.items(), key=lambda i: -i[1])[:4])
-        assert max(worst.values()) < 1e-5
+        assert max(float((t - alone[n]).abs().max()) for n, t in weights(run).items()) < 1e-5
+        assert not list(run.folder.glob("checkpoint*"))
+
+
+ATTACK = AttackSettings(
+    attacks=("embeddings", "relearning"),
+    budgets={"counts": 1, "embeddings.steps": 2, "captions": 2, "relearning.steps": 1},
+    images=2,
+    steps=1,
+)
+
+
+def known_detections(_: Path, images: Sequence[Path], *__: object) -> DetectorAnswer:
+    """Stands in for `detect`: an apple, as probable as the image's name says."""
+    rows = [
+        (Detection(name="apple", probability=int(p.stem[-1]) / 3, box=(0, 0, 9, 9)),)
+        for p in images
+    ]
+    return DetectorAnswer(names=tuple(CLASSES), size=64, kind="known answers", detections=rows)
+
+
+def test_an_interrupted_unlearning_resumes_with_another_number_of_processes(tiny: Models) -> None:
+    settings, run = short(dtype="fp32"), Run(Path("runs/apple"))
+    unlearn(settings, tiny, Run(Path("runs/alone")))
+
+    def interrupted(number: int) -> None:
+        progress = kill_at(4) if number == 0 else None
+        with pytest.raises((KilledError, RunError)):  # the other loses its connection
+            unlearn(settings, tiny, run, progress)
+
+    assert side_by_side(2, interrupted) == [0, 0]
+    assert run.status("unlearn") == "running"
+    assert side_by_side(3, lambda _: unlearn(settings, tiny, run)) == [0] * 3
+    assert run.unlearned().encoders["text_encoder"].resumed_at == 2
+    alone = weights(Run(Path("runs/alone")))
+    assert max(float((t - alone[n]).abs().max()) for n, t in weights(run).items()) < 1e-5
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
+    )
+    monkeypatch.setattr(scoring, "detect", known_detections)
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    for module in (embedders, clip_measures, drift):
+        monkeypatch.setattr(module, "EMBEDDING_BATCH", 8)
+    Path("apple.txt").write_text("an apple\na dog\nan orange\n")
+    generate([Path("apple.txt")], GenerateSettings(steps=1, batch=2), tiny, erased_run)
+
+    def stages(run: Run) -> None:
+        score(run, tiny)
+        evaluate(run, tiny)
+        attack(run, tiny, ATTACK)
+
+    left: dict[int, dict[str, bytes]] = {}
+    for count in (1, 2, 4):
+        run = Run(Path(f"runs/by-{count}/apple"))
+        shutil.copytree(erased_run.folder, run.folder)
+        shutil.rmtree("cache")
+        assert side_by_side(count, lambda _: stages(run)) == [0] * count
+        assert not list(run.folder.glob(".attacks/*"))
+        left[count] = contents(run.folder)
+        for name in ("run.json", "attacks.json", "attacks.md"):  # hold seconds
+            del left[count][name]
+        record = run.attacks()
+        assert record and len(record.rows) > 2
+        rows = [dataclasses.replace(row, seconds=0) for row in record.rows]
+        left[count]["rows"] = repr(rows).encode()
+    assert left[1].keys() == left[2].keys() == left[4].keys()
+    assert left[1] == left[2] == left[4]
+    assert {"scores.json", "detections.jsonl", "evaluation.json"} < left[1].keys()

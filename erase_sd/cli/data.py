@@ -46,7 +46,7 @@ def data(
 
     models = resolve(preset, data=data).with_clips(clip)
     parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
-    dataset, tokens = read_dataset(models.pairs()), token_limit_of(models)
+    dataset, tokens = read_dataset(models.pairs(), parsed), token_limit_of(models)
     summary = summarize(dataset, parsed, tokens.counts, tokens.limit)
     mined = mentions_of(models, dataset, parsed) if mentions else {}
     if as_json:
@@ -91,7 +91,7 @@ def prompts(
     models = resolve(preset, data=data).with_clips(clip)
     parsed = parse_concepts(concepts, synonyms or [], keep_senses or [])
     file = out or PROMPTS_FOLDER / f"{run_folder(None, tuple(concepts)).name}.txt"
-    dataset, tokens = read_dataset(models.pairs()), token_limit_of(models)
+    dataset, tokens = read_dataset(models.pairs(), parsed), token_limit_of(models)
     counts = write_prompts(dataset, parsed, file, n, seed, tokens.fits, retain, split)
     for path, count in counts.items():
         note = "" if count == n else f"; no more {split} images have a suitable caption"

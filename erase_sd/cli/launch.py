@@ -60,9 +60,7 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
     with contextlib.ExitStack() as opened:
         inputs = _inputs(count, opened) if reads_input else [None] * count
         outputs = [
-            opened.enter_context(
-                tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-            )
+            opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
             for _ in range(count)
         ]
         children = [

@@ -43,6 +43,8 @@ class Dataset:
     """Where the images lie that exist, by name."""
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
     """Images that were found not to be readable, and why; they are left out."""
+    images_sha256: str | None = None
+    """`images_digest`, if the items are a sample of more images, which it covers."""
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ class Dataset:
     @functools.cached_property
     def images_digest(self) -> str:
         """SHA-256 of the images: their names and hashes."""
-        return key_of(
+        return self.images_sha256 or key_of(
             [
                 [i.image, hash_image(self.files[i.image])]
                 for i in self.items

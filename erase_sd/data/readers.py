@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
 from .cifar100 import find_cifar100, read_cifar100
 from .class_folders import read_class_folders
+from .concept import Concept
 from .dataset import Dataset
 from .flickr30k import has_captions, read_flickr30k
 from .formats import FORMATS
-from .shards import read_shards, shards_in
+from .sampled import read_shards
+from .shards import shards_in
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Path, concepts: Sequence[Concept] = ()) -> Dataset:
     """Flickr30K in any of its formats, CIFAR-100, webdataset shards, or one folder of images per class.
 
+    Shards may hold more images than fit into memory; those that mention one of the `concepts`, and
+    others, are sampled.
     Raises DataError if the folder holds none of them, or files are damaged.
     """
     if has_captions(folder):
@@ -23,7 +28,7 @@ def read_dataset(folder: Path) -> Dataset:
     if cifar := find_cifar100(folder):
         return read_cifar100(cifar)
     if shards := shards_in(folder):
-        return read_shards(folder, shards)
+        return read_shards(folder, shards, concepts)
     try:
         return read_class_folders(folder)
     except DataError:

@@ -7,14 +7,12 @@ kept, and its bytes are read again where they are needed.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, reason
 from ..files import digest
-from ..runtime import log
-from .dataset import CaptionedImage, Dataset, digest_of
 from .images import Entry
 
 SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -33,30 +31,6 @@ class Sample:
 def shards_in(folder: Path) -> list[Path]:
     """The shards in a folder, in the order of their names."""
     return [path for path in sorted(folder.glob("*.tar")) if not path.name.startswith(".")]
-
-
-def read_shards(folder: Path, shards: Sequence[Path]) -> Dataset:
-    """All captioned images of the shards. Samples without caption or image are left out and counted.
-
-    Raises DataError for a damaged shard, and if no sample has both.
-    """
-    items: list[CaptionedImage] = []
-    files: dict[str, Entry] = {}
-    left_out = 0
-    for shard in shards:
-        for sample in samples_of(shard):
-            if sample.image and sample.caption and sample.image.name not in files:
-                items.append(CaptionedImage(sample.image.name, (sample.caption,)))
-                files[sample.image.name] = sample.image
-            else:
-                left_out += 1
-    if not items:
-        raise DataError(
-            f"{folder}: no image in the shards has a caption; needs key.txt beside key.jpg"
-        )
-    if left_out:
-        log.warning("%s: %d samples without a caption or an image are left out", folder, left_out)
-    return Dataset(folder, folder, "webdataset shards", digest_of(items), tuple(items), files)
 
 
 def samples_of(shard: Path) -> Iterator[Sample]:

@@ -40,7 +40,12 @@ def assign_splits(items: Sequence[CaptionedImage]) -> dict[Split, tuple[Captione
 
 def hash_order(items: Iterable[CaptionedImage], seed: int = 0) -> list[CaptionedImage]:
     """Images in the order of a hash of seed and name."""
-    return sorted(items, key=lambda i: hashlib.sha256(f"{seed}/{i.image}".encode()).digest())
+    return sorted(items, key=lambda item: image_hash(item.image, seed))
+
+
+def image_hash(name: str, seed: int = 0) -> bytes:
+    """A hash of seed and name, by which images are ordered."""
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..checked import load_tensors, save_tensors
 from ..data.dataset import Dataset
-from ..data.images import hash_image, open_image
+from ..data.images import Entry, hash_image, open_image
 from ..errors import DataError, RunError
 from ..files import cache_folder, key_of
 from ..runtime import in_batches, log
-from ..sharing import each, from_first, writes
+from ..sharing import each, from_first, place
 from .clip import Clip
 
 _BATCH = 128
@@ -25,17 +25,36 @@ def image_features(clip: Clip, data: Dataset, images: Sequence[str]) -> dict[str
 
     Images that cannot be read are left out and noted in `data.unreadable`. The cache is keyed by the
     weights and by each image file's hash; a damaged cache is replaced. Processes in step share the
-    batches.
+    batches; of shards, each process takes whole ones, and each has a cache of its own.
     """
-    hashes = {name: hash_image(data.path_of(name)) for name in dict.fromkeys(images)}
-    path = cache_folder() / "features" / f"{key_of([clip.digest, data.digest])}.safetensors"
+    by_shard: dict[Path, list[str]] = {}
+    for name in dict.fromkeys(images):
+        source = data.path_of(name)
+        if not isinstance(source, Entry) or source.width:
+            return _features(clip, data, list(dict.fromkeys(images)), data.digest)
+        by_shard.setdefault(source.file, []).append(name)
+
+    def of_shard(shard: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        return _features(clip, data, by_shard[shard], str(shard)), data.unreadable
+
+    table: dict[str, Tensor] = {}
+    for features, unreadable in each(list(by_shard), of_shard):
+        table |= features
+        data.unreadable.update(unreadable)
+    return table
+
+
+def _features(clip: Clip, data: Dataset, images: Sequence[str], where: str) -> dict[str, Tensor]:
+    """Features of images, with a cache for those of `where`."""
+    hashes = {name: hash_image(data.path_of(name)) for name in images}
+    path = cache_folder() / "features" / f"{key_of([clip.digest, where])}.safetensors"
     known = from_first(lambda: _cached(path))
     missing = [name for name, sha256 in hashes.items() if sha256 not in known]
     names = readable(data, missing)
     batches = [names[start : start + _BATCH] for start in range(0, len(names), _BATCH)]
     for batch, rows in zip(batches, each(batches, lambda b: _encode(clip, data, b)), strict=True):
         known |= {hashes[name]: row.clone() for name, row in zip(batch, rows, strict=True)}
-    if missing and writes():
+    if missing and place()[0] == 0:
         try:
             save_tensors(path, known, {})
         except (OSError, RunError) as error:

@@ -117,11 +117,12 @@ def wait() -> None:
 def _join() -> None:
     """Connects the launcher's processes, once per program."""
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if dist.is_initialized():
         return
     try:
-        store, number, total = next(dist.rendezvous("env://", timeout=JOIN))
+        store, number, total = next(rendezvous("env://", timeout=JOIN))
         dist.init_process_group(
             _backend(), store=store, rank=number, world_size=total, timeout=PATIENCE
         )

@@ -44,7 +44,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if place()[1] == 1 or not gradients:
         return
     flat = summed(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 
@@ -57,7 +57,7 @@ class _WithWholeGradient(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return summed(gradient)
 
 
@@ -78,7 +78,7 @@ class _Gathered(torch.autograd.Function):
         return torch.cat(whole).to(rows.device)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         sizes, number = ctx.sizes, ctx.number
         if not sizes[number]:
             return gradient.new_zeros(1, *gradient.shape[1:]), None

@@ -17,7 +17,7 @@ from .synthetic import synthetic_pairs
 def dataset_of(models: Models, concepts: Sequence[Concept]) -> Dataset:
     """The caption pairs of `models`; if its data is `synth`, those that it generates itself."""
     folder = synthetic_pairs(models, concepts) if models.data == "synth" else models.pairs()
-    return read_dataset(folder)
+    return read_dataset(folder, concepts)
 
 
 def concept_sets_of(run: Run, models: Models) -> tuple[Dataset, ConceptSets]:

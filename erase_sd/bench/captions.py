@@ -1,0 +1,167 @@
+"""`python -m erase_sd.bench.captions`: what unlearning's preparation costs as the captions grow.
+
+Writes made-up webdataset shards of each size and measures, in a process of its own with one thread, the
+first reading (which indexes the shards), the second, and the split, tokens and image features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from PIL import Image
+
+from .. import runtime
+from ..data.concept import Concept, with_article
+from ..data.readers import read_dataset
+from ..data.split import split_by_concept
+from ..files import write_bytes, write_json
+from ..models.presets import resolve
+from ..models.text_encoder import load_clip
+from ..plotting import render_png
+from ..unlearning.captions import tokenize_sets
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+SHARD = 10_000
+"""Samples of a shard, as in CC12M."""
+PICTURES = 64
+"""Different images, each of many samples."""
+WORDS = ("apple", "dog", "car", "chair", "kite", "cow", "cup", "laptop", "umbrella", "bicycle")
+PLACES = ("on a table", "in a park", "by the road", "near the window", "at night", "in the rain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a set of so many captions costs; seconds of one core."""
+
+    captions: int
+    kept: int
+    """Images that the forget and the retain set keep."""
+    first_reading: float
+    second_reading: float
+    preparation: float
+    """Split, tokens, and features of the forget images."""
+    peak_memory_mb: int
+
+
+def write_shards(folder: Path, count: int) -> None:
+    """Made-up samples: a small JPEG and a caption of three things, one of ten words each."""
+    choice = random.Random(0)
+    pictures = [_jpeg(number) for number in range(PICTURES)]
+    for first in range(0, count, SHARD):
+        with tarfile.open(folder / f"{first // SHARD:05}.tar", "w") as tar:
+            for number in range(first, min(first + SHARD, count)):
+                things = " and ".join(with_article(word) for word in choice.sample(WORDS, 3))
+                caption = f"{things} {choice.choice(PLACES)}, number {number}"
+                for suffix, data in ("jpg", pictures[number % PICTURES]), ("txt", caption.encode()):
+                    entry = tarfile.TarInfo(f"{number:09}.{suffix}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+
+
+def _jpeg(number: int) -> bytes:
+    out = io.BytesIO()
+    colour = (4 * number, 255 - 4 * number, 16 * number % 256)
+    Image.new("RGB", (32, 32), colour).save(out, "JPEG", quality=50)
+    return out.getvalue()
+
+
+def measure(folder: Path, count: int) -> Cost:
+    """Reads and prepares the shards in this process, whose peak memory is theirs."""
+    concepts = (Concept("apple"),)
+    clip = load_clip(resolve("mini").clip_folder(0))
+    times = [time.process_time()]
+    for _ in range(2):
+        data = read_dataset(folder, concepts)
+        times.append(time.process_time())
+    sets = split_by_concept(data.items, concepts)
+    tokenize_sets(clip, data, sets, concepts, frozenset({"hidden_states"}))
+    times.append(time.process_time())
+    first, second, preparation = (b - a for a, b in itertools.pairwise(times))
+    return Cost(
+        captions=count,
+        kept=len(data.items),
+        first_reading=round(first, 2),
+        second_reading=round(second, 2),
+        preparation=round(preparation, 2),
+        peak_memory_mb=round(runtime.peak_memory() / 1e6),
+    )
+
+
+def cost_of(count: int) -> Cost:
+    """`measure` of made-up shards, in a process of its own with an empty cache."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "shards").mkdir()
+        write_shards(folder / "shards", count)
+        own = {"ERASE_SD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", __spec__.name, "--captions", str(count)]
+        command += ["--measure", str(folder / "shards")]
+        answer = subprocess.run(  # noqa: S603
+            command, env=os.environ | own, stdout=subprocess.PIPE, check=True
+        )
+        return Cost(**json.loads(answer.stdout))
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """The costs in Markdown."""
+    names = [field.name for field in fields(Cost)]
+    lines = [f"| {' | '.join(n.replace('_', ' ') for n in names)} |", "|--:" * len(names) + "|"]
+    lines += [
+        f"| {' | '.join(f'{value:,}' for value in asdict(cost).values())} |" for cost in costs
+    ]
+    return "\n".join(lines)
+
+
+def curve(costs: Sequence[Cost]) -> bytes:
+    """Time and peak memory by the number of captions, as PNG."""
+    captions = [cost.captions for cost in costs]
+
+    def draw(figure: object) -> None:
+        times, memory = figure.subplots(1, 2)  # type: ignore[attr-defined]
+        for name in ("first_reading", "second_reading", "preparation"):
+            times.loglog(
+                captions, [getattr(c, name) for c in costs], "o-", label=name.replace("_", " ")
+            )
+        times.set(xlabel="captions", ylabel="seconds of one core")
+        times.legend()
+        memory.semilogx(captions, [cost.peak_memory_mb for cost in costs], "o-")
+        memory.set(xlabel="captions", ylabel="peak memory, MB")
+        memory.set_ylim(bottom=0)
+
+    return render_png(draw, (9, 3.5))
+
+
+def main() -> None:
+    """Measures every size, prints the table, and writes it as JSON with a picture beside it."""
+    parser = argparse.ArgumentParser(prog="python -m erase_sd.bench.captions")
+    parser.add_argument(
+        "--captions", default=",".join(map(str, SIZES)), help="Sizes, separated by commas."
+    )
+    parser.add_argument("--out", type=Path, default=Path("captions.json"), help="File to write.")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    runtime.quiet_libraries()
+    if options.measure:
+        print(json.dumps(asdict(measure(options.measure, int(options.captions)))))
+        return
+    costs = [cost_of(int(size)) for size in options.captions.split(",")]
+    write_json(options.out, [asdict(cost) for cost in costs])
+    write_bytes(options.out.with_suffix(".png"), curve(costs))
+    print(table(costs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The index of a shard, made once and cached: each image's caption, place and hash.
+
+Reading a shard means reading all of its images; its index is a few bytes an image. Several processes, also
+on several machines, index the shards of a folder together, each claiming one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RunError
+from ..files import cache_folder, key_of, write_records
+from ..reading import read_records
+from ..runtime import log
+from ..sharing.claims import Claims
+from .images import Entry
+from .shards import samples_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedSample:
+    """A sample of a shard."""
+
+    image: str
+    """Name of its image, unique in the folder; empty if it has none."""
+    caption: str
+    """Empty if it has none."""
+    start: int = 0
+    """Where the image's bytes begin in the shard."""
+    size: int = 0
+    """Number of bytes."""
+    sha256: str = ""
+    """Hash of the bytes."""
+
+    def entry(self, shard: Path) -> Entry:
+        """The image."""
+        return Entry(self.image, shard, self.start, self.size, self.sha256)
+
+
+def index_shards(shards: Sequence[Path]) -> None:
+    """Indexes the shards that have no index yet. Raises DataError for a damaged one."""
+    if all(_path(shard).is_file() for shard in shards):
+        return
+    try:
+        claims = Claims(cache_folder() / "shards" / ".claims")
+    except OSError:  # the samples are read from the shards
+        return
+    for number in claims.take(
+        [str(shard) for shard in shards], lambda n: _path(shards[n]).is_file()
+    ):
+        _index(shards[number])
+    claims.clear()
+
+
+def indexed(shard: Path) -> list[IndexedSample]:
+    """The samples of a shard. Raises DataError if it has no index yet and is damaged."""
+    try:
+        if samples := read_records(_path(shard), IndexedSample):
+            return samples
+    except RunError as error:
+        log.warning("%s; indexing %s again", error, shard)
+    return _index(shard)
+
+
+def _index(shard: Path) -> list[IndexedSample]:
+    samples = []
+    for sample in samples_of(shard):
+        place = sample.image
+        samples.append(
+            IndexedSample(
+                image=place.name, caption=sample.caption,
+                start=place.start, size=place.size, sha256=place.sha256,
+            )
+            if place
+            else IndexedSample(image="", caption=sample.caption)
+        )  # fmt: skip
+    try:
+        write_records(_path(shard), samples)
+    except (OSError, RunError) as error:
+        log.warning("%s: its index is not cached (%s)", shard, error)
+    return samples
+
+
+def _path(shard: Path) -> Path:
+    """Where the index of an unchanged shard is cached."""
+    state = shard.stat()
+    key = key_of([str(shard.resolve()), state.st_size, state.st_mtime_ns])
+    return cache_folder() / "shards" / f"{key}.jsonl"
