@@ -82,17 +82,22 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
                 child.wait()
         if failed is None:
             return 0
-        outputs[failed].seek(0)
-        status = children[failed].returncode
-        for line in outputs[failed].read().strip().splitlines()[-1:]:
-            print(line, file=sys.stderr)
-        if count > 1:
-            print(
-                f"erase-sd: process {failed + 1} of {count} ended with status {status}; all were "
-                "stopped; the same command resumes, with any number of processes",
-                file=sys.stderr,
-            )
-        return status if status > 0 else 1
+        _say_why(failed, outputs[failed], children)
+        return max(children[failed].returncode, 1)
+
+
+def _say_why(failed: int, output: IO[str], children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Prints the failed process's last line, which the first has printed itself, and what follows."""
+    output.seek(0)
+    for line in output.read().strip().splitlines()[-1:]:
+        print(line, file=sys.stderr)
+    if len(children) > 1:
+        print(
+            f"erase-sd: process {failed + 1} of {len(children)} ended with status "
+            f"{children[failed].returncode}; all were stopped; the same command resumes, with any "
+            "number of processes",
+            file=sys.stderr,
+        )
 
 
 def _inputs(count: int, opened: contextlib.ExitStack) -> list[IO[bytes]]:

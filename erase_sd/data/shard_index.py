@@ -56,11 +56,11 @@ def index_shards(shards: Sequence[Path]) -> None:
 
 def indexed(shard: Path) -> list[IndexedSample]:
     """The samples of a shard. Raises DataError if it has no index yet and is damaged."""
-    try:
-        if samples := read_records(_path(shard), IndexedSample):
-            return samples
-    except RunError as error:
-        log.warning("%s; indexing %s again", error, shard)
+    if _path(shard).is_file():
+        try:
+            return read_records(_path(shard), IndexedSample)
+        except RunError as error:
+            log.warning("%s; indexing %s again", error, shard)
     return _index(shard)
 
 

@@ -1,0 +1,94 @@
+"""Shards are read once and sampled: memory does not grow with them, and no caption of a concept is missed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from faulty import side_by_side
+from labelled_data import samples, write_shard
+
+from erase_sd.bench.captions import Cost, curve, measure, table, write_shards
+from erase_sd.data import sampled, shard_index
+from erase_sd.data.concept import Concept
+from erase_sd.data.dataset import Dataset, digest_of
+from erase_sd.data.readers import read_dataset
+from erase_sd.data.split import hash_order
+from erase_sd.files import cache_folder
+
+CAPTIONS = ["a dog", "an apple", "a cat", "a house", "two apples", "a boat", "a tree", "a bus"]
+APPLE = (Concept("apple"),)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = tmp_path / "shards"
+    write_shard(folder / "0.tar", samples(CAPTIONS[:5]))
+    write_shard(folder / "1.tar", samples(CAPTIONS[5:], 5))
+    return folder
+
+
+def indexes() -> list[Path]:
+    return sorted(cache_folder().glob("shards/*.jsonl"))
+
+
+def test_a_sample_keeps_every_mention_and_the_digests_of_all_images(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_dataset(shards, APPLE)
+    assert [item.captions[0] for item in whole.items] == CAPTIONS
+    assert whole.digest == digest_of(whole.items)
+    assert whole.images_digest == Dataset(*[getattr(whole, n) for n in (
+        "folder", "source", "format", "digest", "items", "files",
+    )]).images_digest  # fmt: skip
+    monkeypatch.setattr(sampled, "MOST_IMAGES", 2)
+    part = read_dataset(shards, APPLE)
+    assert {"an apple", "two apples"} < {item.captions[0] for item in part.items}
+    assert len(part.items) == len(part.files) == 4
+    assert (part.digest, part.images_digest) == (whole.digest, whole.images_digest)
+    others = [item for item in whole.items if "apple" not in item.captions[0]]
+    assert set(hash_order(others)[:2]) < {*part.items}
+
+
+def test_a_shard_is_read_once_and_again_after_a_change_or_if_its_index_is_damaged(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    samples_of = shard_index.samples_of
+    monkeypatch.setattr(
+        shard_index, "samples_of", lambda shard: read.append(shard.name) or samples_of(shard)
+    )
+    first = read_dataset(shards)
+    assert read_dataset(shards) == first and read == ["0.tar", "1.tar"]
+    write_shard(shards / "1.tar", samples(["changed", "captions"], 5))
+    assert len(read_dataset(shards).items) == 7 and read[2:] == ["1.tar"]
+    indexes()[0].write_text("{")
+    assert len(read_dataset(shards).items) == 7 and len(read) <= 4
+
+
+def test_shards_are_read_without_a_cache(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ERASE_SD_CACHE", str(tmp_path / "file"))
+    assert len(read_dataset(shards).items) == len(CAPTIONS)
+
+
+def test_processes_index_shards_together(shards: Path) -> None:
+    torch.set_num_threads(1)
+    assert side_by_side(3, lambda _: read_dataset(shards, APPLE)) == [0] * 3
+    assert len(indexes()) == 2
+    assert [len(path.read_text().splitlines()) for path in indexes()] in ([5, 3], [3, 5])
+
+
+def test_the_bench_measures_made_up_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, 120)
+    cost = measure(tmp_path, 120)
+    assert cost.captions == cost.kept == 120 and cost.peak_memory_mb > 0
+    assert table([cost]).startswith("| captions | kept |")
+    assert (
+        curve([cost, Cost(**json.loads(json.dumps(vars(cost))) | {"captions": 240})])[:4]
+        == b"\x89PNG"
+    )
