@@ -21,9 +21,10 @@ from erase_sd.methods.adversaries import (
 )
 from erase_sd.methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings
 from erase_sd.methods.cliperase_hardened import HardenedCLIPErase
+from erase_sd.methods.concept_prompts import check_one_encoder
 from erase_sd.models import denoiser as denoiser_module
 from erase_sd.models.clip import FreeEmbeddings
-from erase_sd.models.denoiser import check_one_encoder, open_denoiser
+from erase_sd.models.denoiser import open_denoiser
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.unlearning.checkpoint import Checkpoint, Snapshot, TrainerState

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -32,6 +33,9 @@ from ..models.presets import resolve
 from ..models.text_encoder import load_clip
 from ..plotting import render_png
 from ..unlearning.captions import tokenize_sets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SHARD = 10_000
@@ -107,7 +111,7 @@ def cost_of(count: int) -> Cost:
         (folder / "shards").mkdir()
         write_shards(folder / "shards", count)
         own = {"ERASE_SD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", __spec__.name, "--captions", str(count)]
+        command = [sys.executable, "-m", "erase_sd.bench.captions", "--captions", str(count)]
         command += ["--measure", str(folder / "shards")]
         answer = subprocess.run(  # noqa: S603
             command, env=os.environ | own, stdout=subprocess.PIPE, check=True
@@ -129,8 +133,8 @@ def curve(costs: Sequence[Cost]) -> bytes:
     """Time and peak memory by the number of captions, as PNG."""
     captions = [cost.captions for cost in costs]
 
-    def draw(figure: object) -> None:
-        times, memory = figure.subplots(1, 2)  # type: ignore[attr-defined]
+    def draw(figure: Figure) -> None:
+        times, memory = figure.subplots(1, 2)
         for name in ("first_reading", "second_reading", "preparation"):
             times.loglog(
                 captions, [getattr(c, name) for c in costs], "o-", label=name.replace("_", " ")
