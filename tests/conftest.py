@@ -117,6 +117,15 @@ def erased_run(tiny: Models) -> Run:
 
 
 @pytest.fixture
+def any_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks for a release of PEFT that is newer than the latest in the package index."""
+    import peft
+    import transformers.integrations.peft as integration
+
+    monkeypatch.setattr(integration, "MIN_PEFT_VERSION", peft.__version__)
+
+
+@pytest.fixture
 def faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
     """Records faults; the test fails at its end if one was not survived."""
     recorded = Faults(request.node)

@@ -74,9 +74,7 @@ def checkpoint_of(pipe: Any) -> dict[str, Tensor]:
         if ".upsamplers." in start and not any(
             n.startswith(f"{block}.attentions") for n in weights
         ):
-            theirs = theirs.replace(
-                ".2.", ".1."
-            )  # after the resnet, and the attention if there is one
+            theirs = f"{theirs.removesuffix('2.')}1."  # after the resnet, no attention between
         tensors[f"model.diffusion_model.{theirs}{rest}"] = tensor.contiguous()
     for name, tensor in pipe.vae.state_dict().items():
         for ours, theirs in sorted(VAE.items(), key=lambda pair: -len(pair[0])):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from test_lora_unet import changed
+from test_unet_erasure import erase
 
 import erase_sd
 from erase_sd.models import lora_export
@@ -40,12 +45,37 @@ def test_at_strength_zero_the_rates_are_the_originals(
     rates = {(r.group, r.class_name): r for r in exported.scores().rates}
     target = rates["target", None]
     assert lines[0] == (
-        f"strength 0, apple: {100 * target.original.value:.1f} % of 2; the full erased encoder "
+        f"strength 0, apple: {100 * target.original.value:.1f} % of 2; the erased model "
         f"{100 * target.erased.value:.1f} %"
     )
     assert sum(line.startswith("strength 1, ") for line in lines) == len(rates)
     picture = exported.folder / "export" / "lora" / "strengths.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_are_the_originals_at_strength_zero_and_the_erased_ones_at_one(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("apple.txt").write_text("an apple and a dog on a table\n")
+    run = erase(tiny, weights=changed(tiny))  # of the U-Net, of a rank that the LoRA has
+    run.update(models={"model": str(tiny.model), "clip": [str(tiny.clips[0])],
+                       "detector": str(tiny.detector)})  # fmt: skip
+    erase_sd.generate("apple.txt", run="apple", steps=2, sampler="dpm++", dtype="bf16")
+    erase_sd.score("apple")
+    lora = export(run, tiny, "lora") / "pytorch_lora_weights.safetensors"
+    shown: list[np.ndarray] = []
+    real = strengths.detect
+
+    def watched(detector: Path, files: list[Path], *args: Any, **options: Any) -> Any:
+        shown.append(np.array(Image.open(files[0])))
+        return real(detector, files, *args, **options)
+
+    monkeypatch.setattr(strengths, "detect", watched)
+    strengths.strength_rates(run, tiny, lora, (0.0, 1.0))
+    original, erased = (np.array(Image.open(run.folder / image.file)) for image in run.images())
+    assert np.array_equal(shown[0], original)
+    assert not np.array_equal(shown[0], erased)
+    assert np.abs(shown[1].astype(int) - erased).max() <= 8  # bf16 rounds the merged weights
 
 
 def test_without_a_lora_or_scores_the_command_ends_with_one_line(
@@ -56,6 +86,6 @@ def test_without_a_lora_or_scores_the_command_ends_with_one_line(
         strengths.main()
     folder = erased_run.folder / "export" / "lora"
     folder.mkdir(parents=True)
-    (folder / "apple-lora.safetensors").write_bytes(b"")
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
     with pytest.raises(SystemExit, match="score is missing; score first"):
         strengths.main()

@@ -72,11 +72,6 @@ class _Erasure:
         names = self.record.weights_sha256
         return {name: erased.module_folder(self.run.erased, name) for name in names}
 
-    @property
-    def encoders(self) -> dict[str, Path]:
-        """Those of `modules` that are text encoders."""
-        return {name: folder for name, folder in self.modules.items() if name != UNET}
-
 
 def export(
     run: Run,
@@ -94,19 +89,19 @@ def export(
 
     Formats: `diffusers`, folders of text encoders, with the key names that transformers 4 and 5 read,
     and of the U-Net; `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file
-    checkpoint `base` with the erased modules in it; `lora`, the change of text encoders alone, at
-    `rank`, with a strength that every program can set; `hub-folder`, `diffusers` with a model card and
+    checkpoint `base` with the erased modules in it; `lora`, the change alone, at `rank`, with a strength
+    that every program can set; `hub-folder`, `diffusers` with a model card and
     `pictures` for it, which with `push_to` is uploaded to that repository. `dtype` is the weights'
-    precision. No file names a folder of this machine. Raises SettingError for a format that cannot hold
-    a U-Net that changed.
+    precision. No file names a folder of this machine. Raises SettingError for comfyui if the U-Net changed.
     """
     _check_options(to, base, rank, push_to)
     if models.model is None:
         raise RunError(f"{run.erased}: a CLIP or BLIP alone is an ordinary folder of transformers")
     record = shareable(erased.check_base(run, models), models)
-    if UNET in record.weights_sha256 and to in ("comfyui", "lora"):
+    if UNET in record.weights_sha256 and to == "comfyui":
         raise SettingError(
-            "holds text encoders, and this run changed the U-Net; needs diffusers, a1111 or hub-folder",
+            "holds text encoders, and this run changed the U-Net; needs lora, diffusers, a1111 or "
+            "hub-folder",
             field="to", value=to,
         )  # fmt: skip
     precision = None if dtype is None else runtime.dtype(dtype)
@@ -168,7 +163,7 @@ def _diffusers(folder: Path, erasure: _Erasure) -> None:
 
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
-    for source in erasure.encoders.values():
+    for source in erasure.modules.values():  # text encoders: `export` refuses a U-Net
         with foreign_files(source):
             width = int(read_json(source / "config.json").get("hidden_size", 0))
         file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
@@ -212,7 +207,7 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
 
 def _lora(folder: Path, erasure: _Erasure) -> None:
     write_lora(
-        folder, erasure.encoders, erasure.models, erasure.record, rank=erasure.rank,
+        folder, erasure.modules, erasure.models, erasure.record, rank=erasure.rank,
         dtype=erasure.dtype, metadata=erasure.metadata,
     )  # fmt: skip
 

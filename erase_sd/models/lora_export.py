@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,31 +16,31 @@ from ..errors import ModelError, SettingError
 from ..files import write_json
 from ..run.records import ErasureRecord
 from ..runtime import log
-from .checkpoint_keys import hub_names
 from .lora import (
     RANK,
-    LoraQuality,
     LowRankChange,
-    hidden_residual,
     kohya_tensors,
     low_rank_change,
+    named_weights,
     peft_tensors,
     with_strength,
 )
+from .lora_quality import LoraQuality, hidden_residual, prediction_residual
 from .pipeline_kinds import kind_of
 from .presets import Models
 from .text_encoder import load_text_encoder
+from .unet import UNET, load_unet
 
 MAX_RESIDUAL = 0.5
 """A LoRA that leaves more of the erasure undone than this is refused."""
 MAX_RANK = 10_000
-"""Wider than any layer of a CLIP."""
+"""Wider than any layer of a CLIP or a U-Net."""
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 
 def write_lora(
     folder: Path,
-    encoders: Mapping[str, Path],
+    modules: Mapping[str, Path],
     models: Models,
     record: ErasureRecord,
     *,
@@ -47,11 +48,11 @@ def write_lora(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes the change of `encoders`, the folders of a run's erased encoders by name, as a LoRA.
+    """Writes the change of `modules`, the folders of what a run erased by name, as one LoRA.
 
     Files: `<concepts>-lora.safetensors` (kohya: ComfyUI, A1111, Forge), `pytorch_lora_weights`
-    (diffusers), a folder of each encoder (PEFT), and `lora.json`, rank and residual. Raises
-    SettingError for a rank below 1, ModelError if more than `MAX_RESIDUAL` of the erasure is left undone.
+    (diffusers), a folder of each module (PEFT), and `lora.json`, rank and residual. Raises SettingError
+    for a rank below 1, ModelError if more than `MAX_RESIDUAL` of the erasure is left undone.
     """
     rank = RANK if rank is None else rank
     if not 1 <= rank <= MAX_RANK:
@@ -60,14 +61,14 @@ def write_lora(
     diffusers: dict[str, Tensor] = {}
     qualities = {}
     numbered = kind_of(models.folder) != "StableDiffusionPipeline"
-    for name, source in encoders.items():
+    for name, source in modules.items():
         change, qualities[name] = _change(name, source, models, record, rank)
         if dtype:
             factors = {n: (d.to(dtype), u.to(dtype)) for n, (d, u) in change.factors.items()}
             change = dataclasses.replace(change, factors=factors)
         kohya |= kohya_tensors(name, numbered, change)
         diffusers |= peft_tensors(f"{name}.", change)
-        _write_peft(folder / name, change, metadata)
+        _write_peft(folder, name, change, metadata)
     title = "-".join(slug(concept.name) for concept in record.concepts)
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank),
                "ss_network_alpha": str(rank)}  # fmt: skip
@@ -79,24 +80,43 @@ def write_lora(
 def _change(
     name: str, source: Path, models: Models, record: ErasureRecord, rank: int
 ) -> tuple[LowRankChange, LoraQuality]:
-    """One encoder's LoRA, and how much of the erasure it carries."""
-    from transformers import CLIPTokenizer
-
-    original, erased = load_text_encoder(models.folder / name), load_text_encoder(source)
-    weights = (hub_names(dict(model.named_parameters())) for model in (original, erased))
-    before, after = ({n: p.detach() for n, p in tensors.items()} for tensors in weights)
+    """One module's LoRA, and how much of the erasure it carries."""
+    load: Callable[[Path], Any] = load_unet if name == UNET else load_text_encoder
+    original, erased = load(models.folder / name), load(source)
+    before, after = (
+        {weight: tensor.detach() for weight, tensor in named_weights(name, module).items()}
+        for module in (original, erased)
+    )
     change = low_rank_change(before, after, rank)
     if not change.factors:
         raise ModelError(
             f"{source}: the linear layers are the original's; there is nothing to export"
         )
-    tokenizer = CLIPTokenizer.from_pretrained(
-        models.folder / name.replace("text_encoder", "tokenizer"), local_files_only=True
+    lora = with_strength(name, original, change.factors)
+    concepts = [concept.name for concept in record.concepts]
+    if name == UNET:
+        residual = prediction_residual(models.folder, erased, lora, concepts)
+    else:
+        tokenizer = _tokenizer(models.folder / name.replace("text_encoder", "tokenizer"))
+        residual = hidden_residual(original, erased, lora, tokenizer, concepts)
+    _check_residual(name, residual, rank)
+    quality = LoraQuality(
+        rank=rank,
+        weight_residual=change.weight_residual,
+        left_out=change.left_out,
+        output_residual=residual,
     )
-    residual = hidden_residual(
-        original, erased, with_strength(original, change.factors), tokenizer,
-        [concept.name for concept in record.concepts],
-    )  # fmt: skip
+    return change, quality
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _check_residual(name: str, residual: float, rank: int) -> None:
+    """Logs the residual of a module's LoRA; ModelError if it is above `MAX_RESIDUAL`."""
     if residual > MAX_RESIDUAL:
         raise ModelError(
             f"leaves {residual:.0%} of the erasure of {name} undone, at most {MAX_RESIDUAL:.0%} is "
@@ -104,40 +124,37 @@ def _change(
             field="rank",
             value=rank,
         )
+    output = "predictions" if name == UNET else "hidden states"
     log.info(
-        "%s: rank %d; hidden states keep %.0f%% of the original's distance from the erased encoder's; "
-        "biases, norms and embeddings are left out",
-        name, rank, 100 * residual,
+        "%s: rank %d; %s keep %.0f%% of the original's distance from the erased ones; biases, norms "
+        "and embeddings are left out",
+        name, rank, output, 100 * residual,
     )  # fmt: skip
-    quality = LoraQuality(
-        rank=rank,
-        weight_residual=change.weight_residual,
-        left_out=change.left_out,
-        hidden_residual=residual,
-    )
-    return change, quality
 
 
-def _write_peft(folder: Path, change: LowRankChange, metadata: Mapping[str, str]) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained`.
+def _write_peft(
+    folder: Path, name: str, change: LowRankChange, metadata: Mapping[str, str]
+) -> None:
+    """A module's `adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained`.
 
-    Every tensor is there twice: transformers 5 has dropped `text_model.` from the names of
+    A text encoder's tensors are there twice: transformers 5 has dropped `text_model.` from the names of
     `CLIPTextModel`, and PEFT ignores names that it does not know.
     """
-    folder.mkdir()
+    own = folder / name
+    own.mkdir()
     tensors = peft_tensors("base_model.model.", change)
-    tensors |= {n.replace(".text_model.", "."): t.clone() for n, t in tensors.items()}
-    save_file(tensors, folder / PEFT_FILE, metadata=dict(metadata))
-    layers = {weight.split(".")[-2] for weight in change.factors}
+    if name != UNET:
+        tensors |= {n.replace(".text_model.", "."): t.clone() for n, t in tensors.items()}
+    save_file(tensors, own / PEFT_FILE, metadata=dict(metadata))
     ranks = {_layer(weight): len(down) for weight, (down, _) in change.factors.items()}
     config = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "bias": "none",
         "inference_mode": True, "fan_in_fan_out": False, "lora_dropout": 0.0,
-        "r": change.rank, "lora_alpha": change.rank, "target_modules": sorted(layers),
+        "r": change.rank, "lora_alpha": change.rank, "target_modules": sorted(ranks),
         "rank_pattern": {name: r for name, r in ranks.items() if r != change.rank},
         "alpha_pattern": {name: r for name, r in ranks.items() if r != change.rank},
     }  # fmt: skip
-    write_json(folder / "adapter_config.json", config)
+    write_json(own / "adapter_config.json", config)
 
 
 def _layer(weight: str) -> str:

@@ -1,4 +1,4 @@
-"""Detection rates of a LoRA export at strengths from 0, the original, to beyond 1, the erased encoder.
+"""Detection rates of a LoRA export at strengths from 0, the original, to beyond 1, the erased model.
 
 `python -m erase_sd.scoring.strengths RUN` writes `strengths.json` and `strengths.png` beside the LoRA.
 """
@@ -18,10 +18,13 @@ from .. import plotting, runtime
 from ..detection.detector import detect
 from ..errors import EraseError, RunError
 from ..files import write_bytes, write_json
-from ..models.lora import read_kohya, with_strength
-from ..models.pipeline import encoders_of, open_pipeline, swap
+from ..models.lora import read_factors, with_strength
+from ..models.lora_export import DIFFUSERS_FILE
+from ..models.pipeline import open_pipeline, swap
 from ..models.presets import Models, models_of_run
 from ..models.sampling import generate_batch
+from ..models.text_encoder import load_text_encoder
+from ..models.unet import UNET, load_unet
 from ..run import Run, run_folder
 from ..run.measurements import Detection, Rate, RateGroup
 from ..run.records import ImageRecord
@@ -41,7 +44,7 @@ GROUPS: dict[RateGroup, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthRate:
-    """A detection rate with the LoRA at one strength, and with the full erased encoder."""
+    """A detection rate with the LoRA at one strength, and of the erased model itself."""
 
     strength: float
     concept: str
@@ -53,21 +56,25 @@ class StrengthRate:
 def strength_rates(
     run: Run, models: Models, lora: Path, strengths: Sequence[float]
 ) -> list[StrengthRate]:
-    """Generates the run's prompts again, in the same batches, with the LoRA at every strength.
+    """Generates the run's prompts again with the LoRA at every strength: same batches, sampler, precision.
 
-    `lora` is the kohya file of the run's export. Raises RunError if the run is not scored.
+    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored.
     """
     classes = run.scored().classes
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
     full = {record.file: record.detections for record in run.detections()}
     names = run.detections()[0].names
-    factors = read_kohya(lora)
-    pipe = open_pipeline(models.folder)
-    originals = encoders_of(pipe)
+    factors = read_factors(lora)
+    settings = run.generated().settings
+    pipe = open_pipeline(models.folder, settings["dtype"], settings["sampler"])
+    originals = {
+        name: (load_unet if name == UNET else load_text_encoder)(models.folder / name)
+        for name in factors
+    }
     rates = []
     for strength in strengths:
-        swap(pipe, {n: with_strength(e, factors[n], strength) for n, e in originals.items()})
+        swap(pipe, {n: with_strength(n, m, factors[n], strength) for n, m in originals.items()})
         shown = full | _detections(pipe, erased, models, tuple(classes.values()))
         for concept in classes:
             lora_rates, full_rates = (
@@ -110,7 +117,7 @@ def _detections(
 
 
 def strengths_png(rates: Sequence[StrengthRate], title: str) -> bytes:
-    """A curve per group with its 95 % intervals; dashed, the rate with the full erased encoder."""
+    """A curve per group with its 95 % intervals; dashed, the rate with the erased model."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -136,11 +143,11 @@ def main() -> None:
     run = Run(run_folder(parser.parse_args().run))
     try:
         folder = run.folder / "export" / "lora"
-        files = sorted(folder.glob("*-lora.safetensors"))
-        if not files:
+        file = folder / DIFFUSERS_FILE
+        if not file.is_file():
             raise RunError(f"{folder}: no LoRA; export it first")
         runtime.quiet_libraries()
-        rates = strength_rates(run, models_of_run(run), files[0], STRENGTHS)
+        rates = strength_rates(run, models_of_run(run), file, STRENGTHS)
     except EraseError as error:
         sys.exit(f"erase_sd.scoring.strengths: {error}")
     write_json(folder / "strengths.json", [asdict(rate) for rate in rates])
@@ -148,7 +155,7 @@ def main() -> None:
     for rate in rates:
         print(
             f"strength {rate.strength:g}, {GROUPS[rate.group].format(rate.concept)}: "
-            f"{100 * rate.lora.value:.1f} % of {rate.lora.n}; the full erased encoder "
+            f"{100 * rate.lora.value:.1f} % of {rate.lora.n}; the erased model "
             f"{100 * rate.erased.value:.1f} %"
         )
 

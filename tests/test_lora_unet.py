@@ -1,0 +1,141 @@
+"""A U-Net's change as a LoRA: alone and with a text encoder's, opened by diffusers and PEFT alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_models import sdxl as sdxl
+from test_unet_erasure import erase
+from torch import Tensor
+
+from erase_sd.errors import ModelError
+from erase_sd.models import lora, lora_export, lora_quality
+from erase_sd.models.export import export
+from erase_sd.models.presets import Models
+from erase_sd.models.unet import UNET, load_unet
+
+LAYERS = (
+    "conv_in", "time_embedding.linear_1", "down_blocks.1.attentions.0.proj_in",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", "up_blocks.0.resnets.1.conv1",
+    "up_blocks.0.upsamplers.0.conv",
+)  # fmt: skip
+"""Linear layers and convolutions of every kind."""
+
+
+def changed(models: Models, size: float = 0.05) -> dict[str, Tensor]:
+    """The U-Net's tensors, those of `LAYERS` changed at random, at most at rank 3."""
+    torch.manual_seed(0)
+    tensors = load_unet(models.folder / UNET).state_dict()
+    for layer in LAYERS:
+        weight = tensors[f"{layer}.weight"]
+        rows = weight.flatten(1)
+        change = torch.randn(len(rows), 3) @ torch.randn(3, rows.shape[1])
+        tensors[f"{layer}.weight"] = weight + size * change.view_as(weight)
+    return tensors
+
+
+def exported(models: Models, out: str = "lora", both: bool = False, **changes: Any) -> Path:
+    """An export of an erasure whose U-Net differs by a change that the LoRA can carry."""
+    run = erase(models, both=both, weights=changed(models))
+    return export(run, models, "lora", Path(out), **changes)
+
+
+def test_a_lora_carries_a_change_of_low_rank_of_linear_layers_and_convolutions(
+    tiny: Models,
+) -> None:
+    out = exported(tiny)
+    factors = lora.read_factors(out / "pytorch_lora_weights.safetensors")[UNET]
+    assert set(factors) == {f"{layer}.weight" for layer in LAYERS}
+    original = load_unet(tiny.folder / UNET)
+    merged = lora.with_strength(UNET, original, factors).state_dict()
+    for name, tensor in changed(tiny).items():
+        assert torch.allclose(merged[name], tensor, atol=1e-5), name
+    quality = json.loads((out / "lora.json").read_text())
+    assert list(quality) == [UNET] and quality[UNET]["output_residual"] < 1e-3
+
+
+def test_the_residual_is_that_of_the_predictions(tiny: Models) -> None:
+    folder = tiny.folder / UNET
+    original, erased = load_unet(folder), load_unet(folder)
+    erased.load_state_dict(changed(tiny))
+    for unet, residual in ((original, 1.0), (erased, 0.0)):
+        assert lora_quality.prediction_residual(tiny.folder, erased, unet, ["apple"]) == residual
+
+
+def test_a_lora_that_leaves_too_much_of_a_unet_undone_is_refused(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 0.01)
+    with pytest.raises(ModelError, match=r"rank 1: leaves \d+% of the erasure of unet undone"):
+        exported(tiny, rank=1)
+    assert not Path("lora").exists()
+
+
+@pytest.mark.parametrize("file", ["apple-lora.safetensors", "pytorch_lora_weights.safetensors"])
+def test_diffusers_puts_the_change_of_a_unet_into_its_pipeline(
+    tiny: Models, any_peft: None, file: str
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    out = exported(tiny)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
+    pipe.load_lora_weights(out, weight_name=file)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused, wanted = pipe.unet.state_dict(), changed(tiny)
+    assert fused.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.allclose(fused[name], wanted[name], atol=1e-4), name
+
+
+def test_an_erasure_of_both_is_one_lora(
+    tiny: Models, any_peft: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)  # the random encoder's change is wide
+    out = exported(tiny, both=True)
+    tensors = load_file(out / "apple-lora.safetensors")
+    for prefix in ("lora_te_text_model_", "lora_unet_"):
+        assert any(key.startswith(prefix) for key in tensors)
+    assert list(json.loads((out / "lora.json").read_text())) == ["text_encoder", UNET]
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
+    pipe.load_lora_weights(out, weight_name="apple-lora.safetensors", adapter_name="without-apple")
+    assert pipe.get_list_adapters() == {
+        UNET: ["without-apple"], "text_encoder": ["without-apple"]
+    }  # fmt: skip
+
+
+def test_a_unet_beside_two_text_encoders_is_exported(sdxl: Models) -> None:
+    keys = load_file(exported(sdxl) / "apple-lora.safetensors")
+    assert len(keys) == 3 * len(LAYERS) and all(key.startswith("lora_unet_") for key in keys)
+
+
+def test_peft_and_diffusers_open_it_without_this_package(tiny: Models) -> None:
+    out = exported(tiny)
+    torch.save(changed(tiny), "wanted.pt")
+    code = (
+        "import sys, torch\n"
+        "from diffusers import StableDiffusionPipeline, UNet2DConditionModel\n"
+        "from peft import PeftModel\n"
+        "base, lora = sys.argv[1:]\n"
+        "unet = UNet2DConditionModel.from_pretrained(base, subfolder='unet')\n"
+        "merged = PeftModel.from_pretrained(unet, lora + '/unet').merge_and_unload().state_dict()\n"
+        "pipe = StableDiffusionPipeline.from_pretrained(base)\n"
+        "pipe.load_lora_weights(lora, weight_name='apple-lora.safetensors')\n"
+        "pipe.fuse_lora()\n"
+        "pipe.unload_lora_weights()\n"
+        "wanted = torch.load('wanted.pt')\n"
+        "for own in (merged, pipe.unet.state_dict()):\n"
+        "    assert all(torch.allclose(own[n], t, atol=1e-4) for n, t in wanted.items())\n"
+        "assert not any(name.startswith('erase_sd') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny.model), str(out)], check=True)
