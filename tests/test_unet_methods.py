@@ -21,7 +21,7 @@ from erase_sd.methods.concept_prompts import concept_images, concept_prompts, de
 from erase_sd.methods.cross_attention import TextMoments, edit, moments
 from erase_sd.methods.esd import ESD
 from erase_sd.methods.few_shot import FewShot
-from erase_sd.methods.forget_me_not import ForgetMeNot
+from erase_sd.methods.forget_me_not import ForgetMeNot, steered
 from erase_sd.methods.rece import revival
 from erase_sd.methods.uce import UCE
 from erase_sd.models.denoiser import Noisy, open_denoiser
@@ -155,10 +155,19 @@ def test_concept_ablation_terms_match_hand_computed_sums() -> None:
 def test_forget_me_not_sums_the_squared_probabilities_of_the_name() -> None:
     # Two layers; the name is the middle token: (0.5^2 + 0.2^2) / 2 pixels each.
     method = ForgetMeNot(
-        rows=1, prompts=number(1.0), named=torch.tensor([[0.0, 1.0, 0.0]]),
+        rows=1, prompts=number(1.0), steered=torch.tensor([[0.0, 1.0, 0.0]]),
         latents=torch.zeros(1, 1, 1, 1),
     )  # fmt: skip
     assert terms(method, Student(LinearDenoiser()))["attention"] == pytest.approx(0.29)
+
+
+def test_forget_me_not_steers_away_from_the_name_and_from_what_comes_after_it() -> None:
+    # Start, a word, the name's two tokens, a word, the end of the text, its padding.
+    ids = torch.tensor([[7, 1, 2, 3, 4, 9, 9]])
+    first, last, end = (torch.tensor([n]) for n in (2, 3, 5))
+    assert steered("name", ids, first, last, end).tolist() == [[0, 0, 1, 1, 0, 0, 0]]
+    assert steered("name-end", ids, first, last, end).tolist() == [[0, 0, 1, 1, 0, 1, 1]]
+    assert steered("onward", ids, first, last, end).tolist() == [[0, 0, 1, 1, 1, 1, 1]]
 
 
 def test_few_shot_maximizes_the_denoising_loss() -> None:
@@ -285,7 +294,10 @@ QUICK: dict[str, tuple[dict[str, Any], Callable[[str], bool]]] = {
     "esd": ({"captions": 4, "rows": 2, "sampling_steps": 2}, lambda name: ".attn2." in name),
     "rece": ({"forget_captions": 8, "retain_captions": 8}, is_key_or_value),
     "concept-ablation": ({"images": 4, "rows": 2, "sampling_steps": 2}, is_key_or_value),
-    "forget-me-not": ({"images": 2, "rows": 2}, lambda name: ".attn2." in name),
+    "forget-me-not": (
+        {"images": 2, "rows": 2, "trained": "cross-attention"},
+        lambda name: ".attn2." in name,
+    ),
     "few-shot": ({"images": 2, "rows": 2}, lambda name: ".mlp." in name or "layers.1.self" in name),
     "advunlearn": (
         {"captions": 4, "images": 4, "rows": 2, "attack_steps": 1},

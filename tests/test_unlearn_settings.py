@@ -31,6 +31,7 @@ from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
         ({"learning_rate": -1.0}, "learning_rate: needs a number above 0 and up to 10, got -1.0"),
         ({"retain_floor": 1.5}, "retain_floor: needs a number from 0 to 1, got 1.5"),
         ({"max_residual": -1.0}, "max_residual: needs at least 0, got -1.0"),
+        ({"max_residual": float("nan")}, "max_residual: needs at least 0, got nan"),
         ({"towers": "image"}, "towers image: unlearning needs one of text, both"),
         ({"dtype": "fp16"}, "dtype fp16: unlearning needs one of auto, fp32, bf16"),
         ({"concepts": ()}, "concept: needs at least one word"),
@@ -76,6 +77,12 @@ def test_settings_left_out_are_the_methods_own() -> None:
     assert settings.forget_threshold == AnchoredCLIPErase.forget_threshold
     assert settings.retain_floor == AnchoredCLIPErase.retain_floor
     assert UnlearnSettings(concepts=APPLE, method="lipschitz").steps == Lipschitz.steps
+
+
+def test_the_residual_that_counts_as_failed_depends_on_what_is_unlearned() -> None:
+    assert UnlearnSettings(concepts=APPLE).max_residual == 0.5
+    assert UnlearnSettings(concepts=APPLE, method="uce").max_residual == 0.75
+    assert UnlearnSettings(concepts=APPLE, method="uce", max_residual=0.1).max_residual == 0.1
 
 
 def test_synonyms_belong_to_their_concept() -> None:

@@ -50,6 +50,7 @@ def unlearn(
     models = resolve(preset, model, clip, data, revision=revision)
     own = Run(folder)
     unlearn_stage(parsed, models, own, progress)
+    assert parsed.max_residual is not None  # the method's, if none was set
     check_erased(own, parsed.max_residual)
     return folder
 

@@ -67,7 +67,7 @@ MaxResidual = Annotated[
     float | None,
     typer.Option(
         help="Held-out residual concept similarity above which unlearning fails with exit status 1.",
-        show_default="0.5",
+        show_default="0.5; 0.75 for methods that change the U-Net",
     ),
 ]
 RetainFloor = Annotated[

@@ -28,7 +28,7 @@ class ESD(Method):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 1e-3
     steps: ClassVar[int] = 60
     trained_parameters: ClassVar[str] = "the U-Net's cross-attention (x), or all but it (u)"
     variant: Literal["x", "u"] = "x"

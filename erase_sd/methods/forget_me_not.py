@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,32 +14,36 @@ from .base import Batch, Method, Need, Student, Task, Unlearned, fitted, minimum
 from .concept_prompts import concept_images, denoiser_of, mentioning
 from .cross_attention import reads_text
 
+Tokens = Literal["name", "name-end", "onward"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetMeNot(Method):
     """Zhang et al. (2023, arXiv 2303.17591): no pixel attends to the concept's name.
 
     On a few images of the concept, the squares of the cross-attention's probabilities at the name's
-    tokens are minimized. Differs: captions of the images take the place of a prompt and of the
-    learned word that the paper may use; the cross-attention alone is trained, as the authors' code
-    offers.
+    and the end-of-text tokens are minimized. Differs: captions of the images take the place of a prompt
+    and of the learned word that the paper may use; the loss is the mean square, not the norm.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
     learning_rate: ClassVar[float] = 1e-4
     steps: ClassVar[int] = 60
-    trained_parameters: ClassVar[str] = "the U-Net's cross-attention"
+    trained_parameters: ClassVar[str] = "the U-Net, or its cross-attention"
     images: int = minimum(1, 16)
     """Images of the concept (8 in the authors' code)."""
     rows: int = minimum(1, 8)
     """Images per step (1 in the authors' code)."""
-    after: bool = False
-    """Whether the tokens behind the name count too, which a causal text encoder lets know of it (ours)."""
+    tokens: Tokens = "name-end"
+    """Whose attention is minimized: the name's; also the end-of-text token's, with the padding of SD 1
+    (the authors' code); or every token's from the name on (ours: a causal encoder tells them of it)."""
+    trained: Literal["all", "cross-attention"] = "all"
+    """What of the U-Net is trained (all in the authors' configuration)."""
     prompts: Prompts = fitted()
     """What the U-Net reads of the images' captions."""
-    named: Tensor = fitted()
-    """1 at the tokens of the concept's name, else 0, (captions, tokens)."""
+    steered: Tensor = fitted()
+    """1 at the tokens whose attention is minimized, else 0, (captions, tokens)."""
     latents: Tensor = fitted()
     """The captions' images, (captions, channels, height, width)."""
 
@@ -51,19 +55,18 @@ class ForgetMeNot(Method):
             row for row in mentioning(forget, len(forget)).tolist() if forget.paths[row] in paths
         ]
         ids, removed = forget.ids[rows], forget.concept_removed_ids[rows]
-        position, end = torch.arange(ids.shape[1])[None], forget.mention_end[rows][:, None]
-        first = (ids != removed).int().argmax(1, keepdim=True)
-        last = task.clip.ends(ids)[:, None] - 1 if self.after else end
+        last = forget.mention_end[rows]
+        first = torch.minimum((ids != removed).int().argmax(1), last)
         return dataclasses.replace(
             self,
             prompts=original.encode(ids),
-            named=((position >= torch.minimum(first, end)) & (position <= last)).float(),
+            steered=steered(self.tokens, ids, first, last, task.clip.ends(ids)),
             latents=original.latents([forget.paths[row] for row in rows]),
         )
 
     def trains(self, name: str) -> bool:
-        """The cross-attention."""
-        return reads_text(name)
+        """All, or the cross-attention."""
+        return self.trained == "all" or reads_text(name)
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The term `attention`: squared probabilities at the name, summed over tokens and layers."""
@@ -72,6 +75,20 @@ class ForgetMeNot(Method):
         noisy, _ = denoiser.add_noise(self.latents[chosen.to(self.latents.device)], random)
         total = torch.zeros((), device=denoiser.device)
         for probabilities in denoiser.attention(noisy, rows_of(self.prompts, chosen)):
-            named = self.named[chosen].to(probabilities)[:, None, None, :]
-            total = total + (probabilities.square() * named).sum(-1).mean()
+            steered = self.steered[chosen].to(probabilities)[:, None, None, :]
+            total = total + (probabilities.square() * steered).sum(-1).mean()
         return {"attention": total}
+
+
+def steered(tokens: Tokens, ids: Tensor, first: Tensor, last: Tensor, end: Tensor) -> Tensor:
+    """1 where attention is minimized, else 0, as `ids` (n, tokens).
+
+    `first` and `last` are the positions of the name's outer tokens, `end` that of the end of text, (n,).
+    """
+    position = torch.arange(ids.shape[1])[None]
+    chosen = (position >= first[:, None]) & (position <= last[:, None])
+    if tokens == "name-end":
+        chosen |= ids == ids.gather(1, end[:, None])
+    if tokens == "onward":
+        chosen |= position > last[:, None]
+    return chosen.float()

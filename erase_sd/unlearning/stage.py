@@ -150,7 +150,8 @@ def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
 def check_erased(run: Run, max_residual: float) -> None:
     """Raises NotErasedError if a finished run left the concept in a text encoder, or in its U-Net.
 
-    An unlearning that changed nothing leaves a residual concept similarity of 1.
+    An unlearning that changed nothing leaves a residual concept similarity of 1, that of the features of
+    a text encoder (`unlearning.metrics`) or of the predictions of a U-Net (`unlearning.unet_metrics`).
     """
     record = run.unlearned()
     for name, result in record.encoders.items():
