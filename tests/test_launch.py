@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,34 @@ def test_a_process_that_fails_ends_all_with_one_line(capfd: pytest.CaptureFixtur
         "erase-sd: process 2 of 3 ended with status 1; all were stopped; the same command resumes, "
         "with any number of processes",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the launcher's children in /proc")
+def test_a_killed_process_ends_all_with_one_line_and_unlearning_resumes_alone(tiny: Models) -> None:
+    words = [
+        "unlearn", "--concept", "apple", "--steps", "300", "--retain-floor", "0", "--dtype", "fp32",
+        "--max-residual", "1e9", "--no-mentions", "--model", str(tiny.model), "--clip", str(tiny.clips[0]),
+        "--data", str(tiny.data), "--validate-every", "10",
+    ]  # fmt: skip
+    program = [sys.executable, "-m", "erase_sd"]
+    launched = subprocess.Popen(
+        [*program, "launch", "-n", "2", *words], stderr=subprocess.PIPE, text=True
+    )
+    checkpoint = Path("runs/apple/checkpoint.safetensors")
+    while not checkpoint.exists():
+        assert launched.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, stderr = launched.communicate(timeout=120)
+    assert launched.returncode == 1
+    assert [line for line in stderr.splitlines() if not line.startswith("[")] == [
+        "erase-sd: process 2 of 2 ended with status -9; all were stopped; the same command resumes, "
+        "with any number of processes"
+    ]
+    subprocess.run([*program, *words], check=True)
+    assert Run(Path("runs/apple")).unlearned().encoders["text_encoder"].resumed_at >= 10
 
 
 def test_a_command_that_shares_nothing_is_refused() -> None:
