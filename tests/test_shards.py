@@ -10,7 +10,7 @@ import torch
 from faulty import side_by_side
 from labelled_data import samples, write_shard
 
-from erase_sd.bench.captions import Cost, curve, measure, table, write_shards
+from erase_sd.bench.captions import Cost, cost_lines, cost_of_shards, curve, write_shards
 from erase_sd.data import sampled, shard_index
 from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset, digest_of
@@ -85,9 +85,9 @@ def test_processes_index_shards_together(shards: Path) -> None:
 
 def test_the_bench_measures_made_up_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, 120)
-    cost = measure(tmp_path, 120)
+    cost = cost_of_shards(tmp_path, 120)
     assert cost.captions == cost.kept == 120 and cost.peak_memory_mb > 0
-    assert table([cost]).startswith("| captions | kept |")
+    assert cost_lines([cost]).startswith("| captions | kept |")
     assert (
         curve([cost, Cost(**json.loads(json.dumps(vars(cost))) | {"captions": 240})])[:4]
         == b"\x89PNG"

@@ -156,7 +156,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
-    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
@@ -166,7 +166,9 @@ def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
     for module in (embedders, clip_measures, drift):
         monkeypatch.setattr(module, "EMBEDDING_BATCH", 8)
     Path("apple.txt").write_text("an apple\na dog\nan orange\n")
-    generate([Path("apple.txt")], GenerateSettings(steps=1, batch=2), tiny, erased_run)
+    first = Run(Path("runs/apple"))
+    unlearn(short(steps=2), tiny, first)
+    generate([Path("apple.txt")], GenerateSettings(steps=1, batch=2), tiny, first)
 
     def stages(run: Run) -> None:
         score(run, tiny)
@@ -176,7 +178,7 @@ def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
     left: dict[int, dict[str, bytes]] = {}
     for count in (1, 2, 4):
         run = Run(Path(f"runs/by-{count}/apple"))
-        shutil.copytree(erased_run.folder, run.folder)
+        shutil.copytree(first.folder, run.folder)
         shutil.rmtree("cache")
         assert side_by_side(count, lambda _: stages(run)) == [0] * count
         assert not list(run.folder.glob(".attacks/*"))

@@ -82,7 +82,7 @@ def _jpeg(number: int) -> bytes:
     return out.getvalue()
 
 
-def measure(folder: Path, count: int) -> Cost:
+def cost_of_shards(folder: Path, count: int) -> Cost:
     """Reads and prepares the shards in this process, whose peak memory is theirs."""
     concepts = (Concept("apple"),)
     clip = load_clip(resolve("mini").clip_folder(0))
@@ -105,7 +105,7 @@ def measure(folder: Path, count: int) -> Cost:
 
 
 def cost_of(count: int) -> Cost:
-    """`measure` of made-up shards, in a process of its own with an empty cache."""
+    """`cost_of_shards` of made-up shards, in a process of its own with an empty cache."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "shards").mkdir()
@@ -119,7 +119,7 @@ def cost_of(count: int) -> Cost:
         return Cost(**json.loads(answer.stdout))
 
 
-def table(costs: Sequence[Cost]) -> str:
+def cost_lines(costs: Sequence[Cost]) -> str:
     """The costs in Markdown."""
     names = [field.name for field in fields(Cost)]
     lines = [f"| {' | '.join(n.replace('_', ' ') for n in names)} |", "|--:" * len(names) + "|"]
@@ -159,12 +159,12 @@ def main() -> None:
     options = parser.parse_args()
     runtime.quiet_libraries()
     if options.measure:
-        print(json.dumps(asdict(measure(options.measure, int(options.captions)))))
+        print(json.dumps(asdict(cost_of_shards(options.measure, int(options.captions)))))
         return
     costs = [cost_of(int(size)) for size in options.captions.split(",")]
     write_json(options.out, [asdict(cost) for cost in costs])
     write_bytes(options.out.with_suffix(".png"), curve(costs))
-    print(table(costs))
+    print(cost_lines(costs))
 
 
 if __name__ == "__main__":
