@@ -118,11 +118,12 @@ def test_unlearning_does_not_depend_on_the_number_of_processes(
 
 
 ATTACK = AttackSettings(
-    attacks=("embeddings", "relearning"),
-    budgets={"counts": 1, "embeddings.steps": 2, "captions": 2, "relearning.steps": 1},
-    images=2,
-    steps=1,
-)
+    attacks=("embeddings", "relearning"), images=2, steps=1,
+    budgets={
+        "embeddings.counts": 1, "embeddings.steps": 2, "embeddings.captions": 2,
+        "relearning.steps": 1, "relearning.images": 2,
+    },
+)  # fmt: skip
 
 
 def known_detections(_: Path, images: Sequence[Path], *__: object) -> DetectorAnswer:
