@@ -9,7 +9,7 @@ from PIL import Image
 
 from erase_sd.bench.__main__ import table
 from erase_sd.bench.compare import SideBySide
-from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Cost, curves, write_shard
+from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Timing, curves, write_shard
 from erase_sd.bench.naive_cliperase import naive_seconds_per_step
 from erase_sd.bench.stock_loop import stock_images
 from erase_sd.models.presets import Models
@@ -58,7 +58,7 @@ def test_each_word_of_the_made_up_shard_has_as_many_captions(tmp_path: Path) -> 
 
 def test_costs_of_images_and_of_concepts_become_two_curves() -> None:
     costs = [
-        Cost(of=of, count=count, seconds=0.1 * count)
+        Timing(of=of, count=count, seconds=0.1 * count)
         for of in ("images", "concepts")
         for count in (1, 10)
     ]

@@ -51,7 +51,7 @@ def time_preset(options: argparse.Namespace) -> None:
         write_json(options.out, {"about": about, "rows": bench.rows})
 
 
-def compare(options: argparse.Namespace) -> None:
+def time_comparison(options: argparse.Namespace) -> None:
     """Compares with the rivals; the file grows with each measure."""
     about = machine() | {
         "repeats": options.repeats, "images": options.images, "stock steps": STOCK_STEPS,
@@ -96,7 +96,7 @@ def main() -> None:
     if options.preset:
         time_preset(options)
         return
-    compare(options)
+    time_comparison(options)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import api, runtime
-from ..data.concept import with_article
+from .. import runtime
+from ..data.concept import Concept, with_article
 from ..data.prompts import find_prompts, read_prompts
 from ..files import write_bytes, write_json
 from ..models.pipeline import open_pipeline
 from ..models.presets import resolve
 from ..models.sampling import default_batch, generate_batch
 from ..plotting import render_png
+from ..run import Run
+from ..unlearning.settings import UnlearnSettings
+from ..unlearning.stage import unlearn
 from .compare import CONCEPT, FIRST_SEED, machine
 
 IMAGES = (1, 2, 5, 10, 25, 50, 100)
@@ -48,7 +51,7 @@ WORDS = (  # noqa: SIM905
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class Timing:
     """Seconds of so many images or concepts."""
 
     of: str
@@ -57,7 +60,7 @@ class Cost:
     seconds: float
 
 
-def image_costs(counts: Sequence[int]) -> Iterator[Cost]:
+def image_costs(counts: Sequence[int]) -> Iterator[Timing]:
     """Images of the original model with the preset's sampler, in the default batches."""
     models = resolve()
     pipe = open_pipeline(models.folder, sampler=models.sampler)
@@ -71,7 +74,7 @@ def image_costs(counts: Sequence[int]) -> Iterator[Cost]:
             batch = prompts[first : first + size]
             seeds = range(FIRST_SEED + first, FIRST_SEED + first + len(batch))
             generate_batch(pipe, batch, seeds, models.steps, models.guidance)
-        yield Cost(of="images", count=count, seconds=round(time.perf_counter() - began, 2))
+        yield Timing(of="images", count=count, seconds=round(time.perf_counter() - began, 2))
 
 
 def write_shard(path: Path) -> None:
@@ -87,26 +90,30 @@ def write_shard(path: Path) -> None:
                 tar.addfile(entry, io.BytesIO(data))
 
 
-def concept_costs(counts: Sequence[int]) -> Iterator[Cost]:
-    """The closed form over all captions of the concepts and as many others, data and models included."""
+def concept_costs(counts: Sequence[int]) -> Iterator[Timing]:
+    """The closed form over all captions of the concepts and as many others, data and models included.
+
+    Sets `ERASE_SD_CACHE`, for a program.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "data").mkdir()
         write_shard(folder / "data" / "00000.tar")
         os.environ["ERASE_SD_CACHE"] = str(folder / "cache")
+        models = resolve(data=folder / "data")
         for number, count in enumerate((counts[0], *counts)):
-            began = time.perf_counter()
-            api.unlearn(
-                WORDS[:count], run=folder / f"run{number}", data=folder / "data",
-                method="projection", max_residual=1e9, mine_mentions=False,
+            settings = UnlearnSettings(
+                concepts=tuple(map(Concept, WORDS[:count])), method="projection",
                 hyperparameters={"captions": CAPTIONS * max(counts)},
             )  # fmt: skip
+            began = time.perf_counter()
+            unlearn(settings, models, Run(folder / f"run{number}"))
             if number:  # the first one warms up
                 seconds = round(time.perf_counter() - began, 2)
-                yield Cost(of="concepts", count=count, seconds=seconds)
+                yield Timing(of="concepts", count=count, seconds=seconds)
 
 
-def curves(costs: Sequence[Cost]) -> bytes:
+def curves(costs: Sequence[Timing]) -> bytes:
     """Seconds by the number of images, and by that of concepts, as PNG."""
 
     def draw(figure: object) -> None:
