@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
+
 from PIL import Image
 
 from erase_sd.bench.__main__ import table
 from erase_sd.bench.compare import SideBySide
+from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Timing, curves, write_shard
 from erase_sd.bench.naive_cliperase import naive_seconds_per_step
 from erase_sd.bench.stock_loop import stock_images
 from erase_sd.models.presets import Models
@@ -26,11 +30,36 @@ def test_the_naive_loop_trains_on_caption_pairs(tiny: Models) -> None:
 def test_the_table_gives_ratios_where_there_is_a_rival() -> None:
     rows = [
         SideBySide(
-            measure="an image", ours=0.1, rival=1.0, ours_detected=0.961, rival_detected=0.96
+            measure="an image",
+            runs=3,
+            ours=0.1,
+            rival=1.0,
+            ours_detected=0.961,
+            rival_detected=0.96,
         ),
-        SideBySide(measure="erase-sd run", ours=50.0, rival=None),
+        SideBySide(measure="erase-sd run", runs=1, ours=50.0, rival=None),
     ]
     assert table(rows).splitlines()[2:] == [
         "| an image | 0.1 | 1 | 10 | 96.1 | 96.0 |",
         "| erase-sd run | 50 |  |  |  |  |",
     ]
+
+
+def test_each_word_of_the_made_up_shard_has_as_many_captions(tmp_path: Path) -> None:
+    write_shard(tmp_path / "00000.tar")
+    with tarfile.open(tmp_path / "00000.tar") as tar:
+        texts = [m for m in tar.getmembers() if m.name.endswith("txt")]
+        first = tar.extractfile(texts[0])
+        assert first is not None and first.read().startswith(b"an apple ")
+    assert len(texts) == CAPTIONS * len(WORDS) and len(set(WORDS)) == len(WORDS)
+    places = {WORDS.index(word) for word in ("table", "window")}  # are in captions of other words
+    assert min(places) >= max(CONCEPTS)
+
+
+def test_costs_of_images_and_of_concepts_become_two_curves() -> None:
+    costs = [
+        Timing(of=of, count=count, seconds=0.1 * count)
+        for of in ("images", "concepts")
+        for count in (1, 10)
+    ]
+    assert curves(costs).startswith(b"\x89PNG")

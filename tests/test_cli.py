@@ -15,6 +15,8 @@ from typing import Any, get_args
 
 import pytest
 import typer
+from commands import Answer, call, start
+from typer.testing import CliRunner
 
 from erase_sd import runtime
 from erase_sd.cli import app, main
@@ -22,14 +24,6 @@ from erase_sd.cli.app import COMMANDS, StderrLines, option_of
 from erase_sd.models.presets import Models
 
 PROGRAM: Any = typer.main.get_command(app)
-
-
-def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`erase-sd WORDS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "erase_sd", *words],
-        capture_output=True, text=True, env=os.environ | env, check=False,
-    )  # fmt: skip
 
 
 def exit_status(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -54,10 +48,17 @@ def unlearn_words(models: Models, *more: str) -> list[str]:
     return [*words, *options_of(models, "model", "clip", "data"), *more]
 
 
-def assert_fails(answer: subprocess.CompletedProcess[str], message: str) -> None:
+def assert_fails(answer: Answer, message: str) -> None:
     assert answer.returncode == 1, answer.stderr
     assert message in answer.stderr
     assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("erase-sd: ")
+
+
+def limit_file_sizes() -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -131,7 +132,7 @@ def test_help_and_completion_list_the_choices(words: str, choices: set[str]) -> 
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert set(completed.stdout.split()) == choices
-    help_text = call(words.split()[0], "--help", COLUMNS="300").stdout
+    help_text = CliRunner().invoke(app, [words.split()[0], "--help"], env={"COLUMNS": "300"}).stdout
     assert all(choice in help_text for choice in choices)
 
 
@@ -282,16 +283,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny: Models) -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tiny: Models) -> None:
     """A limit on file sizes simulates the full disk: the erased weights do not fit."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-        "sys.argv = ['erase-sd', *sys.argv[1:]]\n"
-        "from erase_sd.cli import main; main()\n"
-    )
-    words = unlearn_words(tiny)
-    answer = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
-    )
+    answer = call(*unlearn_words(tiny), before=limit_file_sizes)
     assert answer.returncode == 1, answer.stderr
     assert answer.stderr.startswith("erase-sd: ") and answer.stderr.count("\n") == 1
     assert "too large" in answer.stderr
@@ -319,29 +311,18 @@ def test_a_second_process_on_the_same_run_folder_stops(tiny: Models) -> None:
 def test_a_killed_unlearning_resumes_to_the_same_weights(
     tiny: Models, signal_number: signal.Signals
 ) -> None:
-    steps = [
-        "unlearn",
-        "--concept",
-        "apple",
-        "--steps",
-        "160",
-        "--max-residual",
-        "1e9",
-        *options_of(tiny, "model", "clip", "data"),
-    ]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "erase_sd", *steps],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = unlearn_words(tiny, "--steps", "80")
+    child = start(*words)
     checkpoint = Path("runs/apple/checkpoint.safetensors")
-    while child.poll() is None and not checkpoint.exists():
+    while child.is_alive() and not checkpoint.exists():
         time.sleep(0.01)
-    child.send_signal(signal_number)
-    assert child.wait() != 0
+    assert child.pid is not None
+    os.kill(child.pid, signal_number)
+    child.join()
+    assert child.exitcode != 0
     assert checkpoint.exists() and not Path("runs/apple/erased").exists()
-    assert call(*steps).returncode == 0
-    assert call(*steps, "--run", "whole").returncode == 0
+    assert call(*words).returncode == 0
+    assert call(*words, "--run", "whole").returncode == 0
     weights = [
         Path("runs", run, "erased/model.safetensors").read_bytes() for run in ("apple", "whole")
     ]

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import pickle
-import subprocess
 import sys
 import types
 import zipfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Answer, call
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from erase_sd.detection.benchmark import (
     match_boxes,
     read_boxes,
 )
+from erase_sd.detection.benchmark import main as benchmark_main
 from erase_sd.detection.detector import detect
 from erase_sd.detection.worker import Detector
 from erase_sd.detection.yolov5 import SCALES, AnchorHead, _build, read_detector
@@ -492,11 +493,8 @@ def test_labels_are_read_in_pixels_and_refused_with_their_line_number(tmp_path: 
 
 
 def test_the_benchmark_prints_its_figures_or_one_line(tiny: Models, tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "erase_sd.detection.benchmark", str(tiny.detector_file()), *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def run(*words: str) -> Answer:
+        return call(str(tiny.detector_file()), *words, program=benchmark_main)
 
     empty = run("photographs")
     assert (empty.returncode, empty.stdout) == (1, "")

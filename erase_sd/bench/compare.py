@@ -46,6 +46,8 @@ class SideBySide:
     """One measure: seconds of ours and of a rival."""
 
     measure: str
+    runs: int
+    """How many runs the medians are of."""
     ours: float
     """Median, seconds."""
     rival: float | None
@@ -93,7 +95,7 @@ def compare_generation(repeats: int, count: int) -> SideBySide:
     seconds = [statistics.median(s for _, s in runs) / len(prompts) for runs in results]
     detected = [_detected(models, prompts, runs[0][0]) for runs in results]
     return SideBySide(
-        measure="an image", ours=seconds[0], rival=seconds[1],
+        measure="an image", runs=repeats, ours=seconds[0], rival=seconds[1],
         ours_detected=detected[0], rival_detected=detected[1],
     )  # fmt: skip
 
@@ -134,8 +136,8 @@ def compare_unlearning(repeats: int) -> list[SideBySide]:
     default = _median(repeats, lambda: _seconds_of(*command))
     closed = _median(repeats, lambda: _seconds_of(*command, "--method", "projection"))
     return [
-        SideBySide(measure="an erasure", ours=default, rival=paper),
-        SideBySide(measure="an erasure in closed form", ours=closed, rival=paper),
+        SideBySide(measure="an erasure", runs=repeats, ours=default, rival=paper),
+        SideBySide(measure="an erasure in closed form", runs=repeats, ours=closed, rival=paper),
     ]
 
 
@@ -144,13 +146,14 @@ def _naive(models: Models, forget: Sequence[Pair], retain: Sequence[Pair]) -> fl
 
 
 def time_job(repeats: int) -> list[SideBySide]:
-    """Seconds of `erase-sd run`, with an empty cache and with what a first run leaves in it."""
+    """Seconds of `erase-sd run`, once with an empty cache, then with what that run leaves in it."""
     command = ("run", "--concept", CONCEPT)
-    cold = _median(repeats, lambda: _seconds_of(*command, empty_cache=True))
-    warm = _median(repeats, lambda: _seconds_of(*command))
+    with tempfile.TemporaryDirectory() as cache:
+        cold = _seconds_of(*command, cache=cache)
+        warm = _median(repeats, lambda: _seconds_of(*command, cache=cache))
     return [
-        SideBySide(measure="erase-sd run, empty cache", ours=cold, rival=None),
-        SideBySide(measure="erase-sd run, warm cache", ours=warm, rival=None),
+        SideBySide(measure="erase-sd run, empty cache", runs=1, ours=cold, rival=None),
+        SideBySide(measure="erase-sd run, warm cache", runs=repeats, ours=warm, rival=None),
     ]
 
 
@@ -158,12 +161,10 @@ def _median(repeats: int, seconds: Callable[[], float]) -> float:
     return statistics.median(seconds() for _ in range(repeats))
 
 
-def _seconds_of(*command: str, empty_cache: bool = False) -> float:
+def _seconds_of(*command: str, cache: str | None = None) -> float:
     """Seconds of a command in a folder of its own, process start included."""
+    environment = os.environ | ({"ERASE_SD_CACHE": cache} if cache else {})
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ}
-        if empty_cache:
-            environment["ERASE_SD_CACHE"] = str(Path(folder, "cache"))
         began = time.perf_counter()
         subprocess.run(  # noqa: S603
             [sys.executable, "-m", "erase_sd", *command, "--quiet"],
