@@ -12,6 +12,12 @@ from .errors import RunError, reason
 T = TypeVar("T")
 
 
+def check_regular(path: Path) -> None:
+    """RunError for what exists and is no regular file: opening a pipe may wait for ever."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: not a regular file")
+
+
 def read_bytes(path: Path) -> bytes:
     """A regular file's bytes.
 
@@ -19,8 +25,7 @@ def read_bytes(path: Path) -> bytes:
     a pipe that nobody may ever write to, a file of another user.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise RunError(f"{path}: not a regular file")
+        check_regular(path)
         return path.read_bytes()
     except FileNotFoundError:
         raise
