@@ -18,6 +18,7 @@ from erase_sd.data.class_folders import read_class_folders
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.prompts import PromptFile
+from erase_sd.data.readers import read_dataset
 from erase_sd.data.removal import MAX_CHARACTERS, remove_concepts_from
 from erase_sd.detection.benchmark import read_boxes
 from erase_sd.errors import DataError, RunError, SettingError
@@ -125,7 +126,7 @@ def test_names_of_classes_and_images_that_are_not_utf_8_are_one_line(faults: Fau
             path.write_bytes(b"")
         with faults("odd texts", f"folders of classes: a name of a {what} that is not UTF-8"):
             with pytest.raises(DataError, match="not UTF-8"):
-                read_class_folders(folder)
+                read_dataset(folder)
 
 
 def test_names_that_the_results_could_not_hold_are_known_before_the_work(faults: Faults) -> None:
