@@ -64,7 +64,7 @@ def put(path: Path, kind: str) -> None:
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to("/nowhere/at/all")
+        path.symlink_to("gone")
 
 
 @posix

@@ -25,7 +25,7 @@ from erase_sd.data.concept import Concept
 from erase_sd.data.pickles import Inert
 from erase_sd.detection.yolov5 import read_detector
 from erase_sd.errors import EraseError, ModelError
-from erase_sd.models import erased, unpickle
+from erase_sd.models import erased, lora_export, unpickle
 from erase_sd.models.blip import load_blip
 from erase_sd.models.checkpoint_keys import encoder_tensors
 from erase_sd.models.export import export
@@ -40,13 +40,14 @@ PREFIX = "cond_stage_model.transformer."
 
 
 def erase(models: Models, concepts: list[Concept], factor: float) -> Run:
-    """A run whose text encoder has one weight of that size."""
+    """A run whose text encoder has one weight changed by about `factor`."""
     run, origin = Run(Path("runs/apple")), Origin(model=models.fingerprint(), clip=("0",), data="0")
     encoder = load_file(models.folder / "text_encoder" / "model.safetensors")
     weights = {
         n if n.startswith("text_model.") else f"text_model.{n}": t for n, t in encoder.items()
     }
-    weights[FC1] = weights[FC1] + factor
+    change = torch.randn(weights[FC1].shape, generator=torch.manual_seed(0))
+    weights[FC1] = weights[FC1] + factor * change
     entry = {
         "concepts": [dataclasses.asdict(c) for c in concepts],
         "origin": dataclasses.asdict(origin),
@@ -76,7 +77,6 @@ def test_weights_beyond_half_precision_are_refused_in_every_format(
     base = base_of(run, Path("base.safetensors"))
     for to, options in (
         ("diffusers", {"dtype": "fp16"}), ("comfyui", {}), ("a1111", {"base": base}),
-        ("lora", {"dtype": "fp16", "rank": 1}),
     ):  # fmt: skip
         with faults("silent wrong results", f"export to {to}: 1e6 in half precision"):
             with pytest.raises(ModelError, match="not finite in float16"):
@@ -89,6 +89,24 @@ def test_weights_beyond_half_precision_are_refused_in_every_format(
     with faults("silent wrong results", "export to diffusers: a U-Net in half precision"):
         with pytest.raises(ModelError, match="not finite in float16"):
             export(unet, tiny, "diffusers", dtype="fp16")
+
+
+def test_a_lora_beyond_half_precision_is_refused(
+    tiny: Models, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = erase(tiny, [Concept("apple")], 0.1)
+    change = lora_export._change
+
+    def huge(*arguments: Any) -> Any:
+        own, quality = change(*arguments)
+        factors = {n: (1e6 * down, 1e6 * up) for n, (down, up) in own.factors.items()}
+        return dataclasses.replace(own, factors=factors), quality
+
+    export(run, tiny, "lora", dtype="fp16")
+    monkeypatch.setattr(lora_export, "_change", huge)
+    with faults("silent wrong results", "export to lora: 1e6 in half precision"):
+        with pytest.raises(ModelError, match=r"fc1.weight, down is not finite in float16"):
+            export(run, tiny, "lora", dtype="fp16")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -137,7 +137,9 @@ def test_an_image_that_its_hash_vouches_for_may_still_be_a_bomb(
     with faults("malicious files", f"report: {damage.__name__}"):
         report.write(run)
         pairs = image_pairs_of(read_report_data(run))
-        assert [p.original.problem for p in pairs if p.original.problem] == ["not readable"]
+        assert [i.picture.problem for p in pairs for i in p.images if i.picture.problem] == [
+            "not readable"
+        ]
     with faults("malicious files", f"contact sheet: {damage.__name__}"):
         from erase_sd.errors import EraseError
 
