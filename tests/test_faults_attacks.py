@@ -51,7 +51,9 @@ def finished(scored: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(Path("runs/apple"))
 
 
-@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize(
+    "what", ["[]", *(pytest.param(what, marks=pytest.mark.slow) for what in list(DAMAGE)[1:])]
+)
 def test_rows_that_are_dropped_are_named(
     finished: Run, tiny: Models, what: str, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,6 +85,7 @@ def test_no_payload_is_an_element_of_a_page(malicious: Run, faults: Faults) -> N
 
 
 @browser
+@pytest.mark.slow
 def test_no_payload_runs_in_a_browser(malicious: Run, chromium: Any, faults: Faults) -> None:
     pages = [path.absolute() for path in report.write_all([malicious])]
     owned = "return [window.owned ?? 0, document.querySelectorAll('#owned, img[src=x]').length]"
