@@ -153,11 +153,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
     """Writes dataclasses as JSON lines."""
+    write_text(path, json_lines(records))
+
+
+def json_lines(records: Iterable[Any]) -> str:
+    """Dataclasses as JSON lines; NaN and infinity raise ValueError."""
     lines = (
         json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
         for record in records
     )
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -62,11 +62,16 @@ def read_record(path: Path, kind: type[T], hint: str = "") -> T:
 def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
     """Reads a JSON lines file, one `read_record` per line; an empty list if there is no file."""
     try:
-        lines = read_bytes(path).removesuffix(b"\n").split(b"\n")
+        return parse_records(read_bytes(path), kind, str(path), hint)
     except FileNotFoundError:
         return []
+
+
+def parse_records(data: bytes, kind: type[T], where: str, hint: str = "") -> list[T]:
+    """JSON lines as the dataclass `kind`; RunError, beginning with `where`, if one is none."""
+    lines = data.removesuffix(b"\n").split(b"\n")
     return [
-        parse_record(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line
+        parse_record(line, kind, f"{where}:{n}", hint) for n, line in enumerate(lines, 1) if line
     ]
 
 

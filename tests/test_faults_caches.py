@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from faulty import Faults
+from labelled_data import samples, write_shard
 from PIL import Image
 
 from erase_sd.checked import load_bytes, load_tensors, save_bytes, save_tensors
 from erase_sd.data import parses, syntax
 from erase_sd.data.flickr30k import read_flickr30k
-from erase_sd.data.shards import read_shards
+from erase_sd.data.sampled import read_shards
 from erase_sd.errors import EraseError, RunError
 from erase_sd.files import hash_file, whole_folder
 from erase_sd.generation.cache import cached_batch, image_cache, store_batch
@@ -225,6 +226,28 @@ def test_a_folder_is_flushed_with_all_folders_in_it(
         (partial / "inner" / "deep" / "file").write_text("x")
     with faults("partial files", "a power cut after a folder was renamed"):
         assert {"file", "deep", "inner", partial.name} <= set(flushed)
+
+
+@posix
+@pytest.mark.parametrize("kind", ["another", "shorter", "other words", "pipe", "folder", "link"])
+def test_a_shard_is_indexed_again_whatever_stands_in_the_cache(kind: str, faults: Faults) -> None:
+    captions = ["an apple", "a dog", "a cat"]
+    write_shard(Path("data/0.tar"), samples(captions))
+    write_shard(Path("data/1.tar"), samples(["a bus"], 9))
+    shards = [Path("data/0.tar"), Path("data/1.tar")]
+    expected = read_shards(Path("data"), shards)
+    index, other = sorted(Path("cache/shards").glob("*.jsonl"), key=lambda p: -p.stat().st_size)
+    lines = index.read_text().splitlines()
+    if kind == "another":
+        shutil.copy(other, index)
+    elif kind == "shorter":
+        index.write_text(f"{lines[0]}\n")
+    elif kind == "other words":
+        index.write_text(index.read_text().replace("apple", "maple"))
+    else:
+        put(index, kind)
+    with faults("damaged caches", f"index of a shard: {kind}"), at_once(index):
+        assert read_shards(Path("data"), shards) == expected
 
 
 def test_an_entry_that_claims_terabytes_is_left_out(
