@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -107,6 +108,21 @@ def test_a_lora_beyond_half_precision_is_refused(
     with faults("silent wrong results", "export to lora: 1e6 in half precision"):
         with pytest.raises(ModelError, match=r"fc1.weight, down is not finite in float16"):
             export(run, tiny, "lora", dtype="fp16")
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e25, 1e36])
+def test_a_lora_of_states_that_are_not_finite_is_no_good_one(
+    tiny: Models, factor: float, faults: Faults
+) -> None:
+    run = erase(tiny, [Concept("apple")], factor)
+    with faults("silent wrong results", f"export to lora: weights of {factor:g}"):
+        try:
+            out = export(run, tiny, "lora")
+        except EraseError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            quality = json.loads((out / "lora.json").read_text())["text_encoder"]
+            assert quality["output_residual"] <= 0.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -120,7 +120,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _check_residual(name: str, residual: float, rank: int) -> None:
     """Logs the residual of a module's LoRA; ModelError if it is above `MAX_RESIDUAL`."""
-    if residual > MAX_RESIDUAL:
+    if not residual <= MAX_RESIDUAL:  # NaN, too: weights may be too large for any state
         raise ModelError(
             f"leaves {residual:.0%} of the erasure of {name} undone, at most {MAX_RESIDUAL:.0%} is "
             "accepted; raise it, or export to diffusers",
