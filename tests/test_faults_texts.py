@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from faulty import Faults
 from PIL import Image
 from test_faults_caches import at_once, put
+from unlearn_runs import short
 
 from erase_sd.api import concept_removed
 from erase_sd.data import formats
@@ -21,10 +24,12 @@ from erase_sd.data.prompts import PromptFile
 from erase_sd.data.readers import read_dataset
 from erase_sd.data.removal import MAX_CHARACTERS, remove_concepts_from
 from erase_sd.detection.benchmark import read_boxes
-from erase_sd.errors import DataError, RunError, SettingError
+from erase_sd.errors import DataError, EraseError, RunError, SettingError
 from erase_sd.generation.plan import plan
 from erase_sd.models import single_file
-from erase_sd.run import run_folder
+from erase_sd.models.presets import Models
+from erase_sd.run import Run, run_folder
+from erase_sd.unlearning.stage import unlearn
 
 pytestmark = pytest.mark.faults
 HALF = "\ud83c"
@@ -183,3 +188,22 @@ def test_a_disk_that_is_too_small_for_a_converted_checkpoint_is_known_before(
     with faults("full disks", "a single-file checkpoint: known before"):
         with pytest.raises(RunError, match="are free on its disk"):
             single_file.folder_of(Path("x.safetensors"))
+
+
+def test_retain_captions_that_are_all_the_same_are_no_divergence(
+    tiny: Models, tmp_path: Path, faults: Faults
+) -> None:
+    shutil.copytree(tiny.pairs(), tmp_path / "data")
+    file = next((tmp_path / "data").rglob("dataset_flickr30k.json"))
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        texts = [sentence["raw"] for sentence in image["sentences"]]
+        if not any(Concept("apple").in_text(text) for text in texts):
+            image["sentences"] = [{"raw": "a dog"}]
+    file.write_text(json.dumps(content))
+    models = dataclasses.replace(tiny, data=tmp_path / "data")
+    with faults("odd texts", "retain captions that are all the same"):
+        try:
+            unlearn(short(mine_mentions=False), models, Run(Path("runs/apple")))
+        except EraseError as error:
+            assert "different captions" in str(error)
