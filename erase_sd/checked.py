@@ -17,14 +17,24 @@ from typing import TYPE_CHECKING
 import filelock
 
 from .errors import RunError, reason
-from .files import PARTIAL, hash_file, key_of, whole_file, whole_folder, write_records
-from .reading import read_records
+from .files import (
+    PARTIAL,
+    digest,
+    hash_file,
+    key_of,
+    whole_file,
+    whole_folder,
+    write_bytes,
+    write_records,
+)
+from .reading import check_regular, read_bytes, read_records
 from .runtime import log
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.jsonl"
+CHECKSUM_BYTES = 64  # a SHA-256 in hexadecimal
 NO_LOCKS = "its file system has no locks, which keep two processes from writing at once"
 
 
@@ -139,6 +149,32 @@ def sweep(folder: Path, name: str = "*", keep: str = "") -> None:
             partial.unlink(missing_ok=True)
 
 
+def save_bytes(path: Path, data: bytes) -> None:
+    """Writes a file of the cache with a checksum of its name and bytes, whole or not at all."""
+    write_bytes(path, _checksum_of_bytes(path, data) + data)
+
+
+def load_bytes(path: Path) -> bytes | None:
+    """The bytes of `save_bytes`; None if there is no such file, or if it is damaged, which is logged."""
+    try:
+        stored = read_bytes(path)
+    except FileNotFoundError:
+        return None
+    except RunError as error:
+        log.warning("%s", error)
+        return None
+    checksum, data = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
+    if checksum != _checksum_of_bytes(path, data):
+        log.warning("%s: damaged, made again", path)
+        return None
+    return data
+
+
+def _checksum_of_bytes(path: Path, data: bytes) -> bytes:
+    """Holds for the file's name, too: another entry of the cache in its place is noticed."""
+    return digest(path.name.encode() + b"\0" + data).encode()
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Writes a safetensors file with `about` and a checksum in its metadata, whole or not at all."""
     from safetensors.torch import save_file
@@ -156,6 +192,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,9 +68,15 @@ def key_of(value: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; computed once per unchanged file."""
+    """SHA-256 of a file's bytes, in hexadecimal; computed once per unchanged file.
+
+    RunError for what is no regular file: reading a pipe may wait for ever.
+    """
     state = path.stat()
-    return _hash_file(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+    if not stat.S_ISREG(state.st_mode):
+        raise RunError(f"{path}: not a regular file")
+    times = state.st_mtime_ns, state.st_ctime_ns  # the second cannot be set back
+    return _hash_file(path.absolute(), state.st_ino, state.st_size, *times)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -120,6 +127,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold a text: half a surrogate pair, as JSON can escape it, has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` in UTF-8; RunError for text that has none, such as the name of a foreign file."""
     try:
@@ -137,11 +153,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
     """Writes dataclasses as JSON lines."""
+    write_text(path, json_lines(records))
+
+
+def json_lines(records: Iterable[Any]) -> str:
+    """Dataclasses as JSON lines; NaN and infinity raise ValueError."""
     lines = (
         json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
         for record in records
     )
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -168,9 +189,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         for path_inside in partial.rglob("*"):
             path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
-            if path_inside.is_file():
-                _sync(path_inside)
+            _sync(path_inside)
         partial.chmod(0o755)
+        _sync(partial)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.replace(old)

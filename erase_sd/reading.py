@@ -12,6 +12,12 @@ from .errors import RunError, reason
 T = TypeVar("T")
 
 
+def check_regular(path: Path) -> None:
+    """RunError for what exists and is no regular file: opening a pipe may wait for ever."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: not a regular file")
+
+
 def read_bytes(path: Path) -> bytes:
     """A regular file's bytes.
 
@@ -19,8 +25,7 @@ def read_bytes(path: Path) -> bytes:
     a pipe that nobody may ever write to, a file of another user.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise RunError(f"{path}: not a regular file")
+        check_regular(path)
         return path.read_bytes()
     except FileNotFoundError:
         raise
@@ -57,11 +62,16 @@ def read_record(path: Path, kind: type[T], hint: str = "") -> T:
 def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
     """Reads a JSON lines file, one `read_record` per line; an empty list if there is no file."""
     try:
-        lines = read_bytes(path).removesuffix(b"\n").split(b"\n")
+        return parse_records(read_bytes(path), kind, str(path), hint)
     except FileNotFoundError:
         return []
+
+
+def parse_records(data: bytes, kind: type[T], where: str, hint: str = "") -> list[T]:
+    """JSON lines as the dataclass `kind`; RunError, beginning with `where`, if one is none."""
+    lines = data.removesuffix(b"\n").split(b"\n")
     return [
-        parse_record(line, kind, f"{path}:{n}", hint) for n, line in enumerate(lines, 1) if line
+        parse_record(line, kind, f"{where}:{n}", hint) for n, line in enumerate(lines, 1) if line
     ]
 
 

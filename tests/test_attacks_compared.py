@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_ladder import attack_record
@@ -13,6 +14,8 @@ from erase_sd.comparison.cell import _is_attacked
 from erase_sd.comparison.grid import Cell, MethodSpec
 from erase_sd.comparison.results import _attacks
 from erase_sd.comparison.tables import tables
+from erase_sd.data.concept import Concept
+from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.run.measurements import AttacksRecord
 from erase_sd.scoring.rates import rate_of
@@ -25,7 +28,7 @@ def attacked(monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run with two rows of one attack, and one of another."""
     weak = attack_record("p4d", 1)
     strong = dataclasses.replace(weak, row="2 tokens", attacked=rate_of([i < 4 for i in range(10)]))
-    settings = {"images": 50, "seed": 2000}
+    settings = {"images": 50, "seed": 2000, "steps": 50, "guidance": 7.5}
     rows = [weak, strong, attack_record("sweep", 0), attack_record("none", 0)]
     record = AttacksRecord(
         threshold=0.25, detector="d", detector_sha256="",
@@ -42,7 +45,21 @@ def test_the_strongest_row_of_each_attack_stands_beside_the_original(attacked: R
     assert lines == [["original", "100.0", "100.0", ""], ["hirm", "40.0", "0.0", "1"]]
 
 
-def test_a_cell_is_attacked_only_with_all_attacks_and_images(attacked: Run) -> None:
-    assert _is_attacked(attacked, AttackSettings(attacks=("p4d", "sweep")))
-    assert not _is_attacked(attacked, AttackSettings(attacks=("p4d", "embeddings")))
-    assert not _is_attacked(attacked, AttackSettings(attacks=("p4d",), images=100))
+def test_a_cell_is_attacked_only_with_all_attacks_images_and_concepts(
+    attacked: Run, tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concepts = [Concept("apple")]
+    monkeypatch.setattr(Run, "unlearned", lambda _: SimpleNamespace(concepts=concepts))
+    monkeypatch.setattr(Models, "detector_hash", lambda _: "")
+    wanted = AttackSettings(attacks=("p4d", "sweep"))
+    assert _is_attacked(attacked, wanted, tiny)
+    for other in (
+        AttackSettings(attacks=("p4d", "embeddings")), AttackSettings(attacks=("p4d",), images=100),
+        AttackSettings(attacks=("p4d",), seed=7), AttackSettings(attacks=("p4d",), steps=3),
+    ):  # fmt: skip
+        assert not _is_attacked(attacked, other, tiny)
+    concepts.append(Concept("chair"))  # killed before its attacks
+    assert not _is_attacked(attacked, wanted, tiny)
+    concepts.pop()
+    monkeypatch.setattr(Models, "detector_hash", lambda _: "of another detector")
+    assert not _is_attacked(attacked, wanted, tiny)

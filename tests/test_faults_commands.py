@@ -93,7 +93,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
         ("erase-sd run --concept apple --prompts dog.synonym.txt", 1, "prompts of dog"),
         ("erase-sd run --concept apple --prompts long.txt", 1, "tokens"),
         ("erase-sd data --concept $'\\xff'", 1, "needs a word"),
-        ("erase-sd unlearn --concept $(printf 'a%.0s' {1..300})", 1, "too long"),
+        ("erase-sd unlearn --concept $(printf 'a%.0s' {1..301})", 1, "at most 300 characters"),
         ("ERASE_SD_CACHE=apple.txt erase-sd data --concept apple", 1, "apple.txt"),
         ("TMPDIR=/nowhere erase-sd methods", 0, ""),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,22 +12,26 @@ from typing import Any
 import pytest
 from faulty import Faults
 from report_run import scored_run
+from test_ladder import attack_record
 
 from erase_sd.attacks.settings import AttackSettings
 from erase_sd.attacks.stage import attack
+from erase_sd.attacks.table import attacks_markdown
 from erase_sd.comparison.cell import GridSetup, is_done
 from erase_sd.comparison.grid import Cell, MethodSpec
 from erase_sd.comparison.results import measures_of
 from erase_sd.errors import EraseError
-from erase_sd.files import hash_file
+from erase_sd.files import hash_file, write_json
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.models import erased
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models, models_of_run
 from erase_sd.report import write
 from erase_sd.report.contact_sheet import contact_sheet
+from erase_sd.report.ladder_pictures import ladder_section
 from erase_sd.report.play.player import Player
 from erase_sd.run import Run
+from erase_sd.run.measurements import AttackImage, AttacksRecord
 from erase_sd.unlearning.stage import check_erased
 
 pytestmark = [
@@ -39,6 +44,7 @@ OTHERS: tuple[Any, ...] = (
     "",
     "../x\0y",
     -1,
+    0,
     10**30,
     1e308,
     [],
@@ -49,7 +55,7 @@ OTHERS: tuple[Any, ...] = (
 )
 FILES = (
     "run.json", "images.jsonl", "detections.jsonl", "scores.json", "erased/erase.json",
-    "evaluation.json", "train.jsonl",
+    "evaluation.json", "train.jsonl", "attacks.json",
 )  # fmt: skip
 MISSING = object()
 
@@ -79,14 +85,25 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A scored run with an `evaluation.json`."""
+    """A scored run with an `evaluation.json` and an `attacks.json`."""
     run = scored_run(tiny, tmp_path_factory.mktemp("values"))
     about = {"data": {"kind": "x", "folder": "x", "forget": 1, "retain": 1}, "templates": ["a {}"],
              "erased_sha256": run.erasure().weights_sha256}  # fmt: skip
-    row = {"run": "apple", "concept": "apple", "measure": "drift", "set": "forget", "value": 0.5,
+    measured = {"run": "apple", "concept": "apple", "measure": "drift", "set": "forget", "value": 0.5,
            "variant": "erased", "n": 3, "low": 0.1, "high": 0.9}  # fmt: skip
-    text = json.dumps({"about": about, "measurements": [row]})
+    text = json.dumps({"about": about, "measurements": [measured]})
     (run.folder / "evaluation.json").write_text(text)
+    images = [AttackImage(file=image.file, sha256=image.sha256, text="an apple", seed=1, probability=0.5)
+              for image in run.images()[:2]]  # fmt: skip
+    row = dataclasses.replace(
+        attack_record("p4d", 1), images=tuple(images), original_images=tuple(images), found=("x",),
+        settings={"images": 10, "seed": 7, "budgets": {"steps": [1]}},
+    )  # fmt: skip
+    attacks = AttacksRecord(
+        threshold=0.25, detector="d", detector_sha256=tiny.detector_hash(),
+        erased_sha256=run.erasure().weights_sha256, rows=(row,),
+    )  # fmt: skip
+    write_json(run.folder / "attacks.json", dataclasses.asdict(attacks))
     return run
 
 
@@ -100,11 +117,15 @@ def readers(run: Run, tiny: Models) -> dict[str, Callable[[], object]]:
             evaluation_lines(record)
             evaluation_note(record)
 
+    def attacked() -> None:
+        if record := run.attacks():
+            attacks_markdown(run.name, record)
+
     cell = Cell(("apple",), MethodSpec("cliperase-anchored"), 0, run.folder)
     prompts = {"apple": Path("prompts/apple.txt")}
     setup = GridSetup(
         models=tiny, origin=run.unlearned().origin, prompts=prompts, images=True,
-        generation=GenerateSettings(),
+        generation=GenerateSettings(), attacks=AttackSettings(attacks=("p4d",)),
     ) if _readable(run) else None  # fmt: skip
     return {
         "weights": lambda: erased.check(run.erased),
@@ -113,7 +134,8 @@ def readers(run: Run, tiny: Models) -> dict[str, Callable[[], object]]:
         "report": lambda: write(run),
         "sheet": lambda: contact_sheet([run], Path("sheet.png")),
         "export": lambda: export(run, tiny, "comfyui"),
-        "card": lambda: export(run, tiny, "hub-folder"),
+        "card": lambda: export(run, tiny, "hub-folder", pictures=ladder_section),
+        "attacks": attacked,
         "score": lambda: score(run, tiny),
         "measures": lambda: measures_of(cell),
         "evaluation": evaluated,

@@ -79,7 +79,10 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
     ("small", "message"),
     [
         ("forget", "no caption of the held-out split can do without the concept"),
-        ("retain", "the held-out split needs at least 2 captions without the concept, got 1"),
+        (
+            "retain",
+            "the held-out split needs at least 2 different captions without the concept, got 1",
+        ),
     ],
 )
 def test_a_split_too_small_to_measure_is_refused_before_the_first_step(

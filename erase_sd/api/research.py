@@ -25,12 +25,14 @@ def attack(
     detector_text: Source | None = None,
     detector_class: str | Sequence[str] = (),
     progress: Progress | None = None,
+    approve: Approval | None = None,
     **settings: Any,
 ) -> AttacksRecord:
     """Attacks a run's erased encoder and returns how often the concept is generated again.
 
     `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
-    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. Raises EraseError.
+    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. `approve` is called with the
+    least number of images before a long run. Raises EraseError.
     """
     from ..attacks.settings import AttackSettings
     from ..attacks.stage import attack as attack_stage
@@ -41,7 +43,7 @@ def attack(
     parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
     models = models_of_run(own, detector=detector, detector_text=detector_text)
-    return attack_stage(own, models, parsed, classes, progress)
+    return attack_stage(own, models, parsed, classes, progress, approve)
 
 
 def evaluate(

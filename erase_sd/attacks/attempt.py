@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.concept import slug
 from ..data.images import hash_image
+from ..detection.detector import text_encoder_hash
 from ..files import digest, key_of, write_bytes
 from ..models.presets import Models
 from ..run import Run
@@ -53,11 +54,12 @@ class Attempt:
         texts = [
             [c.text, hash_image(c.image)] for c in (*self.target.captions, *self.target.training)
         ]
-        erasure = self.run.erasure()
-        return key_of(
-            [self.name, self.target.concept.name, self.target.detector_class, self.settings, texts,
-             erasure.weights_sha256, erasure.base.fingerprint, self.models.detector_hash()]
-        )  # fmt: skip
+        erasure, text = self.run.erasure(), text_encoder_hash(self.target.detector_text)
+        shape: list[Any] = [
+            self.name, self.target.concept.name, self.target.detector_class, self.settings, texts,
+            erasure.weights_sha256, erasure.base.fingerprint, self.models.detector_hash(),
+        ]  # fmt: skip
+        return key_of([*shape, text] if text else shape)
 
     def is_among(self, rows: Sequence[AttackRecord]) -> bool:
         """Whether the rows hold this attack's, intact and still applying."""

@@ -83,6 +83,8 @@ def _checked(name: str, budget: str, value: Any) -> Any:
     if not numbers or not whole or (not several and len(numbers) > 1):
         rule = f"needs {'whole ' * (kind is int)}number{'s joined by commas' * several}"
         raise SettingError(f"{rule}, got {value}", field="budgets", value=budget)
+    if len(set(numbers)) < len(numbers):
+        raise SettingError(f"needs different numbers, got {value}", field="budgets", value=budget)
     if max(numbers) > MAX_BUDGET:
         raise SettingError(
             f"needs at most {MAX_BUDGET:,}, got {value}", field="budgets", value=budget

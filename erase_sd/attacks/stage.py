@@ -9,15 +9,18 @@ from pathlib import Path
 
 from .. import runtime
 from ..errors import RunError
-from ..files import write_json, write_records, write_text
+from ..files import check_space, check_writable, write_json, write_records, write_text
+from ..generation.settings import cost_line
+from ..generation.stage import BYTES_PER_PIXEL, MANY_IMAGES
 from ..models.features import report_unreadable
-from ..models.pipeline import encoders_of
+from ..models.pipeline import encoders_of, image_size
 from ..models.presets import Models
+from ..models.sampling import seconds_per_image
 from ..models.unet import UNET
 from ..reading import read_records
 from ..run import Run
 from ..run.measurements import AttackRecord, AttacksRecord
-from ..runtime import Progress
+from ..runtime import Approval, Progress
 from ..scoring.rates import THRESHOLD
 from ..scoring.stage import classes_of
 from ..sharing import together, writes
@@ -39,15 +42,19 @@ def attack(
     settings: AttackSettings,
     detector_class: Sequence[str] = (),
     progress: Progress | None = None,
+    approve: Approval | None = None,
 ) -> AttacksRecord:
     """Attacks every erased concept of the run and records how often it is generated again.
 
     Each row is asked with held-out captions of the run's data. An attack that an earlier call has
-    finished with the same settings is not repeated. A launcher's processes claim one attack after the
-    other; the first writes the record. Raises RunError unless the run was unlearned from `models` and
-    its present data, and SettingError for a budget or detector class that does not exist.
+    finished with the same settings is not repeated. Before MANY_IMAGES or more, the least number of
+    images and their time are logged and `approve` is called. A launcher's processes claim one attack
+    after the other; the first writes the record. Raises RunError unless the run was unlearned from
+    `models` and its present data, and SettingError for a budget or detector class that does not exist.
     """
     attacks = build_attacks(settings.attacks, settings.budgets)
+    run.unlearned()
+    check_writable(run.folder)
     runtime.quiet_libraries()
     attempts = [
         Attempt(run, models, target, name, own)
@@ -55,6 +62,7 @@ def attack(
         for name, own in {"none": None, **attacks}.items()
     ]
     names = [f"{attempt.target.concept.name}: {attempt.name}" for attempt in attempts]
+    _announce(run, [attempt.target for attempt in attempts], settings.images, approve)
     with run.lock():
         with together():
             pass  # the others begin once the first has the lock
@@ -75,7 +83,7 @@ class Outcomes:
     def __init__(self, run: Run, models: Models, attempts: Sequence[Attempt]) -> None:
         self.run, self.models, self.attempts = run, models, attempts
         self.folder = run.folder / OUTCOMES
-        self.earlier = _rows_of(run, models)
+        self.earlier = _rows_of(run, models, warn=writes())
 
     def has(self, number: int) -> bool:
         """Whether an attempt is made, or need not be."""
@@ -122,6 +130,20 @@ class Outcomes:
         return self.folder / f"{attempt.key}.jsonl"
 
 
+def _announce(run: Run, targets: Sequence[Target], images: int, approve: Approval | None) -> None:
+    """Says what a long run generates at least, a row for each target; RunError if the disk is too small.
+
+    How many more rows an attack has depends on its budgets.
+    """
+    pipe, count = targets[0].pipe, len(targets) * images
+    check_space(run.folder, BYTES_PER_PIXEL * image_size(pipe) ** 2 * count)
+    if writes() and count >= MANY_IMAGES:
+        seconds = count * seconds_per_image(pipe, targets[0].steps, targets[0].guidance)
+        runtime.log.info("%s: at least %s", run.folder, cost_line(count, seconds))
+        if approve:
+            approve(count, seconds)
+
+
 def _targets(
     run: Run, models: Models, settings: AttackSettings, detector_class: Sequence[str]
 ) -> Iterator[Target]:
@@ -154,12 +176,16 @@ def _targets(
     report_unreadable(data)
 
 
-def _rows_of(run: Run, models: Models) -> list[AttackRecord]:
-    """Rows of earlier calls; none if they are damaged, or were made with another detector."""
+def _rows_of(run: Run, models: Models, *, warn: bool = False) -> list[AttackRecord]:
+    """Rows of earlier calls; none, which is logged if `warn`, if they are damaged, of other weights, or
+    made with another detector."""
+    why = ""
     try:
         record = run.attacks()
-    except RunError:
-        return []
-    if record is None or record.detector_sha256 != models.detector_hash():
-        return []
-    return list(record.rows)
+    except RunError as error:
+        record, why = None, str(error)
+    if record and record.detector_sha256 != models.detector_hash():
+        why = f"{run.folder / 'attacks.json'}: made with the detector {record.detector}"
+    if why and warn:
+        runtime.log.warning("%s; its rows are dropped", why)
+    return list(record.rows) if record and not why else []

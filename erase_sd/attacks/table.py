@@ -16,7 +16,7 @@ FOUND_SHOWN = 5  # found words or prompts of a row that are shown
 def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
     """The table's lines, the attack's name in the first of its rows only."""
     lines = []
-    for row, before in zip(rows, [None, *rows[:-1]], strict=True):
+    for row, before in zip(rows, [None, *rows], strict=False):
         first = before is None or (before.attack, before.concept) != (row.attack, row.concept)
         lines.append(
             [

@@ -63,6 +63,7 @@ def attack(
     detector_text: opt.DetectorText = None,
     detector_classes: opt.DetectorClasses = None,
     as_json: opt.AsJson = False,
+    yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Attack a run's erased encoder, and print how often the concept is generated again."""
@@ -71,7 +72,8 @@ def attack(
         record = api.attack(
             run, attacks=[choice.value for choice in attacks or ()],
             budgets=_parse_budgets(budgets or []), detector=detector, detector_text=detector_text,
-            detector_class=detector_classes or (), progress=progress, **settings,
+            detector_class=detector_classes or (), progress=progress, approve=opt.approval(yes),
+            **settings,
         )  # fmt: skip
     if as_json:
         print(json.dumps(dataclasses.asdict(record)))

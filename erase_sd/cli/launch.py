@@ -17,6 +17,7 @@ import typer
 
 SHARED_COMMANDS = ("run", "unlearn", "generate", "score", "attack", "evaluate", "compare")
 """Commands that share their work out among processes."""
+MAX_PROCESSES = 256
 
 
 def launch(
@@ -28,7 +29,10 @@ def launch(
         ),
     ],
     processes: Annotated[
-        int, typer.Option("--processes", "-n", min=1, help="Number of processes, one per GPU.")
+        int,
+        typer.Option(
+            "--processes", "-n", min=1, max=MAX_PROCESSES, help="Number of processes, one per GPU."
+        ),
     ],
 ) -> None:
     """Run a command in several processes that share its work; the result is the same as with one.
@@ -63,17 +67,17 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
             opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
             for _ in range(count)
         ]
-        children = [
-            subprocess.Popen(  # noqa: S603
-                command,
-                env=_environment(number, count, port),
-                stdin=inputs[number] or (subprocess.DEVNULL if number else None),
-                stdout=subprocess.DEVNULL if number else None,
-                stderr=outputs[number] if number else None,
-            )
-            for number in range(count)
-        ]
+        children: list[subprocess.Popen[bytes]] = []
         try:
+            for number in range(count):
+                child = subprocess.Popen(  # noqa: S603
+                    command,
+                    env=_environment(number, count, port),
+                    stdin=inputs[number] or (subprocess.DEVNULL if number else None),
+                    stdout=subprocess.DEVNULL if number else None,
+                    stderr=outputs[number] if number else None,
+                )
+                children.append(child)
             failed = _wait(children)
         finally:
             for child in children:

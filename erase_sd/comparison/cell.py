@@ -84,7 +84,7 @@ def is_done(cell: Cell, setup: GridSetup) -> bool:
             run.status("unlearn") == "done"
             and _is_evaluated(run)
             and _is_erased(cell, setup, run)
-            and (setup.attacks is None or _is_attacked(run, setup.attacks))
+            and (setup.attacks is None or _is_attacked(run, setup.attacks, setup.models))
             and (not setup.images or _is_scored(cell, setup, run))
         )
     except RunError:  # damaged: made again, or refused with the reason by the stage
@@ -136,10 +136,16 @@ def _is_evaluated(run: Run) -> bool:
     return held_out and about.get("templates") == list(TEMPLATES)
 
 
-def _is_attacked(run: Run, settings: AttackSettings) -> bool:
-    """Whether `attacks.json` has rows of every attack, with these many images and this seed."""
+def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
+    """Whether `attacks.json` has rows of every attack on every concept, by the setup's detector, with
+    these many images, steps and this seed."""
     record = run.attacks()
-    rows = record.rows if record else ()
-    shape = {"images": settings.images, "seed": settings.seed}
-    done = {row.attack for row in rows if shape.items() <= row.settings.items()}
-    return {*settings.attacks} <= done
+    if record is None or record.detector_sha256 != models.detector_hash():
+        return False
+    shape = {
+        "images": settings.images, "seed": settings.seed,
+        "steps": settings.steps or models.steps, "guidance": settings.guidance or models.guidance,
+    }  # fmt: skip
+    done = {(r.attack, r.concept) for r in record.rows if shape.items() <= r.settings.items()}
+    concepts = [concept.name for concept in run.unlearned().concepts]
+    return {(attack, concept) for attack in settings.attacks for concept in concepts} <= done

@@ -114,7 +114,7 @@ def _attacks(cell: Cell, run: Run) -> list[CellMeasure]:
     rows = []
     for name, own in strongest.items():
         variants: tuple[Variant, ...] = ("original", "erased")
-        for variant in variants if name != "none" else ():
+        for variant in variants if name != "none" and own else ():
             rates = [r.original if variant == "original" else r.attacked for r in own.values()]
             detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
             low, high = wilson(detected, n)

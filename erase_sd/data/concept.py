@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SettingError
-from ..files import key_of
+from ..files import is_encodable, key_of
 from .nouns import forms_of, inflect_module
 
 Span = tuple[int, int]
 """Start and end character offsets."""
+MAX_PHRASE = 300
+"""Most characters of a name, synonym or kept sense; no text encoder reads as many."""
 MAX_NAME = 120
 """Most characters of a file name; file systems allow 255 bytes."""
 
@@ -55,8 +57,11 @@ class Concept:
         words = {"concept": (self.name,), "synonym": self.synonyms, "keep_sense": self.keep_senses}
         for field, phrases in words.items():
             for phrase in phrases:
-                if not re.search(r"\w", phrase):
-                    raise SettingError("needs a word", field=field, value=repr(phrase))
+                if not re.search(r"\w", phrase) or not is_encodable(phrase):
+                    raise SettingError("needs a word in UTF-8", field=field, value=repr(phrase))
+                if len(phrase) > MAX_PHRASE:
+                    rule = f"needs at most {MAX_PHRASE} characters, got {len(phrase)}"
+                    raise SettingError(rule, field=field)
 
     def spans(self, text: str) -> list[Span]:
         """Spans of all mentions in `text`, in order."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import digest, key_of
+from ..files import digest, is_encodable, key_of
 from .images import ImageSource, hash_image
 from .pair import Split
 
@@ -45,6 +45,14 @@ class Dataset:
     """Images that were found not to be readable, and why; they are left out."""
     images_sha256: str | None = None
     """`images_digest`, if the items are a sample of more images, which it covers."""
+
+    def __post_init__(self) -> None:
+        for item in self.items:
+            if not is_encodable(" ".join((item.image, item.label or "", *item.captions))):
+                raise DataError(
+                    f"the name, class or caption of image {item.image!r} is not UTF-8",
+                    field="data", value=self.folder,
+                )  # fmt: skip
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:

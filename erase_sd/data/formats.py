@@ -9,15 +9,16 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..reading import read_bytes
 
 TOKEN_FILE = "results_20130124.token"  # noqa: S105
 MAX_BYTES = 1 << 28
-"""Most that a compressed caption file may inflate to; Flickr30K's own holds 13 MB."""
+"""Most that a caption file may hold, also once it is decompressed; Flickr30K's own holds 13 MB."""
 
 
 class CaptionRow(NamedTuple):
@@ -73,7 +74,7 @@ def _kaggle_rows(path: Path) -> Iterator[CaptionRow]:
 def _bar_rows(path: Path, text: str) -> Iterator[CaptionRow]:
     for number, raw in enumerate(re.split(r"\r\n|\n|\r", text.rstrip("\r\n"))[1:], 2):
         at = f"{path}:{number}"
-        line = ",".join(next(csv.reader([raw]), [])) if raw.startswith('"') else raw
+        line = ",".join(next(_cells(path, [raw], ","))[1]) if raw.startswith('"') else raw
         line = line.rstrip(",")  # a spreadsheet pads its rows
         match = re.fullmatch(r"([^|]+)\|\s*\d+\s*(?:\||\s)([^|].*)", line)
         if not match:
@@ -82,10 +83,9 @@ def _bar_rows(path: Path, text: str) -> Iterator[CaptionRow]:
 
 
 def _spreadsheet_rows(path: Path, text: str, separator: str) -> Iterator[CaptionRow]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    next(reader)
-    for cells in reader:
-        at = f"{path}:{reader.line_num}"
+    rows = _cells(path, io.StringIO(text, newline=""), separator)
+    next(rows)
+    for at, cells in rows:
         if not any(cells):
             continue
         if len(cells) < 3 or not cells[1].strip().isdecimal():
@@ -94,11 +94,21 @@ def _spreadsheet_rows(path: Path, text: str, separator: str) -> Iterator[Caption
         yield CaptionRow(at, cells[0].strip(), caption)
 
 
+def _cells(path: Path, lines: Iterable[str], separator: str) -> Iterator[tuple[str, list[str]]]:
+    """("file:line", cells) of each row; DataError for one that is not CSV, or has a huge cell."""
+    reader = csv.reader(lines, delimiter=separator)
+    try:
+        for cells in reader:
+            yield f"{path}:{reader.line_num}", cells
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
 def _karpathy_rows(path: Path) -> Iterator[CaptionRow]:
     """Karpathy's `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`."""
     try:
         images = list(json.loads(_text(path))["images"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise DataError(f"{path}: needs a JSON object with a list of `images`") from None
     for number, image in enumerate(images):
         at = f"{path}: image {number}"
@@ -117,7 +127,7 @@ def _hub_rows(path: Path) -> Iterator[CaptionRow]:
             at = f"{path}:{reader.line_num}"
             captions = json.loads(record["raw"])
             yield from _rows_of_image(at, record["filename"], captions, record["split"])
-    except (KeyError, TypeError, json.JSONDecodeError, csv.Error):
+    except (KeyError, TypeError, ValueError, RecursionError, csv.Error):
         raise DataError(
             f"{path}:{reader.line_num}: needs columns raw (a JSON list), filename and split"
         ) from None
@@ -145,7 +155,9 @@ def _entities_rows(folder: Path) -> Iterator[CaptionRow]:
 
 
 def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path}: holds more than {MAX_BYTES:,} bytes")
+    data = read_bytes(path)
     if path.suffix != ".gz":
         return data
     try:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import cache_folder, digest, key_of, write_bytes
+from ..checked import load_bytes, save_bytes
+from ..errors import RunError
+from ..files import cache_folder, key_of
 from ..runtime import log
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ MIN_STORED = 256
 MAX_HELD = 200_000
 """Most syntax trees that a process holds, about 1 kB each; more begin anew."""
 ATTRIBUTES = ("HEAD", "DEP", "TAG", "POS")
-_CHECKSUM = 64  # bytes of a SHA-256 in hexadecimal, with which a file begins
 
 _held: dict[str, tuple[DocBin, int]] = {}
 """By text: the arrays of many trees, and the row of its own."""
@@ -55,11 +56,10 @@ def _trees(texts: Sequence[str], model: str, parser: Callable[[], Language]) -> 
     documents = parser().pipe(texts, batch_size=MIN_STORED)
     trees = DocBin(ATTRIBUTES, docs=documents)
     if len(texts) >= MIN_STORED:
-        data = trees.to_bytes()
         try:
-            write_bytes(path, digest(data).encode() + data)
-        except OSError as error:
-            log.warning("%s: syntax trees are not cached (%s)", path, error.strerror or error)
+            save_bytes(path, trees.to_bytes())
+        except (OSError, RunError) as error:
+            log.warning("%s: syntax trees are not cached (%s)", path, error)
     return trees
 
 
@@ -67,14 +67,8 @@ def _stored(path: Path, count: int) -> DocBin | None:
     """The trees in a file; None if there is none, or it is damaged."""
     from spacy.tokens import DocBin
 
-    if count < MIN_STORED or not path.is_file():
-        return None
-    data = path.read_bytes()
-    checksum, data = data[:_CHECKSUM], data[_CHECKSUM:]
-    if digest(data).encode() != checksum:
-        log.warning("%s: damaged, made again", path)
-        return None
-    return DocBin().from_bytes(data)
+    data = load_bytes(path) if count >= MIN_STORED else None
+    return None if data is None else DocBin().from_bytes(data)
 
 
 def _document(trees: DocBin, row: int) -> Doc:

@@ -31,7 +31,9 @@ def read_dataset(folder: Path, concepts: Sequence[Concept] = ()) -> Dataset:
         return read_shards(folder, shards, concepts)
     try:
         return read_class_folders(folder)
-    except DataError:
+    except DataError as error:
+        if error.field:
+            raise
         raise DataError(
             f"holds no caption pairs; needs Flickr30K ({', '.join(FORMATS)}), CIFAR-100, *.tar shards, "
             "or at least two folders of images, each named after its class",

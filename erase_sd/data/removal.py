@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Removed = tuple[str, list[Span]]
 """A caption without the concepts, and the spans of the caption that were removed or replaced."""
 
+MAX_CHARACTERS = 2000
+"""Most characters of a text that is parsed; no text encoder reads as many."""
 _CLOSING = frozenset(",.;:!?")
 _LEADING_TAGS = PRONOUN_TAGS - {"CD", "PRP$", "PDT"} | {"CC"}
 
@@ -38,10 +40,16 @@ def remove_concepts(text: str, concepts: Iterable[Concept]) -> Removed:
 
 
 def remove_concepts_from(texts: Iterable[str], concepts: Iterable[Concept]) -> list[Removed]:
-    """`remove_concepts` of many captions; only those with a mention are parsed."""
+    """`remove_concepts` of many captions; only those with a mention are parsed.
+
+    A text of more than MAX_CHARACTERS loses the mentions alone.
+    """
     concepts, removed = tuple(concepts), [(text, list[Span]()) for text in texts]
     spans = [sorted({s for c in concepts for s in c.spans(text)}) for text, _ in removed]
-    rows = [row for row, own in enumerate(spans) if own]
+    long = {row for row, (text, _) in enumerate(removed) if len(text) > MAX_CHARACTERS}
+    for row in long:
+        removed[row] = _without_nouns(removed[row][0], spans[row])
+    rows = [row for row, own in enumerate(spans) if own and row not in long]
     for row, doc in zip(rows, parse(removed[row][0] for row in rows), strict=True):
         removed[row] = remove_spans(removed[row][0], doc, spans[row])
     return removed

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checked import load_bytes, save_bytes
 from ..errors import RunError
-from ..files import cache_folder, key_of, write_records
-from ..reading import read_records
+from ..files import cache_folder, json_lines, key_of
+from ..reading import parse_records
 from ..runtime import log
 from ..sharing.claims import Claims
 from .images import Entry
@@ -56,11 +57,8 @@ def index_shards(shards: Sequence[Path]) -> None:
 
 def indexed(shard: Path) -> list[IndexedSample]:
     """The samples of a shard. Raises DataError if it has no index yet and is damaged."""
-    if _path(shard).is_file():
-        try:
-            return read_records(_path(shard), IndexedSample)
-        except RunError as error:
-            log.warning("%s; indexing %s again", error, shard)
+    if data := load_bytes(_path(shard)):
+        return parse_records(data, IndexedSample, str(_path(shard)))
     return _index(shard)
 
 
@@ -77,8 +75,8 @@ def _index(shard: Path) -> list[IndexedSample]:
             else IndexedSample(image="", caption=sample.caption)
         )  # fmt: skip
     try:
-        write_records(_path(shard), samples)
-    except (OSError, RunError) as error:
+        save_bytes(_path(shard), json_lines(samples).encode())
+    except (OSError, RunError, UnicodeEncodeError) as error:
         log.warning("%s: its index is not cached (%s)", shard, error)
     return samples
 
@@ -86,5 +84,5 @@ def _index(shard: Path) -> list[IndexedSample]:
 def _path(shard: Path) -> Path:
     """Where the index of an unchanged shard is cached."""
     state = shard.stat()
-    key = key_of([str(shard.resolve()), state.st_size, state.st_mtime_ns])
+    key = key_of([str(shard.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
     return cache_folder() / "shards" / f"{key}.jsonl"

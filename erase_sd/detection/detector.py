@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import errors
+from ..checked import hash_folder
 from ..errors import ModelError, SettingError
-from ..files import write_json
+from ..files import hash_file, write_json
 from ..reading import read_json, read_record
 from ..run.measurements import Detection
 from ..runtime import Progress
@@ -129,6 +130,13 @@ def failure_of(error: errors.EraseError) -> dict[str, str | None]:
     return {
         "error": type(error).__name__, "rule": error.rule, "field": error.field, "value": value,
     }  # fmt: skip
+
+
+def text_encoder_hash(path: Path | None) -> str | None:
+    """SHA-256 of an open-vocabulary detector's text encoder, a file or a folder; None without one."""
+    if path is None:
+        return None
+    return hash_file(path) if path.is_file() else hash_folder(path, "*.safetensors", "*.json")
 
 
 def check_class(target: str, names: Sequence[str]) -> None:

@@ -141,7 +141,10 @@ def _read_later(
     if "world" not in kind and not kind.startswith("yoloe"):
         return LoadedDetector(boxes, names, DEFAULT_SIZE, kind)
     vocabulary = Vocabulary(boxes.model, [])
-    vocabulary.restore(stored, names)
+    try:
+        vocabulary.restore(stored, names)
+    except Exception as error:  # a foreign record can raise anything
+        raise _error(path, f"damaged class embeddings ({reason(error)})") from None
     kind = f"{kind} open-vocabulary"
     return LoadedDetector(boxes, vocabulary.names, DEFAULT_SIZE, kind, vocabulary)
 
@@ -164,7 +167,7 @@ def _read_safetensors(path: Path) -> LoadedDetector:
         raise _error(path, f"architecture {name} is not supported; needs {EXPECTED}")
     try:
         names, size = _names(json.loads(metadata["names"])), int(metadata["size"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise _error(path, f"damaged metadata ({error})") from None
     if size < STRIDES[-1] or size % STRIDES[-1]:
         raise _error(path, f"damaged metadata (size {size}, needs a multiple of {STRIDES[-1]})")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import RunError
 from ..files import cache_folder, digest, whole_folder
+from ..reading import read_bytes
 
 
 def image_cache() -> Path:
@@ -19,7 +21,7 @@ def store_batch(root: Path, key: str, batch: Sequence[bytes]) -> None:
     try:
         with whole_folder(folder) as partial:
             for i, data in enumerate(batch):
-                (partial / f"{i:04}-{digest(data)[:32]}.png").write_bytes(data)
+                (partial / f"{i:04}-{_checksum(key, data)}.png").write_bytes(data)
     except OSError:
         if not cached_batch(root, key, len(batch)):  # else another process has stored it
             raise
@@ -30,9 +32,14 @@ def cached_batch(root: Path, key: str, count: int) -> list[bytes]:
     folder = root / key
     try:
         files = sorted(folder.glob("*.png"))
-        batch = [file.read_bytes() for file in files]
-    except OSError:  # another process is replacing the folder
+        batch = [read_bytes(file) for file in files]
+    except (OSError, RunError):  # another process is replacing the folder, or it is damaged
         return []
     hashes = [file.stem[5:] for file in files]
-    complete = len(batch) == count and hashes == [digest(data)[:32] for data in batch]
+    complete = len(batch) == count and hashes == [_checksum(key, data) for data in batch]
     return batch if complete else []
+
+
+def _checksum(key: str, data: bytes) -> str:
+    """Holds for the batch's key, too: another batch in its place is noticed."""
+    return digest(key.encode() + data)[:32]

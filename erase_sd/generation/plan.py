@@ -11,7 +11,9 @@ from ..data.pair import CaptionPair
 from ..data.prompts import PromptFile
 from ..data.removal import remove_concepts_from
 from ..errors import DataError
+from ..files import is_encodable
 
+MAX_STEM = 200  # file systems allow 255 bytes, of which numbers and endings take some
 MAX_IMAGES = 1_000_000  # of each variant; the seeds of a run leave room for as many
 
 
@@ -35,9 +37,14 @@ def plan(
 ) -> list[PlannedImage]:
     """The images of prompt files; image k of prompt p has seed `seed + p * images_per_prompt + k`.
 
-    Raises DataError if a file shares its name with another, or there are too many images.
+    Raises DataError if a file shares its name with another or has one that no image can have, or if
+    there are too many images.
     """
     names = [file.stem for file in prompts]
+    for name in names:
+        if not is_encodable(name) or len(name.encode()) > MAX_STEM:
+            rule = f"names of prompt files name images; needs UTF-8 of at most {MAX_STEM} bytes"
+            raise DataError(rule, field="prompts", value=repr(name))
     if len(set(names)) < len(names):
         raise DataError(f"two files have the same name ({', '.join(names)})", field="prompts")
     count = images_per_prompt * sum(len(file.texts) for file in prompts)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ModelError, RunError
 from .erased import WEIGHTS_FILE
+from .tensors import in_precision
 from .text_encoder import load_text_encoder
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -92,10 +93,7 @@ def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str,
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             raise RunError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}")
-    stored = {n: t.to(dtype) if dtype else t for n, t in hub_names(tensors).items()}
-    if name := next((n for n, t in stored.items() if not t.isfinite().all()), None):
-        raise ModelError(f"{path}: {name} is not finite in {str(dtype)[6:]}; needs more precision")
-    return stored
+    return in_precision(hub_names(tensors), dtype, path)
 
 
 def encoder_in_place(

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from .. import runtime
 from ..checked import sweep
-from ..data.concept import slug
+from ..data.concept import joined_slug
 from ..errors import ModelError, RunError, SettingError, reason
 from ..files import whole_folder, write_json, write_text
-from ..reading import read_json
+from ..reading import check_regular, read_json
 from ..run import Run
 from ..run.records import ErasureRecord
 from ..runtime import log
@@ -29,6 +29,7 @@ from .model_card import card
 from .presets import Models
 from .publish import check_hub_id, push
 from .source import foreign_files
+from .tensors import in_precision
 from .text_encoder import text_encoders
 from .unet import UNET, UNET_FILE, load_unet, single_file_unet, unet_tensors
 
@@ -180,13 +181,15 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
     base = erasure.base
     assert base is not None  # checked by `export`
     try:
+        check_regular(base)
         with safe_open(base, framework="pt") as file:
             metadata = {**(file.metadata() or {}), **erasure.metadata}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, RunError, SafetensorError) as error:
         raise ModelError(
             f"not a readable .safetensors file ({reason(error)})", field="base", value=base
         ) from None
+    tensors = in_precision(tensors, None, base)
     for name, source in erasure.modules.items():
         if name == UNET:
             own = single_file_unet(tensors, unet_tensors(source), load_unet(source).config, base)
@@ -200,8 +203,8 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
                     f"{key} is {shape}, the erased one is {tuple(tensor.shape)}",
                     field="base", value=base,
                 )  # fmt: skip
-            tensors[key] = tensor.to(erasure.dtype or tensors[key].dtype)
-    without = "-".join(slug(concept.name) for concept in erasure.record.concepts)
+            tensors |= in_precision({key: tensor}, erasure.dtype or tensors[key].dtype, source)
+    without = joined_slug([concept.name for concept in erasure.record.concepts]).replace("+", "-")
     save_file(tensors, folder / f"{base.stem}-without-{without}.safetensors", metadata=metadata)
 
 

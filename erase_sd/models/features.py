@@ -48,7 +48,8 @@ def _features(clip: Clip, data: Dataset, images: Sequence[str], where: str) -> d
     """Features of images, with a cache for those of `where`."""
     hashes = {name: hash_image(data.path_of(name)) for name in images}
     path = cache_folder() / "features" / f"{key_of([clip.digest, where])}.safetensors"
-    known = from_first(lambda: _cached(path))
+    about = {"key": path.stem}  # another entry of the cache in its place is noticed
+    known = from_first(lambda: _cached(path, about))
     missing = [name for name, sha256 in hashes.items() if sha256 not in known]
     names = readable(data, missing)
     batches = [names[start : start + _BATCH] for start in range(0, len(names), _BATCH)]
@@ -56,18 +57,19 @@ def _features(clip: Clip, data: Dataset, images: Sequence[str], where: str) -> d
         known |= {hashes[name]: row.clone() for name, row in zip(batch, rows, strict=True)}
     if missing and place()[0] == 0:
         try:
-            save_tensors(path, known, {})
+            save_tensors(path, known, about)
         except (OSError, RunError) as error:
             log.warning("%s: image features are not cached (%s)", path, error)
     return {name: known[sha256] for name, sha256 in hashes.items() if sha256 in known}
 
 
-def _cached(path: Path) -> dict[str, Tensor]:
-    """Features by the images' hashes; none if there is no intact file."""
+def _cached(path: Path, about: dict[str, str]) -> dict[str, Tensor]:
+    """Features by the images' hashes; none if there is no intact file that is `about` the same."""
     try:
-        return load_tensors(path)[0]
+        stored, of_stored = load_tensors(path)
     except (OSError, RunError):
         return {}
+    return stored if of_stored == about else {}
 
 
 def report_unreadable(data: Dataset) -> None:

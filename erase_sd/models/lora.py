@@ -53,7 +53,7 @@ def low_rank_change(
     for name, tensor in erased.items():
         change = tensor.float() - base[name].float()
         part = _part(name, tensor)
-        squares[part] += float(change.square().sum())
+        squares[part] += float(change.double().square().sum())
         if part == "linear" and change.any():
             u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
             root = s[:rank].sqrt()
@@ -61,7 +61,7 @@ def low_rank_change(
             if change.ndim == 4:  # a convolution: its kernel is in the first factor
                 down, up = down.unflatten(1, change.shape[1:]), up[..., None, None]
             factors[name] = (down.contiguous(), up.contiguous())
-            squares["truncated"] += float(s[rank:].square().sum())
+            squares["truncated"] += float(s[rank:].double().square().sum())
     truncated, linear = squares.pop("truncated"), squares["linear"]
     whole = sum(squares.values())
     return LowRankChange(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.concept import slug
+from ..data.concept import joined_slug
 from ..errors import ModelError, SettingError
 from ..files import write_json
 from ..run.records import ErasureRecord
@@ -28,6 +28,7 @@ from .lora import (
 from .lora_quality import LoraQuality, hidden_residual, prediction_residual
 from .pipeline_kinds import kind_of
 from .presets import Models
+from .tensors import in_precision
 from .text_encoder import load_text_encoder
 from .unet import UNET, load_unet
 
@@ -63,13 +64,15 @@ def write_lora(
     numbered = kind_of(models.folder) != "StableDiffusionPipeline"
     for name, source in modules.items():
         change, qualities[name] = _change(name, source, models, record, rank)
-        if dtype:
-            factors = {n: (d.to(dtype), u.to(dtype)) for n, (d, u) in change.factors.items()}
-            change = dataclasses.replace(change, factors=factors)
+        factors = {}
+        for n, (down, up) in change.factors.items():
+            pair = in_precision({f"{n}, down": down, f"{n}, up": up}, dtype, source)
+            factors[n] = (pair[f"{n}, down"], pair[f"{n}, up"])
+        change = dataclasses.replace(change, factors=factors)
         kohya |= kohya_tensors(name, numbered, change)
         diffusers |= peft_tensors(f"{name}.", change)
         _write_peft(folder, name, change, metadata)
-    title = "-".join(slug(concept.name) for concept in record.concepts)
+    title = joined_slug([concept.name for concept in record.concepts]).replace("+", "-")
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank),
                "ss_network_alpha": str(rank)}  # fmt: skip
     save_file(kohya, folder / f"{title}-lora.safetensors", metadata={**metadata, **network})
@@ -117,7 +120,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _check_residual(name: str, residual: float, rank: int) -> None:
     """Logs the residual of a module's LoRA; ModelError if it is above `MAX_RESIDUAL`."""
-    if residual > MAX_RESIDUAL:
+    if not residual <= MAX_RESIDUAL:  # NaN, too: weights may be too large for any state
         raise ModelError(
             f"leaves {residual:.0%} of the erasure of {name} undone, at most {MAX_RESIDUAL:.0%} is "
             "accepted; raise it, or export to diffusers",

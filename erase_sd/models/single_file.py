@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checked import cached_folder
 from ..errors import ModelError, reason
-from ..files import cache_folder, hash_file
+from ..files import cache_folder, check_space, hash_file
 from .source import CONFIG_FILES, fetch
 
 SIGNS = (
@@ -42,6 +42,7 @@ def _convert(path: Path, kind: str, base: str, folder: Path) -> None:
     """Writes the checkpoint as a diffusers folder."""
     import diffusers
 
+    check_space(folder, path.stat().st_size)
     try:
         config = fetch("model", base, CONFIG_FILES)
     except ModelError as error:

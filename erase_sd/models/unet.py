@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from .tensors import in_precision
 from .text_encoder import load_weights
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def unet_with(weights: Mapping[str, Tensor], base: Path) -> UNet2DConditionModel
 
 
 def unet_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of an erased U-Net's folder; ModelError if they do not fit its configuration."""
+    """The tensors of an erased U-Net's folder; ModelError if they do not fit its configuration, or are
+    not finite in `dtype`."""
     unet: Any = load_unet(folder)
-    tensors: dict[str, Tensor] = unet.state_dict()
-    return {name: t.to(dtype) if dtype else t for name, t in tensors.items()}
+    return in_precision(unet.state_dict(), dtype, folder)
 
 
 def single_file_unet(

@@ -28,6 +28,8 @@ KNOWN = re.compile(
     r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|_codecs\.encode"
     r"|pathlib\.(_local\.)?(Posix|Windows)Path"
 )
+MAX_MODULES, MAX_NUMBERS = 10_000, 1 << 29
+"""Most modules and most numbers in the tensors of a detector; YOLOv8x has 500 and 68 million."""
 STORED = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -82,11 +84,19 @@ def read_pickle(path: Path) -> Any:
 
 
 def modules(module: Inert, prefix: str = "") -> Iterator[tuple[str, Inert]]:
-    """A pickled `torch.nn.Module` and all its submodules, each with its dotted name and a final dot."""
-    yield prefix, module
-    for name, child in module.state["_modules"].items():
-        if child is not None:
-            yield from modules(child, f"{prefix}{name}.")
+    """A pickled `torch.nn.Module` and all its submodules, each with its dotted name and a final dot.
+
+    Raises ValueError after MAX_MODULES: modules that share their children may be endlessly many.
+    """
+    pending = [(prefix, module)]
+    for _ in range(MAX_MODULES):
+        if not pending:
+            return
+        name, own = pending.pop()
+        yield name, own
+        children = own.state["_modules"].items()
+        pending += [(f"{name}{n}.", child) for n, child in children if child is not None][::-1]
+    raise ValueError(f"more than {MAX_MODULES} modules")
 
 
 def tensors(module: Inert) -> dict[str, Tensor]:
@@ -94,12 +104,15 @@ def tensors(module: Inert) -> dict[str, Tensor]:
 
     Raises exceptions of any kind if the records are not those of a module.
     """
-    return {
-        prefix + name: tensor(record)
-        for prefix, child in modules(module)
-        for name, record in (child.state["_parameters"] | child.state["_buffers"]).items()
-        if record is not None
-    }
+    found, left = {}, MAX_NUMBERS
+    for prefix, child in modules(module):
+        for name, record in (child.state["_parameters"] | child.state["_buffers"]).items():
+            if record is not None:
+                found[prefix + name] = tensor(record)
+                left -= found[prefix + name].numel()
+            if left < 0:  # many may share one storage
+                raise ValueError(f"more than {MAX_NUMBERS:,} numbers")
+    return found
 
 
 def tensor(record: Inert) -> Tensor:

@@ -67,14 +67,15 @@ def _images(data: ReportData, concept: str, kind: str, variant: str) -> list[Ima
         about = image.pair.concept == concept or concept in image.pair.mentions
         if image.variant == variant and image.pair.kind == kind and about:
             own.setdefault(image.prompt, image)
+    return _opened(data, list(own.values()))
+
+
+def _opened(data: ReportData, images: Sequence[ImageRecord | AttackImage]) -> list[Image.Image]:
+    """The first images; RunError if one is not the one that the numbers are about."""
     return [
         open_image(data.run.folder / image.file, data.run.image_bytes(image))
-        for image in list(own.values())[:COLUMNS]
+        for image in images[:COLUMNS]
     ]
-
-
-def _opened(data: ReportData, images: Sequence[AttackImage]) -> list[Image.Image]:
-    return [open_image(data.run.folder / image.file) for image in images[:COLUMNS]]
 
 
 def _paragraph(

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import RunError
+from ..data.images import open_image
+from ..errors import DataError, RunError
 from ..files import digest
 from ..reading import read_bytes
 from ..run.records import ImageRecord
@@ -52,9 +53,8 @@ def _picture(path: Path, sha256: str, budget: int) -> Picture:
     if digest(data) != sha256:
         return Picture(problem="changed since it was generated")
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        image = open_image(path, data)
+    except DataError:
         return Picture(problem="not readable")
     kind, encoded = "png", data
     if max(image.size) > MAX_SIDE or len(data) > budget:

@@ -12,12 +12,18 @@ from typing import Any, TypeVar, get_args
 from .. import runtime
 from ..data.concept import joined_slug
 from ..errors import RunError, SettingError
-from ..files import digest, write_json
+from ..files import digest, is_encodable, write_json
 from ..reading import read_bytes, read_record, read_records
 from ..sharing import writes
 from .differences import refuse_other
 from .lock import writer_lock
-from .measurements import AttacksRecord, DetectionRecord, EvaluationRecord, ScoresRecord
+from .measurements import (
+    AttackImage,
+    AttacksRecord,
+    DetectionRecord,
+    EvaluationRecord,
+    ScoresRecord,
+)
 from .records import (
     ErasureRecord,
     GenerateRecord,
@@ -47,8 +53,8 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
     """
     if run is None:
         run = joined_slug(concepts)
-    if not str(run).strip():
-        raise SettingError("needs a name or a folder, got an empty one", field="run")
+    if not str(run).strip() or not is_encodable(Path(run).name):
+        raise SettingError("needs a name or a folder, in UTF-8", field="run", value=repr(str(run)))
     path = Path(run)
     return path if path.parent != Path() else RUNS / path
 
@@ -122,15 +128,16 @@ class Run:
         """Rows of `images.jsonl`; empty before any image is generated."""
         return read_records(self.folder / "images.jsonl", ImageRecord)
 
-    def image_bytes(self, image: ImageRecord) -> bytes:
+    def image_bytes(self, image: ImageRecord | AttackImage) -> bytes:
         """An image's file; RunError if it is missing, or not the image that was generated."""
+        command = "attack" if isinstance(image, AttackImage) else "generate"
         path = self.folder / image.file
         try:
             data = read_bytes(path)
         except FileNotFoundError:
-            raise RunError(f"{path}: missing; generate again") from None
+            raise RunError(f"{path}: missing; {command} again") from None
         if digest(data) != image.sha256:
-            raise RunError(f"{path}: damaged, not the image that was generated; generate again")
+            raise RunError(f"{path}: damaged, not the image that was generated; {command} again")
         return data
 
     def detections(self) -> list[DetectionRecord]:

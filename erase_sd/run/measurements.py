@@ -38,6 +38,8 @@ class DetectorRecord:
     """Threshold of non-maximum suppression."""
     min_probability: float
     max_detections: int
+    text_encoder_sha256: str | None = None
+    """Hash of the text encoder that wrote an open vocabulary; None without one."""
 
     def __str__(self) -> str:
         return f"{self.file} ({self.kind}, sha256 {self.sha256[:12]}) at {self.size} px, IoU {self.iou}"
@@ -65,6 +67,10 @@ class Rate:
     detected: int
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.detected <= self.n or self.n < 1:
+            raise ValueError(f"{self.detected} of {self.n} images is no rate")
 
 
 @dataclass(frozen=True, kw_only=True)

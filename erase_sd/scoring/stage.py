@@ -7,7 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..data.concept import Concept
-from ..detection.detector import CHUNK, IOU, MAX_DETECTIONS, MIN_PROBABILITY, DetectorAnswer, detect
+from ..detection.detector import (
+    CHUNK,
+    IOU,
+    MAX_DETECTIONS,
+    MIN_PROBABILITY,
+    DetectorAnswer,
+    detect,
+    text_encoder_hash,
+)
 from ..errors import RunError, SettingError
 from ..files import write_csv, write_json, write_records, write_text
 from ..models.presets import Models
@@ -99,8 +107,10 @@ def _detections(
     progress: Progress | None,
 ) -> list[DetectionRecord]:
     """The images' rows of `detections.jsonl`, newly detected unless all are there already."""
+    text = text_encoder_hash(models.detector_text_path())
+    now = (models.detector_hash(), text, IOU, MIN_PROBABILITY, MAX_DETECTIONS)
     earlier = from_first(lambda: _earlier(run))
-    known = {(r.file, r.sha256): r for r in earlier if _same_detector(r.detector, models)}
+    known = {(r.file, r.sha256): r for r in earlier if _shape(r.detector) == now}
     records = [known.get((image.file, image.sha256)) for image in images]
     complete = [record for record in records if record and set(targets) <= set(record.names)]
     if len(complete) == len(images):
@@ -115,6 +125,7 @@ def _detections(
         iou=IOU,
         min_probability=MIN_PROBABILITY,
         max_detections=MAX_DETECTIONS,
+        text_encoder_sha256=text,
     )
     new = [
         DetectionRecord(
@@ -157,14 +168,10 @@ def _earlier(run: Run) -> list[DetectionRecord]:
         return []
 
 
-def _same_detector(detector: DetectorRecord, models: Models) -> bool:
-    now = (models.detector_hash(), IOU, MIN_PROBABILITY, MAX_DETECTIONS)
-    return now == (
-        detector.sha256,
-        detector.iou,
-        detector.min_probability,
-        detector.max_detections,
-    )
+def _shape(detector: DetectorRecord) -> tuple[object, ...]:
+    """Everything that shapes the detections in an image."""
+    text, limits = detector.text_encoder_sha256, (detector.min_probability, detector.max_detections)
+    return detector.sha256, text, detector.iou, *limits
 
 
 def _scores(

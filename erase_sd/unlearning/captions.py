@@ -41,7 +41,7 @@ def tokenize_sets(
     """Tokenizes all sets and splits, with the features that a method needs.
 
     Raises DataError if a split of the forget set has no caption without its concept to compare with,
-    or one of the retain set has fewer than two captions.
+    or one of the retain set has fewer than two different captions.
     """
     images: dict[ConceptSet, bool] = {"forget": True, "retain": "images" in needs}
     forget, retain = (
@@ -57,9 +57,10 @@ def tokenize_sets(
                 f"no caption of the {split} split can do without the concept; needs longer captions",
                 field="concept", value=", ".join(concept.name for concept in concepts),
             )  # fmt: skip
-        if (count := len(retain[split])) < 2:
+        # Captions that are all the same have no variance to compare a change with.
+        if (count := len({pair.caption for pair in retain[split].pairs})) < 2:
             raise DataError(
-                f"the {split} split needs at least 2 captions without the concept, got {count}",
+                f"the {split} split needs at least 2 different captions without the concept, got {count}",
                 field="data", value=data.folder,
             )  # fmt: skip
     return TokenizedSets(forget, retain, _class_prompts(clip, data.classes))

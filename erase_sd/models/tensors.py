@@ -1,0 +1,27 @@
+"""Tensors that are written for other programs: in their precision, and finite in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+
+
+def in_precision(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: Path
+) -> dict[str, Tensor]:
+    """The tensors of `source` as `dtype`, or as they are; integers stay as they are.
+
+    Raises ModelError for one that is not finite in it: float16 ends at 65,504.
+    """
+    stored = {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in tensors.items()}
+    for name, tensor in stored.items():
+        wide = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
+        if not wide.isfinite().all():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{source}: {name} is not finite in {kind}; needs more precision")
+    return stored
