@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..models.clip import Clip
-from ..models.denoiser import Denoiser
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
 from .base import Batch, Student, Task, fitted, greater_than, minimum
