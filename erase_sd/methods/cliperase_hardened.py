@@ -31,10 +31,10 @@ class HardenedCLIPErase(AnchoredCLIPErase):
 
     steps: ClassVar[int] = 240
     forget_threshold: ClassVar[float | None] = None
-    token_weight: float = 100.0
-    """Weight of the mean squared change of the retain captions' hidden states (ours: twice that of
-    cliperase-anchored)."""
-    adversary_weight: float = 10.0
+    token_weight: float = 400.0
+    """Weight of the mean squared change of the retain captions' hidden states (ours: eight times that
+    of cliperase-anchored)."""
+    adversary_weight: float = 60.0
     """Weight of the mean squared distance between the hidden states under adversarial embeddings and
     those of the concept-removed captions (ours); 0 switches hardening off."""
     neighbour_weight: float = 25.0
@@ -55,7 +55,7 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     others take up to ten times as much."""
     attack_steps: int = minimum(1, 4)
     """Steps of the adversaries per training step (ours)."""
-    restart: float = 0.05
+    restart: float = 0.02
     """Probability per step that an adversary begins anew, at a random embedding (ours)."""
     random: float = 0.3
     """Share of the captions whose adversary is replaced by a random embedding (ours)."""
