@@ -18,6 +18,7 @@ from erase_sd.attacks.settings import AttackSettings
 from erase_sd.attacks.stage import attack
 from erase_sd.attacks.table import attack_lines, attacks_markdown
 from erase_sd.attacks.target import Target, attacked_captions, cycled, open_models
+from erase_sd.attacks.textual_inversion import TextualInversion
 from erase_sd.attacks.tokens import (
     counterparts,
     encode_rows,
@@ -125,6 +126,32 @@ def test_fitting_lowers_the_distance_to_the_original(victim: Target) -> None:
         return float(state_loss(embeds, original, counterparts(rows, named)).mean())
 
     assert distance(60) < distance(1)
+
+
+def test_a_large_embedding_dominates_the_state_at_its_own_position(victim: Target) -> None:
+    encoder = victim.erased["text_encoder"]
+    rows = token_rows(victim, in_place_of_name(victim.captions, [0]))
+    direction = torch.randn(1, encoder.config.hidden_size, generator=victim.generator())
+    large = {"text_encoder": 1e5 * direction}
+    with torch.no_grad():
+        states = encode_rows(victim, victim.erased, rows, large)["prompt_embeds"]
+        own = states[torch.arange(len(states)), rows.start]
+        torch.testing.assert_close(
+            own, encoder.final_layer_norm(direction).expand_as(own), atol=1e-2, rtol=0
+        )
+
+
+def test_the_baseline_of_textual_inversion_changes_one_state_only(victim: Target) -> None:
+    inversion = TextualInversion(steps=2, images=2, batch=2)
+    word, state = inversion.run(victim)
+    assert (word.control, state.control) == (False, True)
+    rows = token_rows(victim, in_place_of_name(victim.captions, [0]))
+    with torch.no_grad():
+        plain = encode_rows(victim, victim.erased, rows)["prompt_embeds"]
+    changed = ((state.embeds["prompt_embeds"] - plain).abs().amax(-1) > 1e-4).int()
+    assert changed.tolist() == torch.nn.functional.one_hot(rows.start, plain.shape[1]).tolist()
+    values = state.embeds["prompt_embeds"][torch.arange(len(plain)), rows.start]
+    assert torch.equal(values, values[:1].expand_as(values))
 
 
 def test_no_word_that_is_tried_mentions_the_concept(victim: Target) -> None:

@@ -31,10 +31,10 @@ EXTREMES: list[tuple[MethodName, dict[str, Any]]] = [
     ("projection", {"ridge": 0, "retain_weight": 0}), ("projection", {"ridge": -1}),
     ("projection", {"retain_weight": -1e6}), ("projection", {"captions": 1}),
     ("projection", {"first_layer": 100}),
-    ("cliperase-hardened", {"tokens": 1000}), ("cliperase-hardened", {"pool": 10_000, "inversions": 0}),
+    ("cliperase-hardened", {"tokens": 1000}), ("cliperase-hardened", {"pool": 10_000}),
     ("cliperase-hardened", {"step_size": 1e6}), ("cliperase-hardened", {"restart": 7, "random": 7}),
     ("cliperase-hardened", {"start": -1, "rows": 10_000}), ("cliperase-hardened", {"captions": 1}),
-    ("cliperase-hardened", {"inversions": 100_000}), ("cliperase-anchored", {"anchor_weight": -1e6}),
+    ("cliperase-hardened", {"attack_steps": 1_000}), ("cliperase-anchored", {"anchor_weight": -1e6}),
 ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def hardened(**changes: float) -> HardenedCLIPErase:
     """One caption, one adversary of one token that begins at (1, 1) and never restarts."""
     method = HardenedCLIPErase(
         **{  # type: ignore[arg-type]
-            "rows": 1, "tokens": 1, "pool": 1, "inversions": 0, "restart": 0.0, "random": 0.0,
+            "rows": 1, "tokens": 1, "pool": 1, "attack_steps": 1, "restart": 0.0, "random": 0.0,
             "neighbour_weight": 0.0, **changes,
         }
     )  # fmt: skip
@@ -128,6 +128,13 @@ def test_the_adversary_term_is_the_distance_to_the_target_after_the_adversarys_s
     }  # fmt: skip
 
 
+def test_the_adversaries_take_several_steps_before_the_student_takes_one() -> None:
+    batch = batch_of()
+    batch.memory["pool"] = torch.ones(1, 1, 2)
+    hardened(step_size=0.25, attack_steps=3).loss(EmbeddingStudent(), batch)
+    assert batch.memory["pool"].tolist() == [[[1.75, 1.75]]]
+
+
 def test_hardening_begins_after_its_share_of_the_steps() -> None:
     method = hardened(start=0.6)
     assert "adversary" not in method.loss(EmbeddingStudent(), batch_of(done=0.5))
@@ -149,7 +156,7 @@ def test_sampled_embeddings_are_near_the_names_anywhere_or_between_words() -> No
 def test_the_neighbour_term_is_the_change_under_a_word_that_the_caption_does_not_have(
     tiny: Models,
 ) -> None:
-    method = HardenedCLIPErase(inversions=0, adversary_weight=0.0, neighbour_weight=4.0)
+    method = HardenedCLIPErase(adversary_weight=0.0, neighbour_weight=4.0)
     task = apple_task(tiny)
     method = method.prepare(task)
 
@@ -190,7 +197,7 @@ def test_a_checkpoint_holds_what_a_method_remembers(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_continues_with_the_same_adversaries(tiny: Models) -> None:
-    settings = short(method="cliperase-hardened", hyperparameters={"inversions": 2, "rows": 4})
+    settings = short(method="cliperase-hardened", hyperparameters={"rows": 4})
     whole, broken = Run(Path("runs/whole")), Run(Path("runs/broken"))
     unlearn(settings, tiny, whole)
     with pytest.raises(KilledError):
@@ -198,7 +205,11 @@ def test_a_resumed_run_continues_with_the_same_adversaries(tiny: Models) -> None
     unlearn(settings, tiny, broken)
     assert same(weights(whole), weights(broken))
     without = Run(Path("runs/without"))
-    unlearn(short(method="cliperase-hardened", hyperparameters={"inversions": 0}), tiny, without)
+    unlearn(
+        short(method="cliperase-hardened", hyperparameters={"rows": 4, "attack_steps": 1}),
+        tiny,
+        without,
+    )
     assert not same(weights(whole), weights(without))
 
 

@@ -56,7 +56,8 @@ def attacks_note(record: AttacksRecord) -> str:
         "under the attack. No attack, original: the erased and the original model on the held-out "
         "captions that name the concept, with the same seeds. Original, same input: the original "
         "model on what the attack found. Reads: what the attack sees, only images (black box), also "
-        "the original's text encoder (original), or the erased weights (white box). A rate says what "
+        "the original's text encoder (original), or the erased weights (white box). A new word, and a "
+        "state behind the encoder, are baselines and no attacks. A rate says what "
         "these attacks reached with their budgets, not what a stronger one would. "
         f"Detector: {record.detector} (sha256 {record.detector_sha256[:12]})."
     )

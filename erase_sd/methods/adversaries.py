@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..errors import SettingError
 from ..models.clip import Clip, FreeEmbeddings
-from ..models.denoiser import Denoiser
 from .base import Student, TokenizedPairs
 
 
@@ -25,17 +24,14 @@ class AttackedCaptions:
     """The original's hidden states, (n, tokens, width)."""
     target: Tensor
     """The original's hidden states of the concept-removed captions, (n, tokens, width)."""
-    latents: Tensor | None = None
-    """Latents of their images, (n, channels, height, width), if the U-Net's loss is used."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, chosen: Tensor) -> AttackedCaptions:
         """Some of the captions."""
-        latents = None if self.latents is None else self.latents[chosen]
         return AttackedCaptions(
-            self.ids[chosen], self.end[chosen], self.original[chosen], self.target[chosen], latents
+            self.ids[chosen], self.end[chosen], self.original[chosen], self.target[chosen]
         )
 
     def names(self, count: int) -> Tensor:
@@ -83,7 +79,7 @@ def distance(hidden_states: Tensor, wanted: Tensor, reached: Tensor) -> Tensor:
 
 
 def captions_to_attack(
-    clip: Clip, forget: TokenizedPairs, count: int, tokens: int, denoiser: Denoiser | None
+    clip: Clip, forget: TokenizedPairs, count: int, tokens: int
 ) -> AttackedCaptions:
     """Up to `count` captions, evenly spread, whose name ends after at least `tokens` tokens.
 
@@ -97,13 +93,11 @@ def captions_to_attack(
     _, original = clip.encode_texts(forget.ids[rows])
     _, removed = clip.encode_texts(forget.concept_removed_ids[rows])
     source = forget.source[rows][:, :, None].expand_as(removed).to(removed.device)
-    paths = [forget.paths[row] for row in rows.tolist()]
     return AttackedCaptions(
         forget.ids[rows],
         forget.mention_end[rows],
         original,
         removed.gather(1, source),
-        denoiser.latents(paths) if denoiser else None,
     )
 
 

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..models.clip import Clip
-from ..models.denoiser import Denoiser
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
 from .base import Batch, Student, Task, fitted, greater_than, minimum
 from .cliperase_anchored import AnchoredCLIPErase
-from .concept_prompts import check_one_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardenedCLIPErase(AnchoredCLIPErase):
     """This project, after Zhang et al. (AdvUnlearn, arXiv 2405.15234): anchored, with adversaries.
 
-    Free input embeddings take the place of the concept's name and are trained, a step at a time,
-    against the current student: toward the original's hidden states, and down the U-Net's loss on
-    images of the concept, as textual inversion would. The student is trained on them to the same
-    concept-removed targets as on the name.
+    Free input embeddings take the place of the concept's name and are moved, a few steps at a time,
+    against the current student, toward the original's hidden states. The student is trained on them to
+    the same concept-removed targets as on the name.
 
     Differs: AdvUnlearn perturbs a prompt anew in every round and retains whole images; here a pool of
     embeddings persists from step to step, and hidden states are retained, also those of captions with
     random words and noise in them, so that what holds against embeddings does not cost other words.
     """
 
-    token_weight: float = 100.0
-    """Weight of the mean squared change of the retain captions' hidden states (ours: twice that of
-    cliperase-anchored)."""
-    adversary_weight: float = 10.0
+    steps: ClassVar[int] = 240
+    forget_threshold: ClassVar[float | None] = None
+    token_weight: float = 400.0
+    """Weight of the mean squared change of the retain captions' hidden states (ours: eight times that
+    of cliperase-anchored)."""
+    adversary_weight: float = 60.0
     """Weight of the mean squared distance between the hidden states under adversarial embeddings and
     those of the concept-removed captions (ours); 0 switches hardening off."""
     neighbour_weight: float = 25.0
@@ -51,13 +50,12 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     """Most free embeddings in the place of the name: each step samples 1 to this many (ours)."""
     pool: int = minimum(1, 24)
     """Adversaries that persist (ours)."""
-    inversions: int = minimum(0, 8)
-    """Adversaries that also descend the U-Net's loss; 0 leaves the U-Net out (ours). They
-    need a pipeline with one text encoder."""
     step_size: float = greater_than(0, 0.02)
     """Root mean square of the smallest adversary's step (ours: the spread of CLIP's token embeddings);
     others take up to ten times as much."""
-    restart: float = 0.05
+    attack_steps: int = minimum(1, 4)
+    """Steps of the adversaries per training step (ours)."""
+    restart: float = 0.02
     """Probability per step that an adversary begins anew, at a random embedding (ours)."""
     random: float = 0.3
     """Share of the captions whose adversary is replaced by a random embedding (ours)."""
@@ -69,17 +67,11 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     """Input embeddings of the concept's names in `attacked`, (captions, tokens, width)."""
     original: Clip | None = fitted()
     """The original model."""
-    denoiser: Denoiser | None = fitted()
-    """The U-Net's loss."""
 
     def prepare(self, task: Task) -> Self:
         """Chooses the captions to attack, and encodes what the original says of them."""
-        needs_unet = self.adversary_weight and self.inversions
-        denoiser = None
-        if needs_unet and task.open_denoiser:
-            denoiser = check_one_encoder(task.open_denoiser())
         attacked = adversaries.captions_to_attack(
-            task.clip, task.forget, self.captions, self.tokens, denoiser
+            task.clip, task.forget, self.captions, self.tokens
         )
         table = task.clip.model.text_model.embeddings.token_embedding.weight.detach()
         names = attacked.names(self.tokens)  # (captions, tokens)
@@ -93,7 +85,6 @@ class HardenedCLIPErase(AnchoredCLIPErase):
             words=table[words].clone(),
             names=table[names].clone(),
             original=task.clip,
-            denoiser=denoiser,
         )
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
@@ -113,15 +104,12 @@ class HardenedCLIPErase(AnchoredCLIPErase):
         count = int(torch.randint(1, self.tokens + 1, (1,), generator=random))
         rows = self.attacked.rows(torch.randint(len(self.attacked), (self.rows,), generator=random))
         members = torch.randint(len(pool), (self.rows,), generator=random)
-        if self.denoiser:
-            # The first members of the pool are the inversions; they get the first rows.
-            members[: self.inversions] %= self.inversions
-            pool = self._inverted(student, rows, members, pool, count, random)
-        leaves = pool[members].requires_grad_()
-        states = adversaries.student_states(student, rows, leaves[:, -count:])
         reached = rows.reached(count)
-        losses = adversaries.distance(states, rows.original, reached)
-        pool = adversaries.stepped(pool, members, leaves, losses, self.step_size)
+        for _ in range(self.attack_steps):
+            leaves = pool[members].requires_grad_()
+            states = adversaries.student_states(student, rows, leaves[:, -count:])
+            losses = adversaries.distance(states, rows.original, reached)
+            pool = adversaries.stepped(pool, members, leaves, losses, self.step_size)
         batch.memory["pool"] = pool
         is_random = torch.rand(self.rows, generator=random) < self.random
         embeddings = torch.where(
@@ -131,25 +119,6 @@ class HardenedCLIPErase(AnchoredCLIPErase):
         )
         states = adversaries.student_states(student, rows, embeddings[:, -count:])
         return adversaries.distance(states, rows.target, reached).mean()
-
-    def _inverted(
-        self,
-        student: Student,
-        rows: AttackedCaptions,
-        members: Tensor,
-        pool: Tensor,
-        count: int,
-        random: torch.Generator,
-    ) -> Tensor:
-        """The pool after a step of its inversions down the U-Net's loss on the first rows' images."""
-        assert self.denoiser is not None
-        first = rows.rows(torch.arange(min(self.inversions, len(rows))))
-        assert first.latents is not None
-        own = members[: len(first)]
-        leaves = pool[own].requires_grad_()
-        states = adversaries.student_states(student, first, leaves[:, -count:])
-        losses = self.denoiser.loss(first.latents, states, random)
-        return adversaries.stepped(pool, own, leaves, losses, self.step_size)
 
     def _restarted(self, pool: Tensor | None, random: torch.Generator) -> Tensor:
         """The pool, (pool, tokens, width), with some adversaries at new random embeddings."""
