@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,12 +57,13 @@ def time_comparison(options: argparse.Namespace) -> None:
         "repeats": options.repeats, "images": options.images, "stock steps": STOCK_STEPS,
         "steps that the paper's recipe is computed from": NAIVE_STEPS,
     }  # fmt: skip
-    rows: list[SideBySide] = []
-    for measure in (
+    measures: list[Callable[[], list[SideBySide]]] = [
         lambda: [compare_generation(options.repeats, options.images)],
         lambda: compare_unlearning(options.repeats),
         lambda: time_job(options.repeats) if options.job else [],
-    ):
+    ]
+    rows: list[SideBySide] = []
+    for measure in measures:
         rows += measure()
         comparisons = [asdict(row) | {"ratio": row.ratio} for row in rows]
         write_json(options.out, {"about": about, "comparisons": comparisons})
