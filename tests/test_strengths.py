@@ -74,8 +74,8 @@ def test_images_are_the_originals_at_strength_zero_and_the_erased_ones_at_one(
     strengths.strength_rates(run, tiny, lora, (0.0, 1.0))
     original, erased = (np.array(Image.open(run.folder / image.file)) for image in run.images())
     assert np.array_equal(shown[0], original)
-    assert not np.array_equal(shown[0], erased)
-    assert np.abs(shown[1].astype(int) - erased).max() <= 8  # bf16 rounds the merged weights
+    far, near = (np.abs(image.astype(int) - erased).mean() for image in shown)
+    assert near < far / 5  # not 0, because bf16 rounds the merged weights
 
 
 def test_without_a_lora_or_scores_the_command_ends_with_one_line(
