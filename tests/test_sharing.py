@@ -156,6 +156,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +178,7 @@ def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
         attack(run, tiny, ATTACK)
 
     left: dict[int, dict[str, bytes]] = {}
-    for count in (1, 2, 4):
+    for count in (1, 3):
         run = Run(Path(f"runs/by-{count}/apple"))
         shutil.copytree(first.folder, run.folder)
         shutil.rmtree("cache")
@@ -190,6 +191,6 @@ def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
         assert record and len(record.rows) > 2
         rows = [dataclasses.replace(row, seconds=0) for row in record.rows]
         left[count]["rows"] = repr(rows).encode()
-    assert left[1].keys() == left[2].keys() == left[4].keys()
-    assert left[1] == left[2] == left[4]
+    assert left[1].keys() == left[3].keys()
+    assert left[1] == left[3]
     assert {"scores.json", "detections.jsonl", "evaluation.json"} < left[1].keys()

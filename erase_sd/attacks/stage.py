@@ -23,7 +23,7 @@ from ..run.measurements import AttackRecord, AttacksRecord
 from ..runtime import Approval, Progress
 from ..scoring.rates import THRESHOLD
 from ..scoring.stage import classes_of
-from ..sharing import together, writes
+from ..sharing import meet, writes
 from ..sharing.claims import Claims
 from ..unlearning.pairs import concept_sets_of
 from .attempt import Attempt
@@ -64,14 +64,14 @@ def attack(
     names = [f"{attempt.target.concept.name}: {attempt.name}" for attempt in attempts]
     _announce(run, [attempt.target for attempt in attempts], settings.images, approve)
     with run.lock():
-        with together():
-            pass  # the others begin once the first has the lock
+        meet()  # the others begin once the first has the lock
         outcomes = Outcomes(run, models, attempts)
         claims = Claims(outcomes.folder)
         for number in claims.take(names, outcomes.has, progress):
             outcomes.store(number)
             outcomes.record()
         record = outcomes.record()
+        meet()
         if writes():
             outcomes.clear()
     return record
@@ -88,10 +88,7 @@ class Outcomes:
     def has(self, number: int) -> bool:
         """Whether an attempt is made, or need not be."""
         attempt = self.attempts[number]
-        if attempt.is_among(self._stored(attempt)):
-            return True
-        # Read anew: the first process records all outcomes before it removes them.
-        return attempt.is_among(_rows_of(self.run, self.models))
+        return attempt.is_among(self.earlier) or attempt.is_among(self._stored(attempt))
 
     def store(self, number: int) -> None:
         """Makes an attempt."""

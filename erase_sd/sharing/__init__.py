@@ -6,6 +6,6 @@ there is one process. Work whose pieces need nothing of one another is claimed p
 (`sharing.claims`). The first process alone writes the run (`writes`).
 """
 
-from .group import any_of, each, from_first, place, together, wait, writes
+from .group import any_of, each, from_first, meet, place, together, wait, writes
 
-__all__ = ["any_of", "each", "from_first", "place", "together", "wait", "writes"]
+__all__ = ["any_of", "each", "from_first", "meet", "place", "together", "wait", "writes"]

@@ -85,7 +85,7 @@ class Claims:
         lock = filelock.FileLock(self.folder / f"{key_of(name)}.lock")
         try:
             lock.acquire(blocking=False)
-        except filelock.Timeout:
+        except (filelock.Timeout, FileNotFoundError):  # or the folder is being removed
             yield False
             return
         except NotImplementedError:  # a file system without locks; the stages say so

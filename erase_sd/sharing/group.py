@@ -60,6 +60,12 @@ def together() -> Iterator[None]:
         _number, _count = 0, 1
 
 
+def meet() -> None:
+    """Returns once all of the launcher's processes are here, which need not be in step."""
+    with together():
+        pass
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process works on a share, of which nothing is shared out again."""
