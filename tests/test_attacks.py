@@ -234,6 +234,23 @@ def test_rows_are_recorded_beside_the_original_and_no_attack(
     assert attack_lines(record.rows)[2][-1] == ""  # the attack's time stands in its first row
 
 
+def test_captions_of_another_split_are_asked_and_named(tiny: Models, recorded_run: Run) -> None:
+    settings = AttackSettings(
+        attacks=("embeddings",), images=2, steps=1, split="validation",
+        budgets={k: v for k, v in SMALL.items() if k.startswith("embeddings")},
+    )  # fmt: skip
+    record = attack(recorded_run, tiny, settings)
+    _, sets = stage.concept_sets_of(recorded_run, tiny)
+    validation = {p.caption for p in sets.pairs("forget", "validation")}
+    assert {image.text for image in record.rows[0].images} <= validation
+    lines = attack_lines(record.rows)
+    assert [line[0] for line in lines[:2]] == [
+        "names it (validation captions)", "embeddings, 1 embedding (validation captions)",
+    ]  # fmt: skip
+    with pytest.raises(SettingError, match="split test: needs one of train, validation"):
+        AttackSettings(split="test")  # type: ignore[arg-type]
+
+
 def test_a_finished_attack_is_repeated_only_if_something_changed(
     tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

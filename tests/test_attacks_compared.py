@@ -28,7 +28,7 @@ def attacked(monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run with two rows of one attack, and one of another."""
     weak = attack_record("p4d", 1)
     strong = dataclasses.replace(weak, row="2 tokens", attacked=rate_of([i < 4 for i in range(10)]))
-    settings = {"images": 50, "seed": 2000, "steps": 50, "guidance": 7.5}
+    settings = {"images": 50, "split": "held-out", "seed": 2000, "steps": 50, "guidance": 7.5}
     rows = [weak, strong, attack_record("sweep", 0), attack_record("none", 0)]
     record = AttacksRecord(
         threshold=0.25, detector="d", detector_sha256="",

@@ -46,7 +46,13 @@ class Attempt:
             name: list(value) if isinstance(value, tuple) else value  # as JSON has them
             for name, value in (asdict(self.attack) if self.attack else {}).items()
         }
-        return {"budgets": budgets, "seed": self.target.seed, "images": self.target.n, **shape}
+        return {
+            "budgets": budgets,
+            "split": self.target.split,
+            "seed": self.target.seed,
+            "images": self.target.n,
+            **shape,
+        }
 
     @functools.cached_property
     def key(self) -> str:

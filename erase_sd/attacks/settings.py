@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from ..data.pair import Split
 from ..errors import SettingError
 from ..generation.settings import MAX_SEED, MOST
 from .registry import ATTACKS
@@ -23,6 +24,9 @@ class AttackSettings:
     """Budgets that differ from the attacks' defaults, as `attack.budget`."""
     images: int = 50
     """Images of each row, one per held-out caption."""
+    split: Split = "held-out"
+    """Split of the captions that the erased model is asked with: held-out to report, validation to
+    choose settings."""
     seed: int = 2000
     """Seed of the first image and of the attacks' own random numbers."""
     steps: int | None = None
@@ -37,6 +41,9 @@ class AttackSettings:
             if attack not in ATTACKS:
                 rule = f"needs one of {', '.join(ATTACKS)}"
                 raise SettingError(rule, field="attacks", value=attack)
+        if self.split not in get_args(Split):
+            rule = f"needs one of {', '.join(get_args(Split))}"
+            raise SettingError(rule, field="split", value=self.split)
         for name, most in {"images": MAX_IMAGES, "steps": MOST["steps"]}.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

@@ -163,8 +163,9 @@ def _targets(
             detector_text=models.detector_text_path(),
             detector_class=classes[concept.name],
             captions=cycled(
-                attacked_captions(pipe, data, sets, concept, "held-out"), settings.images
+                attacked_captions(pipe, data, sets, concept, settings.split), settings.images
             ),
+            split=settings.split,
             training=attacked_captions(pipe, data, sets, concept, "train"),
             seed=settings.seed,
             steps=settings.steps or models.steps,

@@ -29,8 +29,10 @@ def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
 
 
 def label_of(row: AttackRecord) -> str:
-    """An attack's row in words: "embeddings, 2 embeddings"."""
-    return row.row if row.attack == "none" else f"{row.attack}, {row.row}"
+    """An attack's row in words: "embeddings, 2 embeddings"; also the split unless it is held out."""
+    label = row.row if row.attack == "none" else f"{row.attack}, {row.row}"
+    split = row.settings.get("split", "held-out")
+    return label if split == "held-out" else f"{label} ({split} captions)"
 
 
 def _percent(rate: Rate | None) -> str:

@@ -79,7 +79,7 @@ class Target:
     detector: Path
     detector_class: str
     captions: tuple[AttackedCaption, ...]
-    """Held-out captions to ask with, one per image to generate; repeated if there are too few."""
+    """Captions to ask with, one per image to generate; repeated if there are too few."""
     training: tuple[AttackedCaption, ...]
     """Captions of the training split, for attacks to learn from, one per photograph."""
     seed: int
@@ -87,6 +87,8 @@ class Target:
     steps: int
     """Denoising steps."""
     guidance: float
+    split: Split = "held-out"
+    """Split of the captions to ask with."""
     unet: Any = None
     """The erased U-Net; None if the erasure left the pipeline's as it was."""
     detector_text: Path | None = None

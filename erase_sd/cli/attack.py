@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import api
+from ..data.pair import Split
 from ..errors import SettingError
 from . import options as opt
 from .terminal import Bar, plain_table
@@ -49,6 +50,13 @@ def attack(
     images: Annotated[
         int | None, typer.Option(help="Number of images per row of the table.", show_default="50")
     ] = None,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            help="Captions to ask with: held-out to report, validation to choose settings.",
+            show_default="held-out",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -67,7 +75,7 @@ def attack(
     quiet: opt.Quiet = False,
 ) -> None:
     """Attack a run's erased encoder, and print how often the concept is generated again."""
-    settings = opt.chosen(images=images, seed=seed, steps=steps, guidance=guidance)
+    settings = opt.chosen(images=images, split=split, seed=seed, steps=steps, guidance=guidance)
     with Bar("attack", quiet) as progress:
         record = api.attack(
             run, attacks=[choice.value for choice in attacks or ()],

@@ -143,7 +143,7 @@ def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
     if record is None or record.detector_sha256 != models.detector_hash():
         return False
     shape = {
-        "images": settings.images, "seed": settings.seed,
+        "images": settings.images, "split": settings.split, "seed": settings.seed,
         "steps": settings.steps or models.steps, "guidance": settings.guidance or models.guidance,
     }  # fmt: skip
     done = {(r.attack, r.concept) for r in record.rows if shape.items() <= r.settings.items()}
