@@ -134,7 +134,7 @@ def test_the_python_of_the_readme_uses_what_the_package_offers() -> None:
 
 
 def test_the_python_of_the_readme_runs_in_an_empty_folder_given_a_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared_cache: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With fewer training and denoising steps, and with two prompts of the file that comes along."""
     import functools
