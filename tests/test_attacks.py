@@ -142,8 +142,9 @@ def test_a_large_embedding_dominates_the_state_at_its_own_position(victim: Targe
 
 
 def test_the_baseline_of_textual_inversion_changes_one_state_only(victim: Target) -> None:
-    inversion = TextualInversion(steps=2, images=2, batch=2)
-    word, state = inversion.run(victim)
+    inversion = TextualInversion(steps=(1, 2), images=2, batch=2)
+    earlier, word, _, state = inversion.run(victim)
+    assert not torch.equal(earlier.embeds["prompt_embeds"], word.embeds["prompt_embeds"])
     assert (word.control, state.control) == (False, True)
     rows = token_rows(victim, in_place_of_name(victim.captions, [0]))
     with torch.no_grad():

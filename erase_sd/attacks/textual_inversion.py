@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,8 +31,8 @@ class TextualInversion(Attack):
     """Embeddings of the word, one row each (textual inversion: 1)."""
     images: int = at_least(1, 48)
     """Photographs to learn from (ours; textual inversion: 3 to 5)."""
-    steps: int = at_least(1, 150)
-    """Steps of Adam (ours; textual inversion: 5,000)."""
+    steps: tuple[int, ...] = at_least(1, (150,))
+    """Steps of Adam after which images are generated, one row each (ours; textual inversion: 5,000)."""
     batch: int = at_least(1, 8)
     """Photographs per step (ours)."""
     learning_rate: float = at_least(0, 0.1)
@@ -40,20 +40,22 @@ class TextualInversion(Attack):
     textual inversion: 5e-3)."""
 
     def run(self, target: Target) -> list[Probe]:
-        """One probe for each number of tokens, and the baseline."""
-        return [*(self._word(target, count) for count in self.tokens), self._state(target)]
+        """For each number of steps one probe of each number of tokens, and one of the baseline."""
+        words = [probe for count in self.tokens for probe in self._words(target, count)]
+        return [*words, *self._states(target)]
 
-    def _word(self, target: Target, count: int) -> Probe:
+    def _words(self, target: Target, count: int) -> Iterator[Probe]:
         vectors = random_words(target, count)
 
         def encode(captions: Sequence[AttackedCaption]) -> Embeds:
             rows = token_rows(target, in_place_of_name(captions, [0] * count))
             return encode_rows(target, target.erased, rows, vectors)
 
-        self._learn(target, list(vectors.values()), encode)
-        return embedding_probe(target, f"{count} token{'s' * (count > 1)}", vectors)
+        for step in self._learn(target, list(vectors.values()), encode):
+            name = f"{count} token{'s' * (count > 1)}, {step} steps"
+            yield embedding_probe(target, name, vectors)
 
-    def _state(self, target: Target) -> Probe:
+    def _states(self, target: Target) -> Iterator[Probe]:
         """The direction of a hidden state; its norm is the mean of the encoder's own."""
         own = _with_filler(target, target.training[: self.images])[0]["prompt_embeds"]
         state = own.mean((0, 1)).requires_grad_()
@@ -66,30 +68,33 @@ class TextualInversion(Attack):
             value = (norm * state / state.norm()).expand(len(captions), -1)
             return {**embeds, "prompt_embeds": states.index_put(places, value)}
 
-        self._learn(target, [state], encode)
-        with torch.no_grad():
-            return Probe(
-                name="1 state behind the encoder",
-                texts=tuple(caption.with_phrase("<*>") for caption in target.captions),
-                embeds=encode(target.captions),
-                control=True,
-            )
+        for step in self._learn(target, [state], encode):
+            with torch.no_grad():
+                yield Probe(
+                    name=f"1 state behind the encoder, {step} steps",
+                    texts=tuple(caption.with_phrase("<*>") for caption in target.captions),
+                    embeds=encode(target.captions),
+                    control=True,
+                )
 
     def _learn(
         self,
         target: Target,
         leaves: list[Tensor],
         encode: Callable[[Sequence[AttackedCaption]], Embeds],
-    ) -> None:
-        """Minimizes the U-Net's loss on the photographs over the leaves of their captions' encodings."""
+    ) -> Iterator[int]:
+        """Minimizes the U-Net's loss on the photographs over the leaves of their captions' encodings;
+        stops at each of `steps`."""
         captions = target.training[: self.images]
         latents = target.denoiser.latents([caption.image for caption in captions])
         generator, optimizer = target.generator(), torch.optim.Adam(leaves, lr=self.learning_rate)
-        for _ in range(self.steps):
+        for step in range(1, max(self.steps) + 1):
             chosen = torch.randperm(len(captions), generator=generator)[: self.batch]
             embeds = encode([captions[i] for i in chosen])
             own = latents[chosen.to(latents.device)]
             descend(optimizer, target.denoising_loss(own, embeds, generator))
+            if step in self.steps:
+                yield step
 
 
 @torch.no_grad()
