@@ -108,8 +108,9 @@ class Outcomes:
             rows=tuple(rows),
         )
         if writes():
-            write_json(self.run.folder / "attacks.json", asdict(record))
             write_text(self.run.folder / "attacks.md", attacks_markdown(self.run.name, record))
+            # Last: with it the attacks are done.
+            write_json(self.run.folder / "attacks.json", asdict(record))
         return record
 
     def clear(self) -> None:

@@ -151,8 +151,8 @@ def _described(gallery: Gallery) -> dict[str, Any]:
 
 def _write(folder: Path, record: EvaluationRecord) -> None:
     columns = [field.name for field in fields(Measurement)]
-    write_json(folder / "evaluation.json", asdict(record))
     write_csv(folder / "evaluation.csv", columns, map(asdict, record.measurements))
+    write_json(folder / "evaluation.json", asdict(record))  # last: with it the evaluation is done
 
 
 def evaluation_lines(record: EvaluationRecord) -> list[list[str]]:
