@@ -23,7 +23,7 @@ class AttackSettings:
     budgets: Mapping[str, Any] = field(default_factory=dict)
     """Budgets that differ from the attacks' defaults, as `attack.budget`."""
     images: int = 50
-    """Images of each row, one per held-out caption."""
+    """Images of each row, one per caption."""
     split: Split = "held-out"
     """Split of the captions that the erased model is asked with: held-out to report, validation to
     choose settings."""

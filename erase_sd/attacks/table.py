@@ -55,7 +55,7 @@ def attacks_note(record: AttacksRecord) -> str:
     return (
         "Images in which the detector finds the concept with a probability of "
         f"{record.threshold} or more; in brackets the 95 % Wilson interval. Attacked: the erased model "
-        "under the attack. No attack, original: the erased and the original model on the held-out "
+        "under the attack. No attack, original: the erased and the original model on the same "
         "captions that name the concept, with the same seeds. Original, same input: the original "
         "model on what the attack found. Reads: what the attack sees, only images (black box), also "
         "the original's text encoder (original), or the erased weights (white box). A new word, and a "
