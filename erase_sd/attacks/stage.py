@@ -46,9 +46,9 @@ def attack(
 ) -> AttacksRecord:
     """Attacks every erased concept of the run and records how often it is generated again.
 
-    Each row is asked with captions of the settings' split of the run's data. An attack that an earlier call has
-    finished with the same settings is not repeated. Before MANY_IMAGES or more, the least number of
-    images and their time are logged and `approve` is called. A launcher's processes claim one attack
+    Each row is asked with captions of the run's data, of the split that the settings name. An attack
+    that an earlier call has finished with the same settings is not repeated. Before MANY_IMAGES or
+    more, the least number of images and their time are logged and `approve` is called. A launcher's processes claim one attack
     after the other; the first writes the record. Raises RunError unless the run was unlearned from
     `models` and its present data, and SettingError for a budget or detector class that does not exist.
     """
