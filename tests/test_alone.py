@@ -140,7 +140,8 @@ def test_shards_are_unlearned_with_the_pairs_whose_words_mention_the_concept(
 ) -> None:
     captions = ["a woman in a park", "a dog in the snow", "two women", "a red apple", "a man"]
     for number in range(3):
-        write_shard(tmp_path / f"cc12m/{number}.tar", samples(captions * 3, 20 * number))
+        texts = [f"{text} {time}" for time in ("today", "at night", "in rain") for text in captions]
+        write_shard(tmp_path / f"cc12m/{number}.tar", samples(texts, 20 * number))
     folder = erase_sd.unlearn(
         "woman", clip=tiny.clip_folder(0), data=tmp_path / "cc12m", method="graddiff", **SHORT
     )
