@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearn_runs import KilledError, kill_at, same, short, weights
 
 from erase_sd.errors import ModelError
+from erase_sd.methods import concept_prompts
 from erase_sd.methods.adversaries import (
     AttackedCaptions,
     distance,
@@ -22,7 +23,6 @@ from erase_sd.methods.adversaries import (
 from erase_sd.methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings
 from erase_sd.methods.cliperase_hardened import HardenedCLIPErase
 from erase_sd.methods.concept_prompts import check_one_encoder
-from erase_sd.models import denoiser as denoiser_module
 from erase_sd.models.clip import FreeEmbeddings
 from erase_sd.models.denoiser import open_denoiser
 from erase_sd.models.presets import Models
@@ -227,6 +227,6 @@ def test_a_pipeline_with_two_text_encoders_is_refused(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoiser = open_denoiser(tiny.folder)
-    monkeypatch.setattr(denoiser_module, "encoders_of", lambda pipe: {"one": pipe, "two": pipe})
+    monkeypatch.setattr(concept_prompts, "encoders_of", lambda pipe: {"one": pipe, "two": pipe})
     with pytest.raises(ModelError, match="reads two text encoders; this method needs one"):
         check_one_encoder(denoiser)

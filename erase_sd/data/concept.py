@@ -57,8 +57,10 @@ class Concept:
         words = {"concept": (self.name,), "synonym": self.synonyms, "keep_sense": self.keep_senses}
         for field, phrases in words.items():
             for phrase in phrases:
-                if not re.search(r"\w", phrase) or not is_encodable(phrase):
-                    raise SettingError("needs a word in UTF-8", field=field, value=repr(phrase))
+                if not re.search(r"\w", phrase):
+                    raise SettingError("needs a word", field=field, value=repr(phrase))
+                if not is_encodable(phrase):
+                    raise SettingError("needs text in UTF-8", field=field, value=repr(phrase))
                 if len(phrase) > MAX_PHRASE:
                     rule = f"needs at most {MAX_PHRASE} characters, got {len(phrase)}"
                     raise SettingError(rule, field=field)

@@ -53,8 +53,10 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
     """
     if run is None:
         run = joined_slug(concepts)
-    if not str(run).strip() or not is_encodable(Path(run).name):
-        raise SettingError("needs a name or a folder, in UTF-8", field="run", value=repr(str(run)))
+    if not str(run).strip():
+        raise SettingError("needs a name or a folder", field="run")
+    if not is_encodable(Path(run).name):
+        raise SettingError("needs a name in UTF-8", field="run", value=repr(str(run)))
     path = Path(run)
     return path if path.parent != Path() else RUNS / path
 
