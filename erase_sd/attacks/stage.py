@@ -96,7 +96,7 @@ class Outcomes:
         write_records(self._path(self.attempts[number]), self.attempts[number].outcome())
 
     def record(self) -> AttacksRecord:
-        """All rows so far, in an order that does not depend on the processes; the first one writes them."""
+        """All rows so far, in an order independent of the processes; the first one writes them."""
         rows = self.earlier
         for attempt in self.attempts:
             if not attempt.is_among(rows) and (stored := self._stored(attempt)):

@@ -110,7 +110,8 @@ def kohya_tensors(name: str, numbered: bool, change: LowRankChange) -> dict[str,
 
     `<prefix><layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`. The prefix is `lora_unet_` for
     a U-Net, whose layers have the names of diffusers, and `lora_te_` for a text encoder; those of SDXL,
-    Stable Diffusion 3 and FLUX.1 are `numbered`, `lora_te1_` and `lora_te2_`. `name` is the module's in the pipeline.
+    Stable Diffusion 3 and FLUX.1 are `numbered`, `lora_te1_` and `lora_te2_`. `name` is the module's
+    in the pipeline.
     """
     number = ("2" if name.endswith("_2") else "1") if numbered else ""
     prefix = "lora_unet_" if name == UNET else f"lora_te{number}_"

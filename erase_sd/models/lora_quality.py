@@ -1,4 +1,4 @@
-"""How much of an erasure a LoRA carries: the module's output with the LoRA against the erased module's."""
+"""How much of an erasure a LoRA carries: its output compared with the erased module's."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def hidden_residual(
 def prediction_residual(model: Path, erased: Any, lora: Any, concepts: Sequence[str]) -> float:
     """`LoraQuality.output_residual` of a U-Net, over the captions `TEMPLATES` of every concept.
 
-    `model` is the original pipeline's folder. The U-Net denoises a noisy grey image under each caption, at
-    a different timestep each, with one seed.
+    `model` is the original pipeline's folder. The U-Net denoises a noisy grey image under each caption,
+    each at a timestep of its own, with one seed.
     """
     denoiser = open_denoiser(model, "fp32")
     captions = _captions(concepts)
