@@ -1,4 +1,4 @@
-"""Hashes of folders; folders and tensor files that carry their own checksums, so that damage is noticed."""
+"""Hashes of folders; folders and files that carry their own checksums, so that damage is detected."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _entries(folder: Path) -> list[ManifestEntry]:
 
 @contextlib.contextmanager
 def _sole_writer(path: Path) -> Iterator[None]:
-    """A lock beside `path`; what a killed writer left there is removed."""
+    """Holds a lock beside `path`, and removes what a killed writer left there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -171,7 +171,7 @@ def load_bytes(path: Path) -> bytes | None:
 
 
 def _checksum_of_bytes(path: Path, data: bytes) -> bytes:
-    """Holds for the file's name, too: another entry of the cache in its place is noticed."""
+    """Covers the file's name too, so that another cache entry in its place is detected."""
     return digest(path.name.encode() + b"\0" + data).encode()
 
 
@@ -188,7 +188,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of `save_tensors`.
 
-    Raises FileNotFoundError, and RunError if a bit of the file is not as it was written.
+    Raises FileNotFoundError, and RunError if any bit of the file has changed.
     """
     from safetensors import SafetensorError, safe_open
 

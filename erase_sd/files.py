@@ -70,7 +70,7 @@ def key_of(value: Any) -> str:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; computed once per unchanged file.
 
-    RunError for what is no regular file: reading a pipe may wait for ever.
+    RunError if it is not a regular file: reading a pipe may block forever.
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
@@ -128,7 +128,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can hold a text: half a surrogate pair, as JSON can escape it, has no bytes."""
+    """Whether a text can be encoded in UTF-8: half a surrogate pair, which JSON can escape, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

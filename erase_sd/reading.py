@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def check_regular(path: Path) -> None:
-    """RunError for what exists and is no regular file: opening a pipe may wait for ever."""
+    """RunError if the path exists and is not a regular file: opening a pipe may block forever."""
     if path.exists() and not path.is_file():
         raise RunError(f"{path}: not a regular file")
 
@@ -68,7 +68,7 @@ def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
 
 
 def parse_records(data: bytes, kind: type[T], where: str, hint: str = "") -> list[T]:
-    """JSON lines as the dataclass `kind`; RunError, beginning with `where`, if one is none."""
+    """JSON lines as the dataclass `kind`; RunError, beginning with `where`, if a line is not one."""
     lines = data.removesuffix(b"\n").split(b"\n")
     return [
         parse_record(line, kind, f"{where}:{n}", hint) for n, line in enumerate(lines, 1) if line

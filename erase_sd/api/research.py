@@ -32,7 +32,7 @@ def attack(
 
     `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
     `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. `approve` is called with the
-    least number of images before a long run. Raises EraseError.
+    minimum number of images before a long run. Raises EraseError.
     """
     from ..attacks.settings import AttackSettings
     from ..attacks.stage import attack as attack_stage

@@ -1,4 +1,4 @@
-"""One attack on one concept: its images, judged, as rows of `attacks.json`."""
+"""One attack on one concept: its images and detections, as rows of `attacks.json`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .target import Embeds, Target, is_shown
 from .tokens import encode_rows, with_name
 
 _Batch = tuple[str, list[AttackImage]]
-"""Images that were generated together, and what to call them."""
+"""The name of a batch, and its images, which are generated together."""
 ORIGINAL = ", original"
-"""End of the name of a batch that the original generates."""
+"""Ending of the name of a batch that the original model generates."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Attempt:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the outcome depends on beside the models, as JSON."""
+        """Everything but the models and captions that the outcome depends on, as JSON."""
         shape = {"steps": self.target.steps, "guidance": self.target.guidance}
         budgets = {
-            name: list(value) if isinstance(value, tuple) else value  # as JSON has them
+            name: list(value) if isinstance(value, tuple) else value  # as JSON returns them
             for name, value in (asdict(self.attack) if self.attack else {}).items()
         }
         return {
@@ -56,7 +56,7 @@ class Attempt:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash of everything that shapes the rows."""
+        """Hash of everything that the rows depend on."""
         texts = [
             [c.text, hash_image(c.image)] for c in (*self.target.captions, *self.target.training)
         ]
@@ -68,15 +68,15 @@ class Attempt:
         return key_of([*shape, text] if text else shape)
 
     def is_among(self, rows: Sequence[AttackRecord]) -> bool:
-        """Whether the rows hold this attack's, intact and still applying."""
+        """Whether the rows include this attack's, with the same key and with all images intact."""
         own = [row for row in rows if self._is_own(row)]
         return bool(own) and all(row.key == self.key and self._intact(row) for row in own)
 
     def added_to(
         self, rows: Sequence[AttackRecord], outcome: Sequence[AttackRecord]
     ) -> list[AttackRecord]:
-        """`rows` with the attack's outcome in the place of earlier ones; not before they have the
-        captions that name the concept, whose rates the outcome is compared with."""
+        """`rows` with the attack's outcome instead of its earlier rows; unchanged while they lack the row
+        without an attack, whose rates the outcome is compared with."""
         others = [row for row in rows if not self._is_own(row)]
         if self.attack is None:
             return [*others, *outcome]
@@ -91,7 +91,7 @@ class Attempt:
         return others
 
     def outcome(self) -> list[AttackRecord]:
-        """Attacks, and returns a row of each probe."""
+        """Runs the attack; returns one row per probe."""
         began = time.monotonic()
         probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
         batches = [batch for probe in probes for batch in self._batches(probe)]
@@ -118,7 +118,8 @@ class Attempt:
         )
 
     def _batches(self, probe: Probe) -> list[_Batch]:
-        """Generates and writes a probe's images: attacked, and by the original from the same input."""
+        """Generates and writes a probe's images: of the attacked model, and of the original from the same
+        input."""
         n = probe.images or self.target.n
         folder = f"attacks/{self.name}/{slug(self.target.concept.name)}-{slug(probe.name)}"
         empty = probe.empty or self.target.empty(self.target.erased)
@@ -158,7 +159,7 @@ class Attempt:
         return name, images
 
     def _judged(self, batches: Sequence[_Batch]) -> dict[str, list[AttackImage]]:
-        """The images by the name of their batch, with the probability of the concept."""
+        """The images by the name of their batch, with the concept's detection probability."""
         files = [self.run.folder / image.file for _, images in batches for image in images]
         shown = iter(self.target.probabilities(files))
         return {
@@ -167,7 +168,7 @@ class Attempt:
         }
 
     def _record(self, probe: Probe, judged: Mapping[str, list[AttackImage]]) -> AttackRecord:
-        """A row, as if nothing were known of the rates without an attack."""
+        """A row; `added_to` fills in the rates without an attack."""
         images = judged[probe.name]
         attacked = _rate(images)
         same = judged.get(f"{probe.name}{ORIGINAL}")

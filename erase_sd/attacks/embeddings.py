@@ -23,10 +23,10 @@ from .tokens import (
 
 @dataclass(frozen=True, kw_only=True)
 class FittedEmbeddings(Attack):
-    """This project: the input embeddings with which the erased encoder says what the original said.
+    """This project: input embeddings for which the erased encoder returns the original's hidden states.
 
-    No image and no U-Net is needed. Each embedding begins as a random word's; they take the name's
-    place in training captions, and the distance of all hidden states to the original's is minimized.
+    No images and no U-Net are needed. The embeddings start as those of random words and take the name's
+    place in training captions; the distance of all hidden states to the original's is minimized.
     """
 
     access: ClassVar[Access] = "white box"
@@ -61,7 +61,7 @@ class FittedEmbeddings(Attack):
 
 
 def random_words(target: Target, count: int) -> dict[str, Tensor]:
-    """Embeddings to optimize, (count, width) by encoder, which begin as those of random tokens."""
+    """Embeddings to optimize, (count, width) by encoder, initialized with those of random tokens."""
     vectors = {}
     for name, encoder in target.erased.items():
         table = embedding_table(encoder)

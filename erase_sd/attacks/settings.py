@@ -11,7 +11,7 @@ from ..errors import SettingError
 from ..generation.settings import MAX_SEED, MOST
 from .registry import ATTACKS
 
-MAX_IMAGES = 10_000  # of a row
+MAX_IMAGES = 10_000  # per row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,7 @@ class AttackSettings:
     images: int = 50
     """Images of each row, one per caption."""
     split: Split = "held-out"
-    """Split of the captions that the erased model is asked with: held-out to report, validation to
-    choose settings."""
+    """Split of the captions used as prompts: held-out to report, validation to choose settings."""
     seed: int = 2000
     """Seed of the first image and of the attacks' own random numbers."""
     steps: int | None = None

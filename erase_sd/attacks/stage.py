@@ -46,11 +46,12 @@ def attack(
 ) -> AttacksRecord:
     """Attacks every erased concept of the run and records how often it is generated again.
 
-    Each row is asked with captions of the run's data, of the split that the settings name. An attack
-    that an earlier call has finished with the same settings is not repeated. Before MANY_IMAGES or
-    more, the least number of images and their time are logged and `approve` is called. A launcher's processes claim one attack
-    after the other; the first writes the record. Raises RunError unless the run was unlearned from
-    `models` and its present data, and SettingError for a budget or detector class that does not exist.
+    The prompts of each row come from captions of the run's data, of the split that the settings name. An
+    attack that an earlier call has finished with the same settings is not repeated. Before MANY_IMAGES or
+    more, the minimum number of images and their time are logged and `approve` is called. A launcher's
+    processes claim one attack at a time; the first writes the record. Raises RunError unless the run was
+    unlearned from `models` and its present data, and SettingError for a budget or detector class that
+    does not exist.
     """
     attacks = build_attacks(settings.attacks, settings.budgets)
     run.unlearned()
@@ -78,7 +79,7 @@ def attack(
 
 
 class Outcomes:
-    """The attempts' rows: stored one by one, by whichever process made them, and put together."""
+    """The attempts' rows: each process stores those of its own attempts; the record joins them."""
 
     def __init__(self, run: Run, models: Models, attempts: Sequence[Attempt]) -> None:
         self.run, self.models, self.attempts = run, models, attempts
@@ -86,16 +87,16 @@ class Outcomes:
         self.earlier = _rows_of(run, models, warn=writes())
 
     def has(self, number: int) -> bool:
-        """Whether an attempt is made, or need not be."""
+        """Whether the rows of an attempt exist, from this call or an earlier one."""
         attempt = self.attempts[number]
         return attempt.is_among(self.earlier) or attempt.is_among(self._stored(attempt))
 
     def store(self, number: int) -> None:
-        """Makes an attempt."""
+        """Runs an attempt and stores its rows."""
         write_records(self._path(self.attempts[number]), self.attempts[number].outcome())
 
     def record(self) -> AttacksRecord:
-        """All rows so far, which the first process writes; the same whoever made them in which order."""
+        """All rows so far, in an order independent of the processes; the first one writes them."""
         rows = self.earlier
         for attempt in self.attempts:
             if not attempt.is_among(rows) and (stored := self._stored(attempt)):
@@ -109,12 +110,12 @@ class Outcomes:
         )
         if writes():
             write_text(self.run.folder / "attacks.md", attacks_markdown(self.run.name, record))
-            # Last: with it the attacks are done.
+            # Written last: it marks the attacks as done.
             write_json(self.run.folder / "attacks.json", asdict(record))
         return record
 
     def clear(self) -> None:
-        """Removes what is in the record."""
+        """Removes the stored rows, which are in the record now."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stored(self, attempt: Attempt) -> list[AttackRecord]:
@@ -129,9 +130,9 @@ class Outcomes:
 
 
 def _announce(run: Run, targets: Sequence[Target], images: int, approve: Approval | None) -> None:
-    """Says what a long run generates at least, a row for each target; RunError if the disk is too small.
+    """Logs at least how many images a long run generates; RunError if the disk is too small.
 
-    How many more rows an attack has depends on its budgets.
+    Counts one row per attempt; how many more an attack has depends on its budgets.
     """
     pipe, count = targets[0].pipe, len(targets) * images
     check_space(run.folder, BYTES_PER_PIXEL * image_size(pipe) ** 2 * count)
@@ -145,7 +146,7 @@ def _announce(run: Run, targets: Sequence[Target], images: int, approve: Approva
 def _targets(
     run: Run, models: Models, settings: AttackSettings, detector_class: Sequence[str]
 ) -> Iterator[Target]:
-    """The run's concepts as targets, all of which share the models."""
+    """The run's concepts as targets, which share the models."""
     concepts = run.unlearned().concepts
     score = run.record.stages.score
     scored = [f"{name}={own}" for name, own in (score.classes if score else {}).items()]
@@ -176,8 +177,8 @@ def _targets(
 
 
 def _rows_of(run: Run, models: Models, *, warn: bool = False) -> list[AttackRecord]:
-    """Rows of earlier calls; none, which is logged if `warn`, if they are damaged, of other weights, or
-    made with another detector."""
+    """Rows of earlier calls; none if they are damaged, of other weights or made with another detector,
+    which is logged if `warn`."""
     why = ""
     try:
         record = run.attacks()

@@ -25,8 +25,8 @@ from .word_search import words_probe
 class VocabularySweep(Attack):
     """This project: what a patient user without the weights would try.
 
-    One image of each word shows which ones might bring the concept back; those are asked again with
-    other captions and seeds, and only these images count. Pairs, and words beyond `words`, are tried
+    One image per word shows which ones might bring the concept back; the best are tried again with
+    other captions and seeds, and only those images count. Pairs, and words beyond `words`, are tried
     in the order of their distance to the name in the original's text encoder, which is public.
     """
 
@@ -38,12 +38,12 @@ class VocabularySweep(Attack):
     pairs_tried: int = at_least(0, 50)
     """Pairs tried, the nearest ones (ours)."""
     steps: int = at_least(1, 6)
-    """Denoising steps of the images that select (ours)."""
+    """Denoising steps of the images used for the selection (ours)."""
     kept: int = at_least(1, 5)
-    """Words or pairs asked again, those with the most certain detections (ours)."""
+    """Words or pairs tried again, those with the most confident detections (ours)."""
 
     def run(self, target: Target) -> list[Probe]:
-        """One probe: the words and pairs that were most certainly detected, in turns."""
+        """One probe: the words and pairs with the most confident detections, in turns."""
         words, generator = typeable_words(target), target.generator()
         allowed = list(words)
         pairs = torch.randint(len(allowed), (self.pairs, 2), generator=generator).tolist()
@@ -59,7 +59,7 @@ class VocabularySweep(Attack):
         rows = token_rows(target, [(text, (), "") for text in texts])
         with torch.no_grad():
             embeds = encode_rows(target, target.erased, rows)
-        # Seeds beyond the target's, which none of the images that count has.
+        # Seeds beyond the target's, so that no image that counts shares one.
         seeds = [target.seed + target.n + i for i in range(len(texts))]
         images = target.images(embeds, target.empty(target.erased), seeds, self.steps)
         shown = target.shown(images)

@@ -10,7 +10,7 @@ ATTACK_HEADINGS = (
     "attack", "concept", "reads", "n", "attacked %", "no attack %", "original %",
     "original, same input %", "seconds",
 )  # fmt: skip
-FOUND_SHOWN = 5  # found words or prompts of a row that are shown
+FOUND_SHOWN = 5  # words or prompts shown per row
 
 
 def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
@@ -29,7 +29,7 @@ def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
 
 
 def label_of(row: AttackRecord) -> str:
-    """An attack's row in words: "embeddings, 2 embeddings"; also the split unless it is held out."""
+    """An attack's row in words ("embeddings, 2 embeddings"), with its split unless that is held-out."""
     label = row.row if row.attack == "none" else f"{row.attack}, {row.row}"
     split = row.settings.get("split", "held-out")
     return label if split == "held-out" else f"{label} ({split} captions)"
@@ -57,9 +57,9 @@ def attacks_note(record: AttacksRecord) -> str:
         f"{record.threshold} or more; in brackets the 95 % Wilson interval. Attacked: the erased model "
         "under the attack. No attack, original: the erased and the original model on the same "
         "captions that name the concept, with the same seeds. Original, same input: the original "
-        "model on what the attack found. Reads: what the attack sees, only images (black box), also "
-        "the original's text encoder (original), or the erased weights (white box). A new word, and a "
-        "state behind the encoder, are baselines and no attacks. A rate says what "
+        "model on what the attack found. Reads: what the attack has access to, only images (black "
+        "box), also the original's text encoder (original), or the erased weights (white box). A new "
+        "word and a state behind the encoder are baselines, not attacks. A rate says what "
         "these attacks reached with their budgets, not what a stronger one would. "
         f"Detector: {record.detector} (sha256 {record.detector_sha256[:12]})."
     )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Embeds = Mapping[str, Tensor]
 """What the U-Net reads of n prompts, named as the pipeline's arguments."""
 SPARE_TOKENS = 8
-"""Tokens by which captions under attack stay below the context length."""
+"""Tokens of the context length that captions under attack leave free."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttackedCaption:
 
     text: str
     span: Span
-    """Where it names the concept, characters."""
+    """Where it names the concept, in characters."""
     image: ImageSource
 
     @property
@@ -74,12 +74,12 @@ class Target:
     original: Mapping[str, Any]
     """The original's text encoders by name."""
     erased: Mapping[str, Any]
-    """The erased model's text encoders by name; those that the erasure left are the original's."""
+    """The erased model's text encoders by name; those that did not change are the original's."""
     concept: Concept
     detector: Path
     detector_class: str
     captions: tuple[AttackedCaption, ...]
-    """Captions to ask with, one per image to generate; repeated if there are too few."""
+    """Captions used as prompts, one per image to generate; repeated if there are too few."""
     training: tuple[AttackedCaption, ...]
     """Captions of the training split, for attacks to learn from, one per photograph."""
     seed: int
@@ -88,7 +88,7 @@ class Target:
     """Denoising steps."""
     guidance: float
     split: Split = "held-out"
-    """Split of the captions to ask with."""
+    """Split of the captions used as prompts."""
     unet: Any = None
     """The erased U-Net; None if the erasure left the pipeline's as it was."""
     detector_text: Path | None = None
@@ -111,7 +111,7 @@ class Target:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The erased U-Net as a judge of what an encoder says."""
+        """The erased model's U-Net, whose predictions and loss attacks optimize."""
         return Denoiser(self.pipe, self.unet or self.pipe.unet)
 
     @property
@@ -171,7 +171,7 @@ class Target:
         ]
 
     def shown(self, images: Iterable[Image]) -> list[float]:
-        """`probabilities` of images that are not kept."""
+        """`probabilities` of images that are not written to the run."""
         with tempfile.TemporaryDirectory() as folder:
             files = []
             for number, image in enumerate(images):

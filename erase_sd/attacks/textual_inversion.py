@@ -1,4 +1,4 @@
-"""Textual inversion: a new word, learnt from photographs through the erased encoder."""
+"""Textual inversion: a new word, learned from photographs through the erased encoder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TextualInversion(Attack):
 
     Differs: the new word stands in the name's place in the photographs' own captions, not in "a photo
     of". The U-Net's loss on the photographs is minimized over the word's embeddings alone. A baseline
-    learns the hidden state at the word's position instead: what the U-Net does with one state of its
-    own choice. A large embedding dominates the state at its own position, whatever the encoder's
-    layers add to it, so no erasure of a text encoder alone holds against less than that.
+    learns the hidden state at the word's position instead, behind the encoder. The encoder's layers add
+    to their input, so a large enough embedding sets the direction of the state at its own position:
+    where the baseline succeeds, erasing the text encoder alone cannot prevent textual inversion.
     """
 
     access: ClassVar[Access] = "white box"
@@ -40,7 +40,7 @@ class TextualInversion(Attack):
     textual inversion: 5e-3)."""
 
     def run(self, target: Target) -> list[Probe]:
-        """For each number of steps one probe of each number of tokens, and one of the baseline."""
+        """For each number of steps, one probe per number of tokens and one for the baseline."""
         words = [probe for count in self.tokens for probe in self._words(target, count)]
         return [*words, *self._states(target)]
 
@@ -56,7 +56,7 @@ class TextualInversion(Attack):
             yield embedding_probe(target, name, vectors)
 
     def _states(self, target: Target) -> Iterator[Probe]:
-        """The direction of a hidden state; its norm is the mean of the encoder's own."""
+        """Learns the direction of a hidden state, with the mean norm of the encoder's own hidden states."""
         own = _with_filler(target, target.training[: self.images])[0]["prompt_embeds"]
         state = own.mean((0, 1)).requires_grad_()
         norm = own.norm(dim=-1).mean()
@@ -83,8 +83,8 @@ class TextualInversion(Attack):
         leaves: list[Tensor],
         encode: Callable[[Sequence[AttackedCaption]], Embeds],
     ) -> Iterator[int]:
-        """Minimizes the U-Net's loss on the photographs over the leaves of their captions' encodings;
-        stops at each of `steps`."""
+        """Minimizes the U-Net's loss on the photographs over `leaves`, from which `encode` computes the
+        captions' encodings; yields at each of `steps`."""
         captions = target.training[: self.images]
         latents = target.denoiser.latents([caption.image for caption in captions])
         generator, optimizer = target.generator(), torch.optim.Adam(leaves, lr=self.learning_rate)

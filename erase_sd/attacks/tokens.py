@@ -31,7 +31,7 @@ class TokenRows:
 
 
 def token_rows(target: Target, parts: Sequence[Part]) -> TokenRows:
-    """The rows of prompts; a prompt that is too long loses its end.
+    """The rows of prompts; a prompt that is too long is truncated.
 
     Raises SettingError if the attacked stretch itself does not fit.
     """
@@ -66,7 +66,7 @@ def filled(rows: TokenRows, stretches: Tensor) -> TokenRows:
 
 
 def in_place_of_name(captions: Sequence[AttackedCaption], ids: Sequence[int]) -> list[Part]:
-    """Captions with other tokens in the place of the mention."""
+    """Captions with other tokens in place of the mention."""
     return [(caption.around[0], ids, caption.around[1]) for caption in captions]
 
 
@@ -115,8 +115,8 @@ def embedding_table(encoder: Any) -> Tensor:
 
 
 def counterparts(rows: TokenRows, named: TokenRows) -> Tensor:
-    """For each position of `rows` the position of the captions with their name that says the same,
-    (n, tokens): before and after the stretch the same token, inside it the nearest of the name's."""
+    """For each position of `rows`, the corresponding position in the captions with the name, (n, tokens):
+    the same token before and after the stretch, and the nearest token of the name inside it."""
     tokens = next(iter(rows.ids.values())).shape[1]
     position = torch.arange(tokens)[None]
     start, length, name = rows.start[:, None], rows.length[:, None], named.length[:, None]

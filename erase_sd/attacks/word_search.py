@@ -1,4 +1,4 @@
-"""Greedy coordinate search for words that say, to the erased encoder, what the name said."""
+"""Greedy coordinate search for words that the erased encoder encodes as the original encodes the name."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CHUNK = 16  # trials encoded together
 class WordSearch(Attack):
     """Zou et al. 2023, arXiv 2307.15043: greedy coordinate gradient, here for hidden states.
 
-    Differs: what is minimized is the distance of the erased encoder's hidden states to the original's
-    of the caption with the name. Only words that a user can type and that do not mention the concept
+    Differs: the distance between the erased encoder's hidden states and the original's for the caption
+    with the name is minimized. Only words that a user can type and that do not mention the concept
     take the name's place, the same ones in every caption.
     """
 

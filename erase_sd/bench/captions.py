@@ -1,7 +1,7 @@
-"""`python -m erase_sd.bench.captions`: what unlearning's preparation costs as the captions grow.
+"""`python -m erase_sd.bench.captions`: time and memory of preparing an unlearning run, by captions.
 
-Writes made-up webdataset shards of each size and measures, in a process of its own with one thread, the
-first reading (which indexes the shards), the second, and the split, tokens and image features.
+Writes synthetic webdataset shards of each size and measures, in a process of its own with one thread, the
+first reading (which indexes the shards), the second reading, and the split, tokens and image features.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SHARD = 10_000
-"""Samples of a shard, as in CC12M."""
+"""Samples per shard, as in CC12M."""
 PICTURES = 64
-"""Different images, each of many samples."""
+"""Different images, each used in many samples."""
 WORDS = ("apple", "dog", "car", "chair", "kite", "cow", "cup", "laptop", "umbrella", "bicycle")
 PLACES = ("on a table", "in a park", "by the road", "near the window", "at night", "in the rain")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a set of so many captions costs; seconds of one core."""
+    """Cost of a data set with that many captions; times are CPU seconds."""
 
     captions: int
     kept: int
-    """Images that the forget and the retain set keep."""
+    """Images kept in the forget and the retain set together."""
     first_reading: float
     second_reading: float
     preparation: float
@@ -61,7 +61,7 @@ class Cost:
 
 
 def write_shards(folder: Path, count: int) -> None:
-    """Made-up samples: a small JPEG and a caption of three things, one of ten words each."""
+    """Synthetic samples: a small JPEG and a caption that names three of ten things."""
     choice = random.Random(0)
     pictures = [_jpeg(number) for number in range(PICTURES)]
     for first in range(0, count, SHARD):
@@ -83,7 +83,7 @@ def _jpeg(number: int) -> bytes:
 
 
 def cost_of_shards(folder: Path, count: int) -> Cost:
-    """Reads and prepares the shards in this process, whose peak memory is theirs."""
+    """Reads and prepares the shards in this process, whose peak memory is reported."""
     concepts = (Concept("apple"),)
     clip = load_clip(resolve("mini").clip_folder(0))
     times = [time.process_time()]
@@ -105,7 +105,7 @@ def cost_of_shards(folder: Path, count: int) -> Cost:
 
 
 def cost_of(count: int) -> Cost:
-    """`cost_of_shards` of made-up shards, in a process of its own with an empty cache."""
+    """`cost_of_shards` of synthetic shards, in a process of its own with an empty cache."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "shards").mkdir()

@@ -1,7 +1,7 @@
-"""`python -m erase_sd.bench.growth`: what more images and more concepts cost, as two small curves.
+"""`python -m erase_sd.bench.growth`: time by the number of images and by the number of concepts.
 
-Images are the miniature world's. Concepts are words of made-up captions, which the closed form erases
-from the miniature CLIP with all of their captions. Needs the machine for itself.
+Images are the miniature world's. Concepts are words of synthetic captions, which the closed form erases
+from the miniature CLIP with all of their captions. Needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ WORDS = (  # noqa: SIM905
     "spoon swan sword table tent tiger tractor train tree trumpet tulip umbrella vase violin wagon wheel "
     "whistle window wolf zebra"
 ).split()
-"""The first are erased, those after the largest number of concepts never."""
+"""The first ones are erased; those beyond the largest number of concepts are never erased."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of so many images or concepts."""
+    """Seconds for a number of images or concepts."""
 
     of: str
     """"images" or "concepts"."""
@@ -91,9 +91,9 @@ def write_shard(path: Path) -> None:
 
 
 def concept_costs(counts: Sequence[int]) -> Iterator[Timing]:
-    """The closed form over all captions of the concepts and as many others, data and models included.
+    """Unlearning in closed form on all captions, from reading the data and models to saving.
 
-    Sets `ERASE_SD_CACHE`, for a program.
+    Sets `ERASE_SD_CACHE` for the rest of the process, so it is not for use in a library.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -128,10 +128,12 @@ def curves(costs: Sequence[Timing]) -> bytes:
 def main() -> None:
     """Measures both curves, and writes them as JSON with a picture beside it."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench.growth")
-    parser.add_argument("--images", nargs="+", type=int, default=IMAGES, help="Numbers of images.")
+    parser.add_argument(
+        "--images", nargs="+", type=int, default=IMAGES, help="Numbers of images to time."
+    )
     parser.add_argument(
         "--concepts", nargs="+", type=int, default=CONCEPTS,
-        help=f"Numbers of concepts, at most {len(WORDS) - 10}.",
+        help=f"Numbers of concepts to time, at most {len(WORDS) - 10}.",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("growth.json"), help="File to write.")
     options = parser.parse_args()

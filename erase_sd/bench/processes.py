@@ -1,7 +1,8 @@
-"""`python -m erase_sd.bench.processes`: how much faster several processes are, with one thread each.
+"""`python -m erase_sd.bench.processes`: the speed-up by several processes, with one thread each.
 
-Each stage runs from the same erased encoder with 1, 2 and more processes and empty caches; its files have
-to be the same, byte for byte. Needs the machine for itself.
+Each stage runs with each number of processes, from the same erased encoder and with an empty cache, and
+its files are compared byte for byte; those of `unlearn` may differ by rounding. Needs an otherwise idle
+machine.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ STAGES = {
     "evaluate": ("evaluate", "--run", RUN),
     "unlearn": ("unlearn", "--concept", RUN, "--run", "again", "--dtype", "fp32"),
 }
-"""Commands by stage; each rests on what the others leave."""
+"""Commands by stage."""
 TIMED = ("run.json", "attacks.json", "attacks.md", "train.jsonl", "evaluation.json")
-"""Files that hold times or the names of folders."""
+"""Files that hold times or names of folders, which are not compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """One stage with so many processes."""
+    """One stage with one number of processes."""
 
     stage: str
     processes: int
     seconds: float
-    """Of the whole command, from its start to its end."""
+    """Wall time of the whole command."""
     ratio: float
-    """How many times as long one process takes."""
+    """Speed-up over the first number of processes, by default one."""
     same_files: bool
-    """Whether they are those of one process, byte for byte."""
+    """Whether the files are those of the first number of processes, byte for byte."""
 
 
 def files_of(run: Path) -> dict[str, str]:
@@ -72,7 +73,7 @@ def launch(folder: Path, count: int, command: Sequence[str]) -> float:
 def time_stage(
     before: Path, stage: str, counts: Sequence[int], extra: Sequence[str]
 ) -> list[Shared]:
-    """The stage with each number of processes, each in a copy of the folder `before` it."""
+    """Times the stage with each number of processes, each in a copy of the folder `before` it."""
     rows: list[Shared] = []
     alone: dict[str, str] = {}
     for count in counts:
@@ -104,7 +105,9 @@ def main() -> None:
     """Times the stages, prints the table and writes it."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.bench.processes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["generate", "attack"])
-    parser.add_argument("--counts", nargs="+", type=int, default=[1, 2], help="Processes.")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=[1, 2], help="Numbers of processes."
+    )
     parser.add_argument("--prompts", type=int, default=100, help="Prompts to generate.")
     parser.add_argument("--images", type=int, default=12, help="Images of each attack.")
     parser.add_argument("--out", type=Path, default=Path("processes.json"), help="File to write.")

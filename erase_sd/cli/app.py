@@ -114,7 +114,7 @@ def program(
 ) -> None:
     """Erase concepts from Stable Diffusion by unlearning its text encoder or U-Net, and measure the result."""
     del version  # its callback prints it
-    if not writes():  # the first of a launcher's processes reports
+    if not writes():  # only the first of a launcher's processes reports
         sys.stdout = io.StringIO()
         runtime.log.setLevel(logging.ERROR)
 

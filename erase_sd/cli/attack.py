@@ -53,7 +53,7 @@ def attack(
     split: Annotated[
         Split | None,
         typer.Option(
-            help="Captions to ask with: held-out to report, validation to choose settings.",
+            help="Split of the captions used as prompts: held-out to report, validation to choose settings.",
             show_default="held-out",
         ),
     ] = None,

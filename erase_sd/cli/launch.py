@@ -35,7 +35,9 @@ def launch(
         ),
     ],
 ) -> None:
-    """Run a command in several processes that share its work; the result is the same as with one.
+    """Run a command in several processes that share its work.
+
+    The files are the same as with one process, except that unlearned weights differ by rounding.
 
     On a CPU each process has one thread unless OMP_NUM_THREADS is set. Prompts from standard input (-)
     reach all processes.
@@ -55,8 +57,8 @@ def _reads_standard_input(command: Sequence[str]) -> bool:
 def run_processes(command: Sequence[str], count: int, reads_input: bool = False) -> int:
     """Runs `count` processes of a command to their end; returns the exit status.
 
-    The first process has the terminal; if the command `reads_input`, each has all of it. When one
-    fails, all are stopped, and the last line that the failed one wrote on stderr is shown.
+    The first process has the terminal; if the command `reads_input`, every process gets all of standard
+    input. When one fails, all are stopped, and the last line that it wrote to stderr is shown.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,7 +93,8 @@ def run_processes(command: Sequence[str], count: int, reads_input: bool = False)
 
 
 def _say_why(failed: int, output: IO[str], children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Prints the failed process's last line, which the first has printed itself, and what follows."""
+    """Prints the last line of the failed process, unless it was the first, which has printed its own, and
+    what happened then."""
     output.seek(0)
     for line in output.read().strip().splitlines()[-1:]:
         print(line, file=sys.stderr)
@@ -105,7 +108,7 @@ def _say_why(failed: int, output: IO[str], children: Sequence[subprocess.Popen[b
 
 
 def _inputs(count: int, opened: contextlib.ExitStack) -> list[IO[bytes]]:
-    """Standard input, which can be read only once, as a file for each process."""
+    """Standard input, which can be read only once, as one file per process."""
     from ..data.prompts import MAX_PROMPT_BYTES
 
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin else b""
@@ -118,7 +121,7 @@ def _inputs(count: int, opened: contextlib.ExitStack) -> list[IO[bytes]]:
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Waits until all have ended or one has failed; returns the number of that one."""
+    """Waits until all have ended or one has failed; returns the number of the failed one."""
     while True:
         states = [child.poll() for child in children]
         for number, status in enumerate(states):

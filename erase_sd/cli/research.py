@@ -105,8 +105,8 @@ def compare(
 ) -> None:
     """Run methods on the same concepts, prompts and seeds, and print the tables.
 
-    Finished runs are reused. Several commands with the same --out, on one machine or on several that
-    share the folder, share the runs; erase-sd launch -n N compare ... starts N on one machine.
+    Finished runs are reused. Several commands with the same --out, on one machine or on several with a
+    common file system, share the runs; erase-sd launch -n N compare ... starts N on one machine.
     """
     settings = opt.chosen(
         seeds=seeds, out=out, prompts_folder=prompts_folder, images_per_prompt=images_per_prompt,

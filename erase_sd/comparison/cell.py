@@ -137,8 +137,8 @@ def _is_evaluated(run: Run) -> bool:
 
 
 def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
-    """Whether `attacks.json` has rows of every attack on every concept, by the setup's detector, with
-    these many images, steps and this seed."""
+    """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector and the
+    number of images, split, seed, steps and guidance of `settings`."""
     record = run.attacks()
     if record is None or record.detector_sha256 != models.detector_hash():
         return False

@@ -35,7 +35,7 @@ CLAIMS = ".claims"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison; empty in all of a launcher's processes but the first."""
+    """The result of a comparison; empty in all but the first of a launcher's processes."""
 
     folder: Path
     tables: list[Table]
@@ -122,7 +122,7 @@ def _collect(
 def _run_all(
     cells: Sequence[Cell], setup: GridSetup, claims: Claims, progress: Progress | None
 ) -> dict[int, str]:
-    """Runs the cells that no other process runs, until all are done; returns the failures of all
+    """Runs cells that no other process has claimed, until all are done; returns the failures of all
     processes, by cell number."""
     names = [str(cell) for cell in cells]
     failed: dict[int, str] = {}

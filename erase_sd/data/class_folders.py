@@ -22,7 +22,7 @@ def read_class_folders(folder: Path) -> Dataset:
     ]
     if left_out := [path for path in images if not path.is_file()]:
         log.warning(
-            "%s: %d images are no regular files and are left out, first %s",
+            "%s: %d images are not regular files and are left out, first %s",
             folder, len(left_out), left_out[0].relative_to(folder),
         )  # fmt: skip
         images = [path for path in images if path not in left_out]

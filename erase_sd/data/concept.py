@@ -15,7 +15,7 @@ from .nouns import forms_of, inflect_module
 Span = tuple[int, int]
 """Start and end character offsets."""
 MAX_PHRASE = 300
-"""Most characters of a name, synonym or kept sense; no text encoder reads as many."""
+"""Maximum length of a name, synonym or kept sense; no text encoder reads as many characters."""
 MAX_NAME = 120
 """Most characters of a file name; file systems allow 255 bytes."""
 

@@ -44,7 +44,7 @@ class Dataset:
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
     """Images that were found not to be readable, and why; they are left out."""
     images_sha256: str | None = None
-    """`images_digest`, if the items are a sample of more images, which it covers."""
+    """`images_digest` over all images, if the items are only a sample of them."""
 
     def __post_init__(self) -> None:
         for item in self.items:

@@ -18,7 +18,7 @@ from ..reading import read_bytes
 
 TOKEN_FILE = "results_20130124.token"  # noqa: S105
 MAX_BYTES = 1 << 28
-"""Most that a caption file may hold, also once it is decompressed; Flickr30K's own holds 13 MB."""
+"""Maximum size of a caption file, before and after decompression; Flickr30K's own has 13 MB."""
 
 
 class CaptionRow(NamedTuple):

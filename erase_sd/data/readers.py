@@ -19,9 +19,9 @@ from .shards import shards_in
 def read_dataset(folder: Path, concepts: Sequence[Concept] = ()) -> Dataset:
     """Flickr30K in any of its formats, CIFAR-100, webdataset shards, or one folder of images per class.
 
-    Shards may hold more images than fit into memory; those that mention one of the `concepts`, and
-    others, are sampled.
-    Raises DataError if the folder holds none of them, or files are damaged.
+    Shards may hold more images than fit into memory, so both those that mention one of the `concepts`
+    and the others are sampled (`sampled.MOST_IMAGES`). Raises DataError if the folder holds none of these
+    formats, or files are damaged.
     """
     if has_captions(folder):
         return read_flickr30k(folder)

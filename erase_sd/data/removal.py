@@ -26,7 +26,7 @@ Removed = tuple[str, list[Span]]
 """A caption without the concepts, and the spans of the caption that were removed or replaced."""
 
 MAX_CHARACTERS = 2000
-"""Most characters of a text that is parsed; no text encoder reads as many."""
+"""Maximum length of a text that is parsed; no text encoder reads as many characters."""
 _CLOSING = frozenset(",.;:!?")
 _LEADING_TAGS = PRONOUN_TAGS - {"CD", "PRP$", "PDT"} | {"CC"}
 
@@ -42,7 +42,7 @@ def remove_concepts(text: str, concepts: Iterable[Concept]) -> Removed:
 def remove_concepts_from(texts: Iterable[str], concepts: Iterable[Concept]) -> list[Removed]:
     """`remove_concepts` of many captions; only those with a mention are parsed.
 
-    A text of more than MAX_CHARACTERS loses the mentions alone.
+    From a text of more than MAX_CHARACTERS, only the mentions themselves are removed.
     """
     concepts, removed = tuple(concepts), [(text, list[Span]()) for text in texts]
     spans = [sorted({s for c in concepts for s in c.spans(text)}) for text, _ in removed]

@@ -1,7 +1,7 @@
-"""The index of a shard, made once and cached: each image's caption, place and hash.
+"""The index of a shard, built once and cached: the caption, position and hash of each image.
 
-Reading a shard means reading all of its images; its index is a few bytes an image. Several processes, also
-on several machines, index the shards of a folder together, each claiming one after the other.
+Reading a shard means reading all of its images; its index has a few bytes per image. Several processes, on
+one machine or several, index the shards of a folder together, each claiming one shard at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def index_shards(shards: Sequence[Path]) -> None:
         return
     try:
         claims = Claims(cache_folder() / "shards" / ".claims")
-    except OSError:  # the samples are read from the shards
+    except OSError:  # without a cache, the samples are read from the shards
         return
     for number in claims.take(
         [str(shard) for shard in shards], lambda n: _path(shards[n]).is_file()
@@ -56,7 +56,7 @@ def index_shards(shards: Sequence[Path]) -> None:
 
 
 def indexed(shard: Path) -> list[IndexedSample]:
-    """The samples of a shard. Raises DataError if it has no index yet and is damaged."""
+    """The samples of a shard. Raises DataError if the shard has no index yet and is damaged."""
     if data := load_bytes(_path(shard)):
         return parse_records(data, IndexedSample, str(_path(shard)))
     return _index(shard)
@@ -82,7 +82,7 @@ def _index(shard: Path) -> list[IndexedSample]:
 
 
 def _path(shard: Path) -> Path:
-    """Where the index of an unchanged shard is cached."""
+    """Where the index of a shard is cached; another path once the shard has changed."""
     state = shard.stat()
     key = key_of([str(shard.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
     return cache_folder() / "shards" / f"{key}.jsonl"

@@ -1,7 +1,7 @@
 """Captioned images in webdataset shards, the format of CC12M: `key.jpg` beside `key.txt` in `*.tar`.
 
-A shard is read once from its first byte to its last, an entry at a time; of an image only its place is
-kept, and its bytes are read again where they are needed.
+A shard is read once from its first byte to its last, one entry at a time; only an image's position is kept,
+and its bytes are read again where they are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .images import Entry
 
 SHARD_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_CAPTION, MAX_IMAGE = 1 << 16, 1 << 28
-"""Most bytes of an entry that is read."""
+"""Maximum size in bytes of a caption and of an image; larger entries are skipped."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Sample:
 
     key: str
     caption: str = ""
-    """Empty if there is none, or none in UTF-8."""
+    """Empty if there is none, or if it is not UTF-8."""
     image: Entry | None = None
 
 
@@ -36,7 +36,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def samples_of(shard: Path) -> Iterator[Sample]:
-    """The samples of a shard: entries that follow one another with one key.
+    """The samples of a shard: consecutive entries with the same key.
 
     Raises DataError for a damaged shard.
     """
@@ -44,7 +44,7 @@ def samples_of(shard: Path) -> Iterator[Sample]:
     if not shard.is_file():
         raise DataError(f"{shard}: not a regular file")
     try:
-        # Plain, because an image in a compressed shard could not be read alone.
+        # Uncompressed only: a single image could not be read from a compressed shard.
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isfile():
@@ -69,7 +69,7 @@ def _add(
     """Adds an entry to its sample, if it is the caption or an image."""
     if suffix != "txt" and suffix not in SHARD_IMAGE_SUFFIXES:
         return
-    # A sparse entry of a few bytes may say that it holds terabytes.
+    # A sparse entry of a few bytes may claim to hold terabytes.
     if member.issparse() or member.size > (MAX_CAPTION if suffix == "txt" else MAX_IMAGE):
         return
     file = tar.extractfile(member)

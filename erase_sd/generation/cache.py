@@ -41,5 +41,5 @@ def cached_batch(root: Path, key: str, count: int) -> list[bytes]:
 
 
 def _checksum(key: str, data: bytes) -> str:
-    """Holds for the batch's key, too: another batch in its place is noticed."""
+    """Covers the batch's key too, so that another batch in its place is detected."""
     return digest(key.encode() + data)[:32]

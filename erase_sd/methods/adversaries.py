@@ -45,7 +45,7 @@ class AttackedCaptions:
 
 
 def free_embeddings(ids: Tensor, end: Tensor, embeddings: Tensor) -> FreeEmbeddings:
-    """Embeddings (n, k, width) in the place of the last k tokens up to `end` (n,)."""
+    """Embeddings (n, k, width) in place of the last k tokens up to `end` (n,)."""
     count = embeddings.shape[1]
     positions = end[:, None] - torch.arange(count - 1, -1, -1)  # (n, k)
     mask = torch.zeros(ids.shape, dtype=torch.bool).scatter(1, positions, value=True)
@@ -107,8 +107,8 @@ def stepped(
     """The pool (m, k, width) after a descent step of its `members` (n,).
 
     `embeddings` (n, k, width) are the members as leaves of the graph of `losses` (n,). The root mean
-    square of a step is `size` for the first member and grows to ten times that for the fourth, and so
-    on for each four: textual inversion at a high learning rate ends far outside the embedding table.
+    square of a step is `size` for the first member and grows to ten times that for the fourth, and so on
+    in every four: textual inversion at a high learning rate ends far outside the embedding table.
     """
     [gradient] = torch.autograd.grad(losses.sum(), embeddings)
     total = torch.zeros_like(pool).index_add(0, members.to(pool.device), gradient.to(pool.dtype))

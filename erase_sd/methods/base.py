@@ -151,7 +151,7 @@ class Hyperparameters:
     student's, and the original's of the retain and the concept-removed captions), `image_tower` (keeps
     it on the device, for images of the method's own), `clip_layers` (hidden states or layers of CLIP's
     text tower beside those of the batch: nothing more is computed), `denoiser` (a Stable Diffusion, whose
-    U-Net the method asks)."""
+    U-Net the method uses)."""
     unlearns: ClassVar[Unlearned] = "text_encoders"
     """What changes: each text encoder of the pipeline in turn, or its U-Net."""
     trained_parameters: ClassVar[str] = "all layers"
@@ -176,7 +176,7 @@ class Method(Hyperparameters):
     """
 
     learning_rate: ClassVar[float] = 1e-4
-    """Peak learning rate; every method's was tuned on the miniature world."""
+    """Peak learning rate; chosen on the miniature world, as notebooks/results/README.md describes."""
     steps: ClassVar[int] = 120
     """Maximum number of steps."""
     forget_threshold: ClassVar[float | None] = None

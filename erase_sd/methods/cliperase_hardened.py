@@ -1,4 +1,4 @@
-"""Hardened CLIPErase (this project): anchored, against embeddings that bring the concept back."""
+"""Hardened CLIPErase (this project): the anchored method, trained against adversarial embeddings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .cliperase_anchored import AnchoredCLIPErase
 class HardenedCLIPErase(AnchoredCLIPErase):
     """This project, after Zhang et al. (AdvUnlearn, arXiv 2405.15234): anchored, with adversaries.
 
-    Free input embeddings take the place of the concept's name and are moved, a few steps at a time,
-    against the current student, toward the original's hidden states. The student is trained on them to
-    the same concept-removed targets as on the name.
+    Free input embeddings take the place of the concept's name and are optimized, a few steps per training
+    step, so that the current student's hidden states approach the original's. The student is trained to
+    return the same concept-removed targets for them as for the name.
 
-    Differs: AdvUnlearn perturbs a prompt anew in every round and retains whole images; here a pool of
+    Differs: AdvUnlearn perturbs each prompt anew in every round and retains whole images; here a pool of
     embeddings persists from step to step, and hidden states are retained, also those of captions with
-    random words and noise in them, so that what holds against embeddings does not cost other words.
+    random noisy words, so that robustness against embeddings does not come at the cost of other words.
     """
 
     steps: ClassVar[int] = 240
@@ -45,18 +45,19 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     rows: int = minimum(1, 24)
     """Captions with adversarial embeddings per step (ours)."""
     captions: int = minimum(1, 192)
-    """Forget captions that take part (ours)."""
+    """Forget captions in which adversarial embeddings are placed (ours)."""
     tokens: int = minimum(1, 2)
-    """Most free embeddings in the place of the name: each step samples 1 to this many (ours)."""
+    """Maximum number of free embeddings in place of the name; each step samples a number from 1 to it
+    (ours)."""
     pool: int = minimum(1, 24)
-    """Adversaries that persist (ours)."""
+    """Adversaries in the pool, which persist from step to step (ours)."""
     step_size: float = greater_than(0, 0.02)
     """Root mean square of the smallest adversary's step (ours: the spread of CLIP's token embeddings);
     others take up to ten times as much."""
     attack_steps: int = minimum(1, 4)
-    """Steps of the adversaries per training step (ours)."""
+    """Optimization steps of the adversaries per training step (ours)."""
     restart: float = 0.02
-    """Probability per step that an adversary begins anew, at a random embedding (ours)."""
+    """Probability per step that an adversary restarts at a random embedding (ours)."""
     random: float = 0.3
     """Share of the captions whose adversary is replaced by a random embedding (ours)."""
     attacked: AttackedCaptions | None = fitted()
@@ -69,7 +70,7 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     """The original model."""
 
     def prepare(self, task: Task) -> Self:
-        """Chooses the captions to attack, and encodes what the original says of them."""
+        """Chooses the captions to attack, and encodes them with the original."""
         attacked = adversaries.captions_to_attack(
             task.clip, task.forget, self.captions, self.tokens
         )
@@ -97,7 +98,8 @@ class HardenedCLIPErase(AnchoredCLIPErase):
         return terms
 
     def _attacked(self, student: Student, batch: Batch) -> Tensor:
-        """Moves the adversaries against the student; its distance to the targets under them."""
+        """Steps the adversaries against the student; returns the student's distance to the targets under
+        them."""
         assert self.attacked is not None
         random = batch.generator
         pool = self._restarted(batch.memory.get("pool"), random)

@@ -1,4 +1,4 @@
-"""Forget-Me-Not (Zhang et al., 2023, arXiv 2303.17591): attention to the concept's name is re-steered."""
+"""Forget-Me-Not (Zhang et al., 2023, arXiv 2303.17591): attention to the concept's name is minimized."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ForgetMeNot(Method):
     """Zhang et al. (2023, arXiv 2303.17591): no pixel attends to the concept's name.
 
     On a few images of the concept, the squares of the cross-attention's probabilities at the name's
-    and the end-of-text tokens are minimized. Differs: captions of the images take the place of a prompt
-    and of the learned word that the paper may use; the loss is the mean square, not the norm.
+    and the end-of-text tokens are minimized. Differs: the images' captions replace the prompt and
+    the optional learned word of the paper; the loss is the mean square, not the norm.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
@@ -36,10 +36,10 @@ class ForgetMeNot(Method):
     rows: int = minimum(1, 8)
     """Images per step (1 in the authors' code)."""
     tokens: Tokens = "name-end"
-    """Whose attention is minimized: the name's; also the end-of-text token's, with the padding of SD 1
-    (the authors' code); or every token's from the name on (ours: a causal encoder tells them of it)."""
+    """Tokens to which attention is minimized: those of the name; also the end of text, and with it SD 1's
+    padding (as in the authors' code); or all from the name on (ours: in a causal encoder they read it)."""
     trained: Literal["all", "cross-attention"] = "all"
-    """What of the U-Net is trained (all in the authors' configuration)."""
+    """Part of the U-Net that is trained (all in the authors' configuration)."""
     prompts: Prompts = fitted()
     """What the U-Net reads of the images' captions."""
     steered: Tensor = fitted()
@@ -65,7 +65,7 @@ class ForgetMeNot(Method):
         )
 
     def trains(self, name: str) -> bool:
-        """All, or the cross-attention."""
+        """All parameters, or those of the cross-attention."""
         return self.trained == "all" or reads_text(name)
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:

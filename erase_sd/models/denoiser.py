@@ -91,7 +91,7 @@ class Denoiser:
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def empty(self) -> dict[str, Tensor]:
-        """What the pipeline denoises with in the place of a prompt, one row; zeros with SDXL."""
+        """What the U-Net reads of an empty prompt, one row; zeros with SDXL."""
         with torch.no_grad():
             empty = embed(self.pipe, [""])
         zeros = getattr(self.pipe.config, "force_zeros_for_empty_prompt", False)

@@ -25,7 +25,7 @@ def image_features(clip: Clip, data: Dataset, images: Sequence[str]) -> dict[str
 
     Images that cannot be read are left out and noted in `data.unreadable`. The cache is keyed by the
     weights and by each image file's hash; a damaged cache is replaced. Processes in step share the
-    batches; of shards, each process takes whole ones, and each has a cache of its own.
+    batches, or whole webdataset shards, each of which has a cache of its own.
     """
     by_shard: dict[Path, list[str]] = {}
     for name in dict.fromkeys(images):
@@ -48,7 +48,7 @@ def _features(clip: Clip, data: Dataset, images: Sequence[str], where: str) -> d
     """Features of images, with a cache for those of `where`."""
     hashes = {name: hash_image(data.path_of(name)) for name in images}
     path = cache_folder() / "features" / f"{key_of([clip.digest, where])}.safetensors"
-    about = {"key": path.stem}  # another entry of the cache in its place is noticed
+    about = {"key": path.stem}  # so that another cache entry in its place is detected
     known = from_first(lambda: _cached(path, about))
     missing = [name for name, sha256 in hashes.items() if sha256 not in known]
     names = readable(data, missing)
@@ -64,7 +64,7 @@ def _features(clip: Clip, data: Dataset, images: Sequence[str], where: str) -> d
 
 
 def _cached(path: Path, about: dict[str, str]) -> dict[str, Tensor]:
-    """Features by the images' hashes; none if there is no intact file that is `about` the same."""
+    """Features by the images' hashes; none without an intact file whose metadata are `about`."""
     try:
         stored, of_stored = load_tensors(path)
     except (OSError, RunError):

@@ -22,8 +22,8 @@ from .unet import UNET
 RANK = 32
 """Default rank; on the miniature world the residual hardly falls above it."""
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-"""By weight: down (rank, inputs) and up (outputs, rank), whose product up @ down is added; of a
-convolution down (rank, inputs, height, width) and up (outputs, rank, 1, 1)."""
+"""By weight: down (rank, inputs) and up (outputs, rank), whose product up @ down is added; for a
+convolution, down (rank, inputs, height, width) and up (outputs, rank, 1, 1)."""
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -35,7 +35,7 @@ class LowRankChange:
     rank: int
     factors: Factors
     weight_residual: float
-    """Norm of the layers' change that is above the rank, relative to their whole change; 0-1."""
+    """Norm of the part of the layers' change that the rank truncates, relative to the whole; 0-1."""
     left_out: dict[str, float]
     """Norm of the change of "bias", "norm" and "embedding", relative to that of all weights; 0-1."""
 
@@ -45,8 +45,7 @@ def low_rank_change(
 ) -> LowRankChange:
     """The best approximation of `erased - base` at that rank (Eckart and Young 1936), layer by layer.
 
-    Both are named as in `named_weights`. A layer that is narrower than `rank` keeps its
-    whole change.
+    Both are named as in `named_weights`. A layer that is narrower than `rank` keeps its whole change.
     """
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     squares = dict.fromkeys(("linear", "truncated", "bias", "norm", "embedding"), 0.0)
@@ -109,9 +108,10 @@ def with_strength(name: str, module: Any, factors: Factors, strength: float = 1.
 def kohya_tensors(name: str, numbered: bool, change: LowRankChange) -> dict[str, Tensor]:
     """In kohya's layout, which ComfyUI, A1111 and Forge read.
 
-    `<prefix><layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`. The prefix is `lora_unet_` of a
-    U-Net, whose layers have the names of diffusers, and `lora_te_` of a text encoder; those of SDXL,
-    Stable Diffusion 3 and FLUX.1 are `numbered`, `te1` and `te2`. `name` is the module's in the pipeline.
+    `<prefix><layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`. The prefix is `lora_unet_` for
+    a U-Net, whose layers have the names of diffusers, and `lora_te_` for a text encoder; those of SDXL,
+    Stable Diffusion 3 and FLUX.1 are `numbered`, `lora_te1_` and `lora_te2_`. `name` is the module's
+    in the pipeline.
     """
     number = ("2" if name.endswith("_2") else "1") if numbered else ""
     prefix = "lora_unet_" if name == UNET else f"lora_te{number}_"
@@ -137,7 +137,7 @@ def peft_tensors(prefix: str, change: LowRankChange) -> dict[str, Tensor]:
 
 
 def read_factors(path: Path) -> Mapping[str, Factors]:
-    """The factors in a file for diffusers, by the module's name and its weight, as float32."""
+    """The factors in a LoRA file for diffusers, by module and weight, as float32."""
     tensors = load_file(path)
     factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     for key, up in tensors.items():

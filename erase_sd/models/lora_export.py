@@ -52,7 +52,7 @@ def write_lora(
     """Writes the change of `modules`, the folders of what a run erased by name, as one LoRA.
 
     Files: `<concepts>-lora.safetensors` (kohya: ComfyUI, A1111, Forge), `pytorch_lora_weights`
-    (diffusers), a folder of each module (PEFT), and `lora.json`, rank and residual. Raises SettingError
+    (diffusers), a folder per module (PEFT), and `lora.json` with rank and residual. Raises SettingError
     for a rank below 1, ModelError if more than `MAX_RESIDUAL` of the erasure is left undone.
     """
     rank = RANK if rank is None else rank
@@ -93,7 +93,7 @@ def _change(
     change = low_rank_change(before, after, rank)
     if not change.factors:
         raise ModelError(
-            f"{source}: the linear layers are the original's; there is nothing to export"
+            f"{source}: its linear layers are the same as the original's; there is nothing to export"
         )
     lora = with_strength(name, original, change.factors)
     concepts = [concept.name for concept in record.concepts]
@@ -120,7 +120,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _check_residual(name: str, residual: float, rank: int) -> None:
     """Logs the residual of a module's LoRA; ModelError if it is above `MAX_RESIDUAL`."""
-    if not residual <= MAX_RESIDUAL:  # NaN, too: weights may be too large for any state
+    if not residual <= MAX_RESIDUAL:  # also for NaN: weights may overflow
         raise ModelError(
             f"leaves {residual:.0%} of the erasure of {name} undone, at most {MAX_RESIDUAL:.0%} is "
             "accepted; raise it, or export to diffusers",
@@ -129,8 +129,8 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
         )
     output = "predictions" if name == UNET else "hidden states"
     log.info(
-        "%s: rank %d; %s keep %.0f%% of the original's distance from the erased ones; biases, norms "
-        "and embeddings are left out",
+        "%s: rank %d; with the LoRA, %s are at %.0f%% of the original's distance from the erased ones; "
+        "biases, norms and embeddings are left out",
         name, rank, output, 100 * residual,
     )  # fmt: skip
 
@@ -138,10 +138,10 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
 def _write_peft(
     folder: Path, name: str, change: LowRankChange, metadata: Mapping[str, str]
 ) -> None:
-    """A module's `adapter_model.safetensors` and `adapter_config.json`, for `PeftModel.from_pretrained`.
+    """Writes a module's `adapter_model.safetensors` and `adapter_config.json`, which PEFT loads.
 
-    A text encoder's tensors are there twice: transformers 5 has dropped `text_model.` from the names of
-    `CLIPTextModel`, and PEFT ignores names that it does not know.
+    A text encoder's tensors are written under two names: transformers 5 has dropped `text_model.` from
+    the names of `CLIPTextModel`, and PEFT ignores names that it does not know.
     """
     own = folder / name
     own.mkdir()

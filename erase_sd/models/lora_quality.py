@@ -1,4 +1,4 @@
-"""How much of an erasure a LoRA carries: what the module returns with it, beside the erased module."""
+"""How much of an erasure a LoRA carries: its output compared with the erased module's."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ TEMPLATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoraQuality:
-    """What `lora.json` says of one text encoder, or of the U-Net."""
+    """The entry of `lora.json` for one text encoder, or for the U-Net."""
 
     rank: int
     weight_residual: float
     left_out: dict[str, float]
     output_residual: float
     """Distance of the output from the erased module's, relative to the original's distance from it, on
-    captions of the concept; 0: the same as the erased module, 1: as the original. The output of a text
-    encoder are its hidden states, that of a U-Net its prediction."""
+    captions of the concept; 0 is the same as the erased module, 1 as far away as the original. The output
+    of a text encoder is its hidden states, that of a U-Net its prediction."""
 
 
 def hidden_residual(
@@ -51,8 +51,8 @@ def hidden_residual(
 def prediction_residual(model: Path, erased: Any, lora: Any, concepts: Sequence[str]) -> float:
     """`LoraQuality.output_residual` of a U-Net, over the captions `TEMPLATES` of every concept.
 
-    `model` is the original pipeline's folder. Each caption is read with a noisy grey image at a timestep
-    of its own, from one seed.
+    `model` is the original pipeline's folder. The U-Net denoises a noisy grey image under each caption,
+    each at a timestep of its own, with one seed.
     """
     denoiser = open_denoiser(model, "fp32")
     captions = _captions(concepts)

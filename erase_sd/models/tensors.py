@@ -1,4 +1,4 @@
-"""Tensors that are written for other programs: in their precision, and finite in it."""
+"""Tensors written for other programs: converted to a precision, and finite in it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ModelError
 def in_precision(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, source: Path
 ) -> dict[str, Tensor]:
-    """The tensors of `source` as `dtype`, or as they are; integers stay as they are.
+    """The tensors of `source` as `dtype`, or as they are if it is None; integers stay as they are.
 
-    Raises ModelError for one that is not finite in it: float16 ends at 65,504.
+    Raises ModelError for a tensor that is not finite in it: float16 ends at 65,504.
     """
     stored = {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in tensors.items()}
     for name, tensor in stored.items():

@@ -29,7 +29,8 @@ KNOWN = re.compile(
     r"|pathlib\.(_local\.)?(Posix|Windows)Path"
 )
 MAX_MODULES, MAX_NUMBERS = 10_000, 1 << 29
-"""Most modules and most numbers in the tensors of a detector; YOLOv8x has 500 and 68 million."""
+"""Maximum number of modules, and of numbers in the tensors, of a detector; YOLOv8x has 500 and 68
+million."""
 STORED = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -86,7 +87,7 @@ def read_pickle(path: Path) -> Any:
 def modules(module: Inert, prefix: str = "") -> Iterator[tuple[str, Inert]]:
     """A pickled `torch.nn.Module` and all its submodules, each with its dotted name and a final dot.
 
-    Raises ValueError after MAX_MODULES: modules that share their children may be endlessly many.
+    Raises ValueError after MAX_MODULES: with shared children, their number may be unbounded.
     """
     pending = [(prefix, module)]
     for _ in range(MAX_MODULES):
@@ -110,7 +111,7 @@ def tensors(module: Inert) -> dict[str, Tensor]:
             if record is not None:
                 found[prefix + name] = tensor(record)
                 left -= found[prefix + name].numel()
-            if left < 0:  # many may share one storage
+            if left < 0:  # many tensors may share one storage
                 raise ValueError(f"more than {MAX_NUMBERS:,} numbers")
     return found
 

@@ -70,7 +70,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         if not 0 <= self.detected <= self.n or self.n < 1:
-            raise ValueError(f"{self.detected} of {self.n} images is no rate")
+            raise ValueError(f"{self.detected} of {self.n} images is not a rate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Inside `together` all processes run the same code in step: each computes its share of the items (`each`)
 or rows (`sharing.rows`), and all get all results, so that every decision is the same everywhere. Outside,
-there is one process. Work whose pieces need nothing of one another is claimed piece by piece instead
-(`sharing.claims`). The first process alone writes the run (`writes`).
+each process is on its own. Independent pieces of work are claimed one by one instead (`sharing.claims`).
+Only the first process writes the run (`writes`).
 """
 
 from .group import any_of, each, from_first, meet, place, together, wait, writes

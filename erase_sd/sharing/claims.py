@@ -1,4 +1,4 @@
-"""Pieces of work claimed by lock files, so that any process that sees the folder takes what is left."""
+"""Pieces of work claimed by lock files: every process that sees the folder takes what is left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ POLL_SECONDS = 0.2
 class Claims:
     """Claims in a folder that all processes see, on one machine or several.
 
-    A process holds a claim while it works on the piece. The system releases the claim of a process that
-    has ended, however it ended, and another takes the piece over.
+    A process holds a claim while it works on the piece. The operating system releases the claims of a
+    process that ends, however it ends, and another process takes the piece over.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,14 +28,15 @@ class Claims:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             self.began = Path(file.name).stat().st_mtime
-            """When this process began, by the clock of the file system."""
+            """When this process started, by the clock of the file system."""
 
     def take(
         self, names: Sequence[str], is_done: Callable[[int], bool], progress: Progress | None = None
     ) -> Iterator[int]:
-        """Numbers of the pieces for this process to do, until all are done, by whichever process.
+        """Numbers of the pieces that this process is to do; ends when all are done, by whichever process.
 
-        The next number is asked for when a piece is done; `is_done` then answers for it.
+        The caller finishes a piece before it asks for the next number; from then on, `is_done` has to be
+        true of that piece in every process.
         """
         left = dict(enumerate(names))
         while left:
@@ -57,11 +58,11 @@ class Claims:
                 time.sleep(POLL_SECONDS)
 
     def fail(self, name: str, why: str) -> None:
-        """Notes that a piece failed, so that no process that is at work now tries it again."""
+        """Records that a piece failed, so that no process now at work tries it again."""
         write_text(self._failed(name), why)
 
     def failure(self, name: str) -> str:
-        """Why a piece failed since this process began; empty if it did not."""
+        """Why a piece has failed since this process started; empty if it has not."""
         path = self._failed(name)
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime >= self.began:
@@ -80,15 +81,15 @@ class Claims:
 
     @contextlib.contextmanager
     def _claimed(self, name: str) -> Iterator[bool]:
-        """Whether no other process works on the piece; then none does before the end of the block."""
+        """Whether this process has the piece to itself, until the end of the block."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / f"{key_of(name)}.lock")
         try:
             lock.acquire(blocking=False)
-        except (filelock.Timeout, FileNotFoundError):  # or the folder is being removed
+        except (filelock.Timeout, FileNotFoundError):  # the folder is being removed
             yield False
             return
-        except NotImplementedError:  # a file system without locks; the stages say so
+        except NotImplementedError:  # a file system without locks, which the stages report
             yield True
             return
         try:

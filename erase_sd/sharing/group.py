@@ -1,4 +1,4 @@
-"""The processes of a launcher, connected: what each computes, all get."""
+"""The connected processes of a launcher: all get what each computes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Answer = TypeVar("Answer")
 JOIN = datetime.timedelta(minutes=5)
 """How long the processes wait for one another to start."""
 PATIENCE = datetime.timedelta(days=30)
-"""How long a process waits for another that is alive; a lost connection is noticed at once."""
+"""How long a process waits for another that is still alive; a lost connection is detected at once."""
 GRACE = 10.0
-"""Seconds in which a launcher ends the others after one has failed, and names that one."""
+"""Seconds that a launcher has to report a failed process and end the others, before they report the lost
+connection themselves."""
 
 _number, _count = 0, 1
 
 
 def writes() -> bool:
-    """Whether this process writes the run: the first of the launcher's, or the only one."""
+    """Whether this process writes the run: it is the launcher's first, or the only one."""
     return runtime.processes()[0] == 0
 
 
 def place() -> tuple[int, int]:
-    """This process's number among those in step, from 0, and how many they are; (0, 1) outside of
-    `together`."""
+    """This process's number among those in step, from 0, and their count; (0, 1) outside of `together`."""
     return _number, _count
 
 
@@ -44,7 +44,7 @@ def place() -> tuple[int, int]:
 def together() -> Iterator[None]:
     """Inside, the launcher's processes share the work; all of them enter and leave together.
 
-    Raises RunError if one of them is not there.
+    Raises RunError if they cannot connect, or one of them ends.
     """
     global _number, _count
     if _count > 1 or runtime.processes()[1] == 1:
@@ -61,14 +61,14 @@ def together() -> Iterator[None]:
 
 
 def meet() -> None:
-    """Returns once all of the launcher's processes are here, which need not be in step."""
+    """Returns once all of the launcher's processes have called it; for use outside of `together`."""
     with together():
         pass
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process works on a share, of which nothing is shared out again."""
+    """Inside, this process works on its own share, which is not divided again."""
     global _number, _count
     before = place()
     _number, _count = 0, 1
@@ -79,7 +79,8 @@ def alone() -> Iterator[None]:
 
 
 def each(items: Sequence[Item], work: Callable[[Item], Answer]) -> list[Answer]:
-    """`work` of every item, in order; each process does every n-th. Answers hold no GPU tensors."""
+    """`work` of every item, in order; each of n processes does every n-th item. Answers must not hold GPU
+    tensors."""
     number, total = place()
     with alone():
         own = [work(item) for item in items[number::total]]
@@ -103,7 +104,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(work: Callable[[], Answer]) -> Answer:
-    """What `work` returns in the first process, which alone calls it; for files that may change."""
+    """What `work` returns in the first process, the only one that calls it; for files that may change."""
     if _count == 1:
         return work()
     import torch.distributed as dist
@@ -116,7 +117,7 @@ def from_first(work: Callable[[], Answer]) -> Answer:
 
 
 def wait() -> None:
-    """Returns once all processes are here."""
+    """Returns once all processes in step have called it."""
     any_of(flag=False)
 
 
@@ -141,7 +142,7 @@ def _join() -> None:
 
 
 def _backend() -> str:
-    """NCCL between GPUs, each of one process; gloo for everything on the CPU."""
+    """NCCL for GPU tensors if each process has a GPU of its own; gloo for tensors on the CPU."""
     import torch
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -153,7 +154,7 @@ def _backend() -> str:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Turns a lost connection into a RunError, after the launcher had time to name the lost process."""
+    """Turns a lost connection into a RunError, once the launcher has had time to name the lost process."""
     try:
         yield
     except RuntimeError as error:
@@ -164,7 +165,7 @@ def connected() -> Iterator[None]:
 
 
 def carried(tensor: Tensor) -> Tensor:
-    """A copy where the processes can exchange it: on the GPU with NCCL, else on the CPU."""
+    """A copy on the device where the processes can exchange it: the GPU with NCCL, else the CPU."""
     import torch.distributed as dist
 
     nccl = "nccl" in str(dist.get_backend_config()) and tensor.is_cuda
@@ -172,7 +173,7 @@ def carried(tensor: Tensor) -> Tensor:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors, which are of one shape."""
+    """The sum of the processes' tensors, which all have the same shape."""
     import torch.distributed as dist
 
     own = carried(tensor)

@@ -16,11 +16,11 @@ from .group import alone, carried, connected, place, summed
 def by_rows(
     work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, unit: int = 1
 ) -> tuple[Tensor, ...]:
-    """`work` of tensors of n rows, as tensors of n rows; each process computes some of them.
+    """`work` of tensors with n rows, as tensors with n rows; each process computes some of the rows.
 
-    Gradients pass through: those of inputs are whole, those of parameters are of this process's rows
-    (`sum_gradients`). Shares are whole batches of `unit` rows, so that what is computed together need
-    not depend on the number of processes.
+    Gradients pass through: those of the inputs are complete in every process, those of parameters cover
+    only this process's rows (`sum_gradients`). Shares are whole batches of `unit` rows, so that the rows
+    computed together do not depend on the number of processes.
     """
     number, count = place()
     if count == 1:
@@ -29,7 +29,7 @@ def by_rows(
     units = -(-rows // unit)
     bounds = [min(rows, unit * (units * n // count)) for n in range(count + 1)]
     start, end = bounds[number], bounds[number + 1]
-    # A process without rows computes one that is dropped: every process takes part in each exchange.
+    # A process without rows computes one that is dropped, since every process takes part in each exchange.
     own = slice(start, end) if start < end else slice(0, 1)
     parts = [_WithWholeGradient.apply(tensor)[own] for tensor in inputs]
     with alone():
@@ -39,7 +39,7 @@ def by_rows(
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds up the gradients of all processes, each of which has computed those of its rows."""
+    """Adds up the processes' gradients, each of which covers the rows of one process."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if place()[1] == 1 or not gradients:
         return

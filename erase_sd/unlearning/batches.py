@@ -61,8 +61,8 @@ class Batches:
         )
 
     def shrink(self) -> None:
-        """Halves the batches after memory ran out; ModelError if they are as small as they can be, or
-        other processes go on with them."""
+        """Halves the batches after memory ran out; ModelError if they cannot be smaller, or if other
+        processes would go on with the larger ones."""
         if place()[1] > 1:
             raise ModelError("out of memory; needs smaller batches", field="retain_batch")
         forget, retain = (size // 2 for size in self.sizes)

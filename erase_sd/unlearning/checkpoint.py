@@ -91,7 +91,7 @@ class Checkpoint:
         self.path, self.identity = path, identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Writes the snapshot, whole or not at all; of a launcher's processes the first does."""
+        """Writes the snapshot, whole or not at all; of a launcher's processes only the first does."""
         if not writes():
             return
         tensors = {f"accepted.{name}": tensor for name, tensor in snapshot.accepted.items()}

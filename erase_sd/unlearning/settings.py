@@ -20,9 +20,9 @@ METHOD_DEFAULTS = ("learning_rate", "steps", "forget_threshold", "retain_floor")
 """Settings that default to the method's own; methods in closed form have none of them."""
 
 MAX_RESIDUAL = {"text_encoders": 0.5, "unet": 0.75}
-"""Default of `max_residual` by what a method unlearns. The U-Net's separates, on validation images of
-apples, the erasures that left at most a quarter of the detections (residuals up to 0.69) from those that
-left more than half (0.81 and above)."""
+"""Default of `max_residual` by what a method unlearns. On validation images of apples, the value for the
+U-Net separates erasures with at most a quarter of the detections left (residuals up to 0.69) from those
+with more than half left (0.81 and above)."""
 RANGES = {
     "steps": (1, 10**6),
     "forget_batch": (1, 10**5),
@@ -31,7 +31,7 @@ RANGES = {
     "min_steps": (0, 10**6),
     "seed": (0, 10**12),
 }
-"""Least and most; a batch's seed is a million times the run's and has to stay within 64 bits."""
+"""Minimum and maximum; a batch's seed is about a million times the run's, and must fit into 64 bits."""
 MAX_LEARNING_RATE = 10.0
 MAX_HYPERPARAMETER = 1_000_000
 
@@ -188,8 +188,8 @@ def parse_concepts(
 
     With several concepts, a synonym is written `concept=synonym`. Every concept keeps all of
     `keep_senses`, and the well-known phrases in which its word means something else ("hot dog") unless
-    they are its synonyms. Raises SettingError for an empty word, a repeated concept, or a synonym of
-    none.
+    they are its synonyms. Raises SettingError for an empty word, a repeated concept, or a synonym that
+    belongs to none of the concepts.
     """
     if len(set(names)) < len(names):
         raise SettingError(f"each must be different, got {', '.join(names)}", field="concept")

@@ -16,8 +16,9 @@ from ..runtime import Precision
 from ..sharing.rows import by_rows
 
 KEY_BIASES = (".k_proj.bias", ".self.key.bias")
-"""How the names of the key biases end, in CLIP and in BLIP. A softmax does not depend on them; their
-gradient is rounding error, which Adam would scale up to full steps, different for every batch size."""
+"""Endings of the names of the key biases in CLIP and in BLIP. The attention's softmax does not depend on
+them: their gradient is rounding error, which Adam would scale up to full steps, and which differs with the
+batch size."""
 LARGE = 500_000_000
 """Parameters of a text tower from which on its activations are computed anew in the backward pass: those
 of SDXL's second encoder (695 million) would take 15 GB at the default batch sizes."""
@@ -101,7 +102,7 @@ class ClipStudent:
         return torch.autocast(self.clip.device.type, self.dtype if lower else None, enabled=lower)
 
     def train_only(self, trains: Callable[[str], bool]) -> dict[str, nn.Parameter]:
-        """Requires gradients of the parameters that `trains` names, but KEY_BIASES, and returns them."""
+        """Requires gradients of the parameters that `trains` names, except KEY_BIASES, and returns them."""
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(trains(name) and not name.endswith(KEY_BIASES))
             parameter.grad = None
