@@ -140,14 +140,18 @@ def main() -> None:
     """Writes the rates and their picture, and prints a line per rate; exit status 1 on an error."""
     parser = argparse.ArgumentParser(prog="python -m erase_sd.scoring.strengths")
     parser.add_argument("run", help="A scored run whose LoRA is exported: a name or a folder.")
-    run = Run(run_folder(parser.parse_args().run))
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=STRENGTHS, help="Strengths to measure."
+    )
+    options = parser.parse_args()
+    run = Run(run_folder(options.run))
     try:
         folder = run.folder / "export" / "lora"
         file = folder / DIFFUSERS_FILE
         if not file.is_file():
             raise RunError(f"{folder}: no LoRA; export it first")
         runtime.quiet_libraries()
-        rates = strength_rates(run, models_of_run(run), file, STRENGTHS)
+        rates = strength_rates(run, models_of_run(run), file, options.strengths)
     except EraseError as error:
         sys.exit(f"erase_sd.scoring.strengths: {error}")
     write_json(folder / "strengths.json", [asdict(rate) for rate in rates])
