@@ -72,8 +72,10 @@ def test_an_attack_killed_before_any_write_ends_the_same(
     finished: Run, shim: dict[str, str], tmp_path: Path, faults: Faults
 ) -> None:
     run, log = Path("runs/apple"), tmp_path / "calls"
-    shutil.copytree(finished.folder, run)
-    assert call(*ATTACK, env=shim | {"SHIM_LOG": str(log)}).returncode == 0
+    for env in (shim, shim | {"SHIM_LOG": str(log)}):  # the first one fills the caches
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(finished.folder, run)
+        assert call(*ATTACK, env=env).returncode == 0
     expected, calls = attacked(run), log.read_text().split()
     assert len(calls) > 20 and "attacks.json" in expected
 
