@@ -204,9 +204,11 @@ def quiet_libraries() -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else an upper bound of what
-    this process and one child at a time held together: the largest resident sets of both (on Windows, of
-    this process)."""
+    """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else the largest resident
+    set of this process or of its largest child (on Windows, of this process).
+
+    The detector's process runs beside this one, so both together hold more.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -218,7 +220,7 @@ def peak_memory() -> int:
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * sum(
+    return unit * max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )

@@ -213,4 +213,5 @@ def _finish(folder: Path, seconds: float) -> None:
     own, peak = Run(folder), runtime.peak_memory()
     own.update(total=Total(seconds=round(seconds, 1), peak_memory_mb=round(peak / 1e6)))
     print(f"{folder}: report in {write(own)}")
-    print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e9:.2f} GB")
+    where = "on the GPU" if runtime.device().type == "cuda" else "in the largest process"
+    print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e9:.2f} GB {where}")
