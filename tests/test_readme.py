@@ -67,7 +67,8 @@ def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
         "--dist",
         "--size",
         "--compare",
-    }  # torchrun, pytest, benchmark
+        "--strengths",
+    }  # torchrun, pytest, benchmarks, the strengths of a LoRA
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 
