@@ -51,13 +51,11 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
 
     Without either, the concepts name the run: `apple+chair`.
     """
-    if run is None:
-        run = joined_slug(concepts)
+    run = joined_slug(concepts) if run is None else run
     if not str(run).strip():
         raise SettingError("needs a name or a folder", field="run")
-    if not is_encodable(Path(run).name):
+    if not is_encodable((path := Path(run)).name):
         raise SettingError("needs a name in UTF-8", field="run", value=repr(str(run)))
-    path = Path(run)
     return path if path.parent != Path() else RUNS / path
 
 
