@@ -9,9 +9,10 @@ from PIL import Image
 
 from erase_sd.bench.__main__ import table
 from erase_sd.bench.compare import SideBySide
-from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Timing, curves, write_shard
+from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Timing, curves, word_pairs
 from erase_sd.bench.naive_cliperase import naive_seconds_per_step
 from erase_sd.bench.stock_loop import stock_images
+from erase_sd.data.shards import write_shards
 from erase_sd.models.presets import Models
 
 
@@ -46,7 +47,7 @@ def test_the_table_gives_ratios_where_there_is_a_rival() -> None:
 
 
 def test_each_word_of_the_made_up_shard_has_as_many_captions(tmp_path: Path) -> None:
-    write_shard(tmp_path / "00000.tar")
+    write_shards(tmp_path, word_pairs(), len(WORDS) * CAPTIONS)
     with tarfile.open(tmp_path / "00000.tar") as tar:
         texts = [m for m in tar.getmembers() if m.name.endswith("txt")]
         first = tar.extractfile(texts[0])

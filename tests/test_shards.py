@@ -10,11 +10,19 @@ import torch
 from faulty import side_by_side
 from labelled_data import samples, write_shard
 
-from erase_sd.bench.captions import Cost, cost_lines, cost_of_shards, curve, write_shards
+from erase_sd.bench.captions import (
+    SHARD,
+    Cost,
+    cost_lines,
+    cost_of_shards,
+    curve,
+    three_thing_pairs,
+)
 from erase_sd.data import sampled, shard_index
 from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset, digest_of
 from erase_sd.data.readers import read_dataset
+from erase_sd.data.shards import write_shards
 from erase_sd.data.split import hash_order
 from erase_sd.files import cache_folder
 
@@ -84,7 +92,7 @@ def test_processes_index_shards_together(shards: Path) -> None:
 
 
 def test_the_bench_measures_made_up_shards(tmp_path: Path) -> None:
-    write_shards(tmp_path, 120)
+    write_shards(tmp_path, three_thing_pairs(120), SHARD)
     cost = cost_of_shards(tmp_path, 120)
     assert cost.captions == cost.kept == 120 and cost.peak_memory_mb > 0
     assert cost_lines([cost]).startswith("| captions | kept |")

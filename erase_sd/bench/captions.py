@@ -14,10 +14,9 @@ import os
 import random
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from PIL import Image
 from .. import runtime
 from ..data.concept import Concept, with_article
 from ..data.readers import read_dataset
+from ..data.shards import write_shards
 from ..data.split import split_by_concept
 from ..files import write_bytes, write_json
 from ..models.presets import resolve
@@ -60,24 +60,19 @@ class Cost:
     peak_memory_mb: int
 
 
-def write_shards(folder: Path, count: int) -> None:
-    """Synthetic samples: a small JPEG and a caption that names three of ten things."""
+def three_thing_pairs(count: int) -> Iterator[tuple[bytes, str]]:
+    """Pairs of a small JPEG and a caption that names three of ten things."""
     choice = random.Random(0)
-    pictures = [_jpeg(number) for number in range(PICTURES)]
-    for first in range(0, count, SHARD):
-        with tarfile.open(folder / f"{first // SHARD:05}.tar", "w") as tar:
-            for number in range(first, min(first + SHARD, count)):
-                things = " and ".join(with_article(word) for word in choice.sample(WORDS, 3))
-                caption = f"{things} {choice.choice(PLACES)}, number {number}"
-                for suffix, data in ("jpg", pictures[number % PICTURES]), ("txt", caption.encode()):
-                    entry = tarfile.TarInfo(f"{number:09}.{suffix}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+    colours = [(4 * n, 255 - 4 * n, 16 * n % 256) for n in range(PICTURES)]
+    pictures = [small_jpeg(colour) for colour in colours]
+    for number in range(count):
+        things = " and ".join(with_article(word) for word in choice.sample(WORDS, 3))
+        yield pictures[number % PICTURES], f"{things} {choice.choice(PLACES)}, number {number}"
 
 
-def _jpeg(number: int) -> bytes:
+def small_jpeg(colour: tuple[int, int, int]) -> bytes:
+    """A JPEG of 32 x 32 pixels in one colour."""
     out = io.BytesIO()
-    colour = (4 * number, 255 - 4 * number, 16 * number % 256)
     Image.new("RGB", (32, 32), colour).save(out, "JPEG", quality=50)
     return out.getvalue()
 
@@ -109,7 +104,7 @@ def cost_of(count: int) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "shards").mkdir()
-        write_shards(folder / "shards", count)
+        write_shards(folder / "shards", three_thing_pairs(count), SHARD)
         own = {"ERASE_SD_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "erase_sd.bench.captions", "--captions", str(count)]
         command += ["--measure", str(folder / "shards")]

@@ -7,21 +7,18 @@ from the miniature CLIP with all of their captions. Needs an otherwise idle mach
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import random
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from .. import runtime
 from ..data.concept import Concept, with_article
 from ..data.prompts import find_prompts, read_prompts
+from ..data.shards import write_shards
 from ..files import write_bytes, write_json
 from ..models.pipeline import open_pipeline
 from ..models.presets import resolve
@@ -30,13 +27,13 @@ from ..plotting import render_png
 from ..run import Run
 from ..unlearning.settings import UnlearnSettings
 from ..unlearning.stage import unlearn
+from .captions import PLACES, small_jpeg
 from .compare import CONCEPT, FIRST_SEED, machine
 
 IMAGES = (1, 2, 5, 10, 25, 50, 100)
 CONCEPTS = (1, 3, 10, 30, 100)
 CAPTIONS = 40
 """Captions of each word."""
-PLACES = ("on a table", "in a park", "by the road", "near the window", "at night", "in the rain")
 WORDS = (  # noqa: SIM905
     "apple acorn anchor arrow axe badge ball banana barrel basket bed bell belt bench bicycle boat book "
     "boot bottle bowl bread bridge broom bucket bus button camel camera candle cannon car carpet castle "
@@ -77,17 +74,11 @@ def image_costs(counts: Sequence[int]) -> Iterator[Timing]:
         yield Timing(of="images", count=count, seconds=round(time.perf_counter() - began, 2))
 
 
-def write_shard(path: Path) -> None:
-    """A webdataset shard with CAPTIONS samples of each word, all with the same image."""
-    picture, choice = io.BytesIO(), random.Random(0)
-    Image.new("RGB", (32, 32), "grey").save(picture, "JPEG")
-    with tarfile.open(path, "w") as tar:
-        for number, word in enumerate(WORDS * CAPTIONS):
-            caption = f"{with_article(word)} {choice.choice(PLACES)}, number {number}"
-            for suffix, data in ("jpg", picture.getvalue()), ("txt", caption.encode()):
-                entry = tarfile.TarInfo(f"{number:05}.{suffix}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+def word_pairs() -> Iterator[tuple[bytes, str]]:
+    """CAPTIONS pairs of each word, all with the same image."""
+    picture, choice = small_jpeg((128, 128, 128)), random.Random(0)
+    for number, word in enumerate(WORDS * CAPTIONS):
+        yield picture, f"{with_article(word)} {choice.choice(PLACES)}, number {number}"
 
 
 def concept_costs(counts: Sequence[int]) -> Iterator[Timing]:
@@ -98,7 +89,7 @@ def concept_costs(counts: Sequence[int]) -> Iterator[Timing]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "data").mkdir()
-        write_shard(folder / "data" / "00000.tar")
+        write_shards(folder / "data", word_pairs(), len(WORDS) * CAPTIONS)
         os.environ["ERASE_SD_CACHE"] = str(folder / "cache")
         models = resolve(data=folder / "data")
         for number, count in enumerate((counts[0], *counts)):

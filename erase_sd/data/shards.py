@@ -6,8 +6,10 @@ and its bytes are read again where they are needed.
 
 from __future__ import annotations
 
+import io
+import itertools
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +92,22 @@ def _add(
             member.size,
             digest(data),
         )
+
+
+def write_shards(folder: Path, pairs: Iterable[tuple[bytes, str]], size: int) -> None:
+    """Writes pairs of a JPEG and its caption, `size` to a shard: `00000.tar` with `000000000.jpg` and
+    `.txt`."""
+    numbered = enumerate(pairs)
+    for shard in itertools.count():
+        if not (own := list(itertools.islice(numbered, size))):
+            return
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for number, (image, caption) in own:
+                _write_entry(tar, f"{number:09}.jpg", image)
+                _write_entry(tar, f"{number:09}.txt", caption.encode())
+
+
+def _write_entry(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import tarfile
 from pathlib import Path
 
 import numpy as np
 
 from ...data.cifar100 import WIDTH
+from ...data.shards import write_shards
 from ...files import whole_folder
 from ..captions import training_captions
 from ..drawing.things import THINGS
@@ -63,23 +63,15 @@ def write_cifar100(folder: Path, images: int) -> None:
 
 
 def write_cc12m(folder: Path, pairs: int) -> None:
-    """Writes `pairs` captioned scenes as `key.jpg` and `key.txt`, SHARD of them to a shard."""
+    """Writes `pairs` captioned scenes, SHARD of them to a shard."""
+
+    def pair(number: int) -> tuple[bytes, str]:
+        scene, data = sample(SHARD_SEED + number), io.BytesIO()
+        render_scene(scene)[0].save(data, "JPEG", quality=95, subsampling=0)
+        return data.getvalue(), training_captions(scene, 1)[0]
+
     with whole_folder(folder) as partial:
-        for first in range(0, pairs, SHARD):
-            with tarfile.open(partial / f"{first // SHARD:05}.tar", "w") as tar:
-                for number in range(first, min(first + SHARD, pairs)):
-                    scene = sample(SHARD_SEED + number)
-                    data = io.BytesIO()
-                    render_scene(scene)[0].save(data, "JPEG", quality=95, subsampling=0)
-                    caption = training_captions(scene, 1)[0]
-                    _add(tar, f"{number:09}.jpg", data.getvalue())
-                    _add(tar, f"{number:09}.txt", caption.encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+        write_shards(partial, map(pair, range(pairs)), SHARD)
 
 
 def main() -> None:
