@@ -128,6 +128,21 @@ def killed_at(work: Callable[[], object], number: int) -> int:
     return forked(mortal)
 
 
+class DeclinedError(Exception):
+    """The person at the terminal said no."""
+
+
+class Decline:
+    """An approval that is refused; remembers what it was asked for."""
+
+    images: int = 0
+    seconds: float | None = None
+
+    def __call__(self, images: int, seconds: float | None) -> None:
+        self.images, self.seconds = images, seconds
+        raise DeclinedError
+
+
 def _shim(count: Callable[[str], None]) -> None:
     for name in CALLS:
         setattr(os, name, _counting(name, getattr(os, name), count))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from faulty import Faults
+from faulty import Decline, DeclinedError, Faults
 from PIL import Image
 from report_run import known_answers, scored_run
 from test_ladder import attack_record
@@ -156,20 +156,12 @@ def test_a_long_attack_is_announced_and_can_be_declined(
     finished: Run, tiny: Models, faults: Faults, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    class DeclinedError(Exception):
-        pass
-
-    asked: list[tuple[int, float | None]] = []
-
-    def approve(images: int, seconds: float | None) -> None:
-        asked.append((images, seconds))
-        raise DeclinedError
-
+    decline = Decline()
     monkeypatch.setattr(stage, "MANY_IMAGES", 2)
     with faults("long runs", "attack: declined"), caplog.at_level(logging.INFO):
         with pytest.raises(DeclinedError):
-            attack(finished, tiny, SMALL, approve=approve)
-        assert asked[0][0] == 2 and asked[0][1] is not None
+            attack(finished, tiny, SMALL, approve=decline)
+        assert decline.images == 2 and decline.seconds is not None
         assert "at least 2 images are to be generated, in about" in caplog.text
         assert not (finished.folder / "attacks.json").exists()
 

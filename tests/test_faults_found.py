@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from faulty import Faults
+from faulty import Decline, DeclinedError, Faults
 from report_run import known_answers, scored_run
 from safetensors.torch import load_file, save_file
 
@@ -449,24 +449,16 @@ def test_a_long_run_is_announced_and_can_be_declined(
 ) -> None:  # fmt: skip
     from erase_sd.generation import stage
 
-    class DeclinedError(Exception):
-        pass
-
-    asked: list[tuple[int, float | None]] = []
-
-    def approve(images: int, seconds: float | None) -> None:
-        asked.append((images, seconds))
-        raise DeclinedError
-
+    decline = Decline()
     monkeypatch.setattr(stage, "MANY_IMAGES", 4)
     Path("apple.txt").write_text("an apple\nan apple pie\n")
     before = (finished.folder / "run.json").read_bytes()
     with faults("long runs", "generate: declined"), caplog.at_level("INFO"):
         with pytest.raises(DeclinedError):
             generate(
-                [Path("apple.txt")], GenerateSettings(steps=1), tiny, finished, approve=approve
+                [Path("apple.txt")], GenerateSettings(steps=1), tiny, finished, approve=decline
             )
-        assert asked[0][0] == 4 and asked[0][1] is not None
+        assert decline.images == 4 and decline.seconds is not None
         assert "4 images are to be generated, in about" in caplog.text
         assert (finished.folder / "run.json").read_bytes() == before
 
