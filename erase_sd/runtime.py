@@ -89,11 +89,16 @@ def dtype(name: Precision = "auto") -> torch.dtype:
     """
     import torch
 
-    if name not in PRECISIONS:
-        raise SettingError(f"needs one of {', '.join(PRECISIONS)}", field="dtype", value=name)
+    check_precision(name)
     if name == "auto":
         name = "bf16" if device().type == "cuda" else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def check_precision(name: str) -> None:
+    """Raises SettingError for an unknown precision, without importing PyTorch."""
+    if name not in PRECISIONS:
+        raise SettingError(f"needs one of {', '.join(PRECISIONS)}", field="dtype", value=name)
 
 
 def precision(name: Precision = "auto") -> Precision:
@@ -209,10 +214,9 @@ def peak_memory() -> int:
 
     The detector's process runs beside this one, so both together hold more.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved(device())
+    torch = sys.modules.get("torch")  # not imported for this: it takes 500 MB
+    if torch and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved(device()))
     if sys.platform == "win32":
         import psutil
 

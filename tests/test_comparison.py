@@ -189,7 +189,7 @@ def diverging(cell: Cell, setup: GridSetup) -> str:
 def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_cells(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(own_process, "_attempt", diverging)
+    monkeypatch.setattr(own_process, "attempt", diverging)
     methods = ["ga:steps=2", "ga:forget_weight=2,steps=2"]
     comparison = run_grid(tiny, ["apple", "chair"], methods)
     assert [str(cell) for cell, _ in comparison.failed] == [
@@ -222,7 +222,7 @@ def killed(*_: object) -> str:
 def test_a_killed_cell_is_a_row_and_exit_status_1(
     tiny: Models, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(own_process, "_attempt", killed)
+    monkeypatch.setattr(own_process, "attempt", killed)
     words = ["--concepts", "apple", "--methods", "ga", "--seeds", "1", "--skip-images"]
     for name in ("model", "clip", "data"):
         words += [f"--{name}", str(sources(tiny)[name])]
@@ -230,7 +230,7 @@ def test_a_killed_cell_is_a_row_and_exit_status_1(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
-    line = "erase-sd: apple ga seed 0: its process was killed (out of memory?)\n"
+    line = "erase-sd: apple ga seed 0: the child process was killed (out of memory?)\n"
     assert capsys.readouterr().err == line
     [row] = rows()
     assert row["measure"] == "failed" and "killed" in row["reason"]

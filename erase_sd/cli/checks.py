@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 def prompt_files(prompts: Sequence[Path] | None, concepts: Sequence[str]) -> list[Path]:
-    """The prompt files that were named, or the concepts' own."""
-    from ..data.prompts import find_prompts
+    """The prompt files that were named, or the concepts' own.
 
-    return list(prompts) if prompts else [find_prompts(concept) for concept in concepts]
+    Standard input is read here, so that child processes have it too.
+    """
+    from ..data.prompts import STANDARD_INPUT, find_prompts, read_prompt_file
+
+    files = list(prompts) if prompts else [find_prompts(concept) for concept in concepts]
+    for file in set(files).intersection(STANDARD_INPUT):
+        read_prompt_file(file)
+    return files
 
 
 def images_of_run(

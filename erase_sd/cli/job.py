@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import api
+from .. import api, runtime
 from ..sharing import writes
 from . import checks
 from . import options as opt
 from . import training_options as train
+from .stage_process import UNUSED, UNUSED_BY_IMAGES, in_stage_process
 from .terminal import Bar, rates_table
 
 if TYPE_CHECKING:
@@ -155,32 +156,34 @@ def run(
     Without --prompts, the concept's own file is used: prompts/<concept>.txt, or the one that comes
     with erase-sd.
     """
-    began = time.monotonic()
-    files = checks.prompt_files(prompts, concepts)
+    began, files = time.monotonic(), checks.prompt_files(prompts, concepts)
     sources: dict[str, Any] = {
         "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
     }  # fmt: skip
     detection: dict[str, Any] = {"detector": detector, "detector_text": detector_text}
     precision, shape = opt.chosen(dtype=dtype), opt.chosen(images_per_prompt=images_per_prompt)
-    count = checks.images_of_run(
-        files, kinds, (concepts, synonyms or [], keep_senses or []), shape | precision,
-        sources | detection, detector_class or [],
-    )  # fmt: skip
-    opt.approval(yes)(count, None)
-    folder = _unlearn(
-        quiet, concepts=concepts, synonyms=synonyms or (), keep_senses=keep_senses or (), run=run,
-        hyperparameters=opt.parse_hyperparameters(hyperparameters),
-        **opt.chosen(method=method, mine_mentions=mine_mentions),
-        **precision, **sources,
-    )  # fmt: skip
-    _generate(
-        quiet, prompts=files, run=folder, kinds=kinds, reference=reference,
-        **shape, **precision,
+    words = concepts, synonyms or (), keep_senses or ()
+    checked = files, kinds, words, shape | precision, sources | detection, detector_class or ()
+    erasing: dict[str, Any] = dict(zip(("concepts", "synonyms", "keep_senses"), words, strict=True))
+    erasing |= {"run": run, "hyperparameters": opt.parse_hyperparameters(hyperparameters)}
+    erasing |= opt.chosen(method=method, mine_mentions=mine_mentions) | precision | sources
+    folder = in_stage_process(UNUSED, _unlearn_checked, quiet, yes, checked, erasing)
+    device = in_stage_process(
+        UNUSED_BY_IMAGES, _generate, quiet, prompts=files, run=folder, kinds=kinds,
+        reference=reference, **shape, **precision,
     )  # fmt: skip
     scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)
     rates_table(scores, scores.rates)
     if writes():
-        _finish(folder, time.monotonic() - began)
+        _finish(folder, time.monotonic() - began, device)
+
+
+def _unlearn_checked(
+    quiet: bool, yes: bool, checked: tuple[Any, ...], erasing: dict[str, Any]
+) -> Path:
+    """Unlearns once everything that later stages need is known to be there."""
+    opt.approval(yes)(checks.images_of_run(*checked), None)
+    return _unlearn(quiet, **erasing)
 
 
 def _unlearn(quiet: bool, **arguments: Any) -> Path:
@@ -192,10 +195,12 @@ def _unlearn(quiet: bool, **arguments: Any) -> Path:
     return folder
 
 
-def _generate(quiet: bool, **arguments: Any) -> None:
+def _generate(quiet: bool, **arguments: Any) -> str:
+    """Generates images and returns the type of the device."""
     with Bar("generate", quiet) as progress:
         folder = api.generate(**arguments, progress=progress)
     print(f"{folder}: images in {folder / 'images'}")
+    return runtime.device().type
 
 
 def _score(quiet: bool, **arguments: Any) -> ScoresRecord:
@@ -203,15 +208,19 @@ def _score(quiet: bool, **arguments: Any) -> ScoresRecord:
         return api.score(**arguments, progress=progress)
 
 
-def _finish(folder: Path, seconds: float) -> None:
+def _finish(folder: Path, seconds: float, device: str) -> None:
     """Records the total cost and writes the report."""
-    from .. import runtime
     from ..report import write
     from ..run import Run
     from ..run.records import Total
 
-    own, peak = Run(folder), runtime.peak_memory()
-    own.update(total=Total(seconds=round(seconds, 1), peak_memory_mb=round(peak / 1e6)))
+    own = Run(folder)
+    stages = own.stages
+    trained = [stage.peak_memory_mb or 0 for stage in (stages.unlearn, stages.generate) if stage]
+    host = round(runtime.peak_memory() / 1e6)
+    peak, where = (
+        (max(trained), "on the GPU") if device == "cuda" else (host, "in the largest process")
+    )
+    own.update(total=Total(seconds=round(seconds, 1), peak_memory_mb=peak))
     print(f"{folder}: report in {write(own)}")
-    where = "on the GPU" if runtime.device().type == "cuda" else "in the largest process"
-    print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e9:.2f} GB {where}")
+    print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e3:.2f} GB {where}")

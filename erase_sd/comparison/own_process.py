@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from .. import runtime, termination
+from ..child import KilledError, in_child
 from .cell import GridSetup, attempt
 from .grid import Cell
 
@@ -34,24 +34,12 @@ def in_own_process(cell: Cell, setup: GridSetup) -> str:
         forks and runtime.device().type == "cpu"
     ):  # an accelerator's driver does not survive the fork
         context.set_forkserver_preload(PRELOADED)
-    own = (_environment(), runtime.log.level if runtime.log.handlers else None)
-    with ProcessPoolExecutor(1, context, _settle, own) as pool:
-        try:
-            return pool.submit(_attempt, cell, setup).result()
-        except BrokenProcessPool:
-            return "its process was killed (out of memory?)"
-        except BaseException:  # a signal; leaving the block would wait for the cell
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _attempt(cell: Cell, setup: GridSetup) -> str:
-    """`attempt`; a signal ends the process, which would otherwise wait for another cell forever."""
+    level = runtime.log.level if runtime.log.handlers else None
+    prepare = functools.partial(_settle, _environment(), level)
     try:
-        return attempt(cell, setup)
-    except termination.TerminatedError as error:
-        os._exit(128 + error.signal)
+        return in_child(context, prepare, attempt, cell, setup)
+    except KilledError as error:
+        return error.rule
 
 
 def _environment() -> dict[str, str]:
@@ -72,8 +60,6 @@ def _settle(environment: dict[str, str], log_level: int | None) -> None:
     os.environ.update(environment)
     runtime.keep_freed_memory()
     termination.handle_signals()  # the last checkpoint is of the last step
-    if parent := multiprocessing.parent_process():
-        termination.end_with(parent)
     if log_level is not None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("erase-sd: %(message)s"))

@@ -33,7 +33,7 @@ class GenerateSettings:
     """Precision of the pipeline. auto: bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32."""
 
     def __post_init__(self) -> None:
-        runtime.dtype(self.dtype)
+        runtime.check_precision(self.dtype)
         for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..checked import hash_folder
-from ..errors import ModelError, reason
+from ..errors import ModelError
 from ..reading import read_json
 from .clip import Clip, FreeEmbeddings
 from .source import check_config, foreign_files
@@ -25,6 +27,14 @@ ARCHITECTURE = "BlipForImageTextRetrieval"
 class Blip(Clip):
     """A `BlipForImageTextRetrieval`. Features are the projected [CLS] states, the text's without the
     image; the matching head, which reads both, is not used."""
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """The image processor. Raises ModelError for a damaged file."""
+        from transformers import AutoImageProcessor
+
+        with foreign_files(self.folder):
+            return AutoImageProcessor.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +101,7 @@ def load_blip(folder: Path) -> Blip:
     Raises ModelError for damaged files, and for another kind of BLIP, which lacks the contrastive
     towers.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetrieval
+    from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
     with foreign_files(folder):
         architectures = read_json(folder / "config.json").get("architectures") or [ARCHITECTURE]
@@ -100,14 +110,7 @@ def load_blip(folder: Path) -> Blip:
                 f"{folder}: is a {architecture}, without contrastive towers; needs a {ARCHITECTURE}"
             )
     model = load_weights(BlipForImageTextRetrieval, folder).requires_grad_(False)
-    try:
+    with foreign_files(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the exception for a damaged file varies between releases
-        raise ModelError(
-            f"tokenizer or image processor cannot be loaded ({reason(error)})",
-            field="clip",
-            value=folder,
-        ) from None
     digest = hash_folder(folder, "*.safetensors", "*.json")
-    return Blip(model=model, tokenizer=tokenizer, processor=processor, digest=digest)
+    return Blip(model=model, tokenizer=tokenizer, folder=folder, digest=digest)

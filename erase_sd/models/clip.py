@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from ..data.images import ImageSource, open_image
 from ..sharing.rows import by_rows
 from .choices import Towers as Towers
+from .source import foreign_files
 from .tokens import TokenLimit
 
 if TYPE_CHECKING:
@@ -47,11 +50,21 @@ class Clip:
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
-    processor: Any
+    folder: Path
+    """Model folder, for the image processor."""
     digest: str
     """Hash of the weights."""
     taps: tuple[Tap, ...] = ()
     """Hidden states to return; if empty, those of the last layer, after the norm."""
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """The image processor, imported only here: where image features are cached, it is not needed, and
+        its import takes over a second. Raises ModelError for a damaged file."""
+        from transformers import CLIPImageProcessor
+
+        with foreign_files(self.folder):
+            return CLIPImageProcessor.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def device(self) -> torch.device:

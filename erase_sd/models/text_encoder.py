@@ -57,7 +57,7 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     With a pipeline's `encoder`, the text tower has its weights, tokenizer and taps, so that what is
     unlearned is what the pipeline runs. Raises ModelError if their architectures differ.
     """
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel, CLIPTokenizer
 
     if encoder:
         check_fit(folder, encoder.folder)
@@ -70,12 +70,10 @@ def load_clip(folder: Path, encoder: TextEncoder | None = None) -> Clip:
     words = encoder.tokenizer if encoder else folder
     with foreign_files(words):
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-    with foreign_files(folder):
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     return Clip(
         model=model,
         tokenizer=tokenizer,
-        processor=processor,
+        folder=folder,
         digest=fingerprint(folder),
         taps=encoder.taps if encoder else (),
     )

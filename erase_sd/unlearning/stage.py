@@ -213,6 +213,7 @@ def _unlearn_module(
 ) -> tuple[dict[str, Tensor], EncoderResult]:
     """New weights of a text encoder or of the U-Net, and how its unlearning went."""
     method = session.settings.build()
+    runtime.free_memory()  # of the captions' syntax trees, before the batches take theirs
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)
     else:
