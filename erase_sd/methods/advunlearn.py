@@ -27,7 +27,7 @@ class AdvUnlearn(Method):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 1e-4
     steps: ClassVar[int] = 80
     trained_parameters: ClassVar[str] = "all layers of the text tower but its embeddings"
     negative_guidance: float = 1.0

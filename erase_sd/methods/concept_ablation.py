@@ -28,7 +28,7 @@ class ConceptAblation(Method):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})
     unlearns: ClassVar[Unlearned] = "unet"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 3e-3
     steps: ClassVar[int] = 60
     trained_parameters: ClassVar[str] = "keys and values of the U-Net's cross-attention"
     prompts: tuple[str, ...] = ("{}", "a photo of {}")
