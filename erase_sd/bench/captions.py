@@ -138,7 +138,9 @@ def curve(costs: Sequence[Cost]) -> bytes:
         times.legend()
         memory.semilogx(captions, [cost.peak_memory_mb for cost in costs], "o-")
         memory.set(xlabel="captions", ylabel="peak memory, MB")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * max(cost.peak_memory_mb for cost in costs))
+        for axis in (times.xaxis, times.yaxis, memory.xaxis, memory.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
     return render_png(draw, (9, 3.5))
 
