@@ -87,7 +87,7 @@ def compare(
     if not writes():
         return Comparison(out, [], [])
     command = _command(concepts, methods, seeds, setup, prompts_folder)
-    return _collect(cells, reasons, images, out, command)
+    return _collect(cells, reasons, setup, out, command)
 
 
 def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:
@@ -107,14 +107,17 @@ def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]
 
 
 def _collect(
-    cells: Sequence[Cell], reasons: dict[int, str], images: bool, out: Path, command: str
+    cells: Sequence[Cell], reasons: dict[int, str], setup: GridSetup, out: Path, command: str
 ) -> Comparison:
     """Writes all results; `reasons` has the cells that failed, by number."""
+    attacks = setup.attacks.attacks if setup.attacks else ()
     rows = [
-        row for i, cell in enumerate(cells) for row in measures_of(cell, images, reasons.get(i, ""))
+        row
+        for i, cell in enumerate(cells)
+        for row in measures_of(cell, setup.images, reasons.get(i, ""), attacks)
     ]
     tables = write_results(out, rows, command)
-    if images:
+    if setup.images:
         _write_sheets([cell for i, cell in enumerate(cells) if i not in reasons], out)
     return Comparison(out, tables, [(cells[i], reasons[i]) for i in sorted(reasons)])
 
