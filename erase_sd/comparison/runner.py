@@ -145,7 +145,7 @@ def _run_all(
         if reason := in_own_process(cells[number], setup):
             failed[number] = reason
             claims.fail(names[number], reason)
-    claims.clear()
+    claims.clear(names)
     return failed
 
 

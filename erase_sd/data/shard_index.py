@@ -48,11 +48,10 @@ def index_shards(shards: Sequence[Path]) -> None:
         claims = Claims(cache_folder() / "shards" / ".claims")
     except OSError:  # without a cache, the samples are read from the shards
         return
-    for number in claims.take(
-        [str(shard) for shard in shards], lambda n: _path(shards[n]).is_file()
-    ):
+    names = [str(shard) for shard in shards]
+    for number in claims.take(names, lambda n: _path(shards[n]).is_file()):
         _index(shards[number])
-    claims.clear()
+    claims.clear(names)
 
 
 def indexed(shard: Path) -> list[IndexedSample]:
