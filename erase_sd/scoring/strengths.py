@@ -25,9 +25,10 @@ from ..models.presets import Models, models_of_run
 from ..models.sampling import generate_batch
 from ..models.text_encoder import load_text_encoder
 from ..models.unet import UNET, load_unet
+from ..reading import read_record
 from ..run import Run, run_folder
 from ..run.measurements import Detection, Rate, RateGroup
-from ..run.records import ImageRecord
+from ..run.records import ErasureRecord, ImageRecord
 from .matching import match_images
 from .rates import compare_rates
 
@@ -58,8 +59,12 @@ def strength_rates(
 ) -> list[StrengthRate]:
     """Generates the run's prompts again with the LoRA at every strength: same batches, sampler, precision.
 
-    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored.
+    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored, or has
+    been unlearned again since the export.
     """
+    exported = read_record(lora.with_name("erase.json"), ErasureRecord, hint="export again")
+    if exported.weights_sha256 != run.erasure().weights_sha256:
+        raise RunError(f"{lora}: made from other weights than the run has; export again")
     classes = run.scored().classes
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
