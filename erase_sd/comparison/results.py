@@ -144,10 +144,14 @@ def _clip(cell: Cell, run: Run) -> list[CellMeasure]:
 
 def write_results(out: Path, rows: list[CellMeasure], command: str) -> list[Table]:
     """Writes `comparison.csv`, `comparison.md`, which begins with the `command`, and the figures for
-    which there are measurements; returns the tables."""
+    which there are measurements; returns the tables. A figure of an earlier comparison is removed."""
     filled = tables(rows)
     write_csv(out / "comparison.csv", COLUMNS, (row.as_row() for row in rows))
     write_text(out / "comparison.md", tables_markdown(filled, rows, command))
-    plot_pareto(rows, out / "pareto.png")
-    plot_concept_counts(rows, out / "several.png")
+    for plot, path in (
+        (plot_pareto, out / "pareto.png"),
+        (plot_concept_counts, out / "several.png"),
+    ):
+        if not plot(rows, path):
+            path.unlink(missing_ok=True)
     return filled
