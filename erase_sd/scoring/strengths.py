@@ -127,11 +127,13 @@ def strengths_png(rates: Sequence[StrengthRate], title: str) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         curves = sorted({(rate.concept, rate.group) for rate in rates}, key=lambda c: c[::-1])
-        for colour, (concept, group) in zip(plotting.COLOURS, curves, strict=False):
+        for number, (concept, group) in enumerate(curves):
+            turn, place = divmod(number, len(plotting.COLOURS))
+            colour, marker = plotting.COLOURS[place], "osD^v<>"[turn % 7]
             own = [rate for rate in rates if (rate.concept, rate.group) == (concept, group)]
             x, y = [r.strength for r in own], [100 * r.lora.value for r in own]
             low, high = [100 * r.lora.low for r in own], [100 * r.lora.high for r in own]
-            axes.plot(x, y, "o-", color=colour, label=GROUPS[group].format(concept))
+            axes.plot(x, y, marker=marker, color=colour, label=GROUPS[group].format(concept))
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             axes.axhline(100 * own[0].erased.value, color=colour, linestyle="--", linewidth=0.8)
         axes.set(xlabel="strength of the LoRA", ylabel="detection rate, %", ylim=(-3, 103))
