@@ -12,7 +12,7 @@ from ..attacks.settings import AttackSettings
 from ..data.concept import slug
 from ..data.prompts import find_prompts, read_prompts
 from ..data.readers import read_dataset
-from ..errors import EraseError, RunError
+from ..errors import EraseError, RunError, SettingError
 from ..files import check_writable
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
@@ -68,6 +68,9 @@ def compare(
     called with the number of images that are to be generated.
     """
     cells = cells_of(concepts, methods, seeds, out)
+    if attacks and not images:
+        rule = "attacks generate images, which are skipped; needs none"
+        raise SettingError(rule, field="attacks", value=" ".join(attacks))
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder)
     start = _origin(models)
@@ -79,7 +82,7 @@ def compare(
     check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
-        attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,
+        attacks=AttackSettings(attacks=tuple(attacks)) if attacks else None,
     )  # fmt: skip
     if approve and images and writes():
         approve(_images_to_make(cells, setup), None)
