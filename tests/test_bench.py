@@ -5,8 +5,10 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from erase_sd.bench import compare
 from erase_sd.bench.__main__ import table
 from erase_sd.bench.compare import SideBySide
 from erase_sd.bench.growth import CAPTIONS, CONCEPTS, WORDS, Timing, curves, word_pairs
@@ -20,6 +22,23 @@ def test_the_stock_loop_gives_an_image_per_prompt(tiny: Models) -> None:
     images, seconds = stock_images(tiny.folder, ["an apple", "a dog"], [1, 2], 2, 3.5)
     assert [image.size for image in images] == [(32, 32)] * 2
     assert all(isinstance(image, Image.Image) for image in images) and seconds > 0
+
+
+def test_as_many_images_are_timed_as_asked_for(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def timed(_: object, prompts: list[str], *__: object) -> tuple[list[Image.Image], float]:
+        counts.append(len(prompts))
+        return [Image.new("RGB", (8, 8)) for _ in prompts], 1.0
+
+    monkeypatch.setattr(compare, "resolve", lambda: tiny)
+    monkeypatch.setattr(compare, "stock_images", timed)
+    monkeypatch.setattr(compare, "generate_batch", lambda *words: timed(*words)[0])
+    monkeypatch.setattr(compare, "_detected", lambda *_: 1.0)
+    assert compare.compare_generation(1, 120).rival == 1 / 120  # the file has 50 prompts
+    assert set(counts) == {120}
 
 
 def test_the_naive_loop_trains_on_caption_pairs(tiny: Models) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from erase_sd.child import KilledError
+from erase_sd.cli import job
+from erase_sd.cli.stage_process import UNUSED, UNUSED_BY_IMAGES
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 WORK = """
 import os, signal, sys, time, typer
@@ -78,6 +82,21 @@ held = runtime.peak_memory() + 2**26  # a process inherits the peak of the one t
 print(in_stage_process((), hold, held) == held, runtime.peak_memory() >= held)
 """
     assert run(code) == ["True True"]
+
+
+def test_a_model_that_is_no_preset_s_may_need_any_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden: list[tuple[str, ...]] = []
+
+    def stage(unused: tuple[str, ...], *_: object, **__: object) -> None:
+        hidden.append(unused)
+        if len(hidden) % 2 == 0:
+            raise KilledError("enough")
+
+    monkeypatch.setattr(job, "in_stage_process", stage)
+    for model in (None, "folder"):
+        with pytest.raises(KilledError):
+            job.run(["apple"], model=model)
+    assert hidden == [UNUSED, UNUSED_BY_IMAGES, (), ()]  # its scheduler may be one that needs scipy
 
 
 def test_the_process_that_scores_and_reports_imports_no_torch() -> None:

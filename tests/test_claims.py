@@ -85,6 +85,18 @@ def test_a_failed_piece_is_tried_again_by_later_processes_only() -> None:
     assert not Claims(Path("claims")).failure("a")
 
 
+def test_a_process_that_has_done_its_pieces_leaves_the_claims_on_others() -> None:
+    mine, other = Claims(Path("claims")), Claims(Path("claims"))
+    for _ in mine.take(["a"], lambda _: done(0).exists()):
+        assert not [*other.take(["b"], lambda _: True)]
+        other.clear(["b"])
+        with other._claimed("a") as claimed:
+            assert not claimed
+        done(0).touch()
+    mine.clear(["a"])
+    assert not Path("claims").exists()
+
+
 def test_a_comparison_s_cells_are_taken_over_from_a_killed_process(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,7 +248,7 @@ def test_a_bug_in_one_method_is_a_reason_with_file_and_line(
     assert reason.startswith("ZeroDivisionError: empty mean (test_comparison.py:")
 
 
-def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_prompts_change(
+def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_settings_change(
     tiny: Models,
 ) -> None:
     folder = write_prompts("apple", "chair")
@@ -272,6 +272,17 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_prompts_ch
     )
     with Image.open(OUT / "apple+chair.png") as sheet:  # the original's row and one of images below
         assert sheet.height == 2 * (32 + 2) + 8 and sheet.width > 4 * (32 + 2)
+    record = json.loads((cell.folder / "run.json").read_text())
+    for stage, change in (
+        ("generate", {"seed": 7}), ("generate", {"guidance": 3.0}),
+        ("score", {"classes": {"apple": "dog", "chair": "chair"}}),
+    ):  # fmt: skip
+        other = json.loads(json.dumps(record))
+        other["stages"][stage]["settings"] |= change
+        write_json(cell.folder / "run.json", other)
+        assert not is_done(cell, setup_of(tiny)), change
+    write_json(cell.folder / "run.json", record)
+    assert is_done(cell, setup_of(tiny))
     (folder / "apple.txt").write_text("an apple\n")
     assert not is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
 
@@ -297,10 +308,11 @@ def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny:
     unknown_data = dataclasses.replace(here.origin, data=None, images=None, missing_images=0)
     assert is_done(cell, dataclasses.replace(here, origin=unknown_data))
     own = path.read_text()
-    record = json.loads(own)
-    record["about"]["data"]["kind"] = "a folder for each class"
-    path.write_text(json.dumps(record))
-    assert not is_done(cell, here)
+    for place, key in (("about", "clip_digest"), ("data", "kind")):
+        record = json.loads(own)
+        (record["about"] if place == "about" else record["about"]["data"])[key] = "another"
+        path.write_text(json.dumps(record))
+        assert not is_done(cell, here)
     assert attempt(cell, here) == "" and is_done(cell, here)
     assert json.loads(path.read_text())["measurements"] == json.loads(own)["measurements"]
 
@@ -340,6 +352,12 @@ def test_bad_image_settings_are_reported_before_anything_starts(tiny: Models) ->
     write_prompts("apple")
     with pytest.raises(SettingError, match="images_per_prompt: needs 1 to 10,000, got 0"):
         run_grid(tiny, ["apple"], ["ga"], images=True, images_per_prompt=0)
+    assert not OUT.exists()
+
+
+def test_attacks_without_images_are_not_left_out_without_a_word(tiny: Models) -> None:
+    with pytest.raises(SettingError, match="attacks p4d sweep: attacks generate images"):
+        run_grid(tiny, ["apple"], ["ga"], attacks=["p4d", "sweep"])
     assert not OUT.exists()
 
 

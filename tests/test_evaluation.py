@@ -18,6 +18,7 @@ from labelled_data import (
     PEPPER,
     samples,
     write_cifar_binary,
+    write_cifar_python,
     write_class_folders,
     write_shard,
 )
@@ -34,6 +35,7 @@ from erase_sd.data.flickr30k import CaptionedImage, Dataset, read_flickr30k
 from erase_sd.data.pair import CONCEPT_SETS
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
+from erase_sd.evaluation import stage
 from erase_sd.evaluation.clip_measures import MEASURES
 from erase_sd.evaluation.stage import evaluate, evaluation_lines, evaluation_note
 from erase_sd.files import hash_file, write_json
@@ -230,6 +232,13 @@ def test_labelled_images_give_zero_shot_measures_and_the_drift_of_their_prompts(
     assert rows["drift_words", "retain", "erased"].n == 6
     assert record.about["templates"] == ["a photo of a {}", "one {}"]
     assert record.about["data"]["kind"] == "CIFAR-100, test"
+
+
+def test_cifar_100_is_the_run_s_own_wherever_its_folder_is_named(tmp_path: Path) -> None:
+    write_cifar_python(tmp_path, [APPLE, 0])
+    own, inside = tmp_path, tmp_path / "cifar-100-python"
+    assert stage._is_same(inside, own) and stage._is_same(own, inside)
+    assert not stage._is_same(own, own / "another") and not stage._is_same(own, None)
 
 
 def test_zero_shot_prediction_is_clips_nearest_prompt(

@@ -21,6 +21,7 @@ from erase_sd.attacks.target import Target
 from erase_sd.errors import RunError, SettingError
 from erase_sd.files import write_json
 from erase_sd.models.presets import Models
+from erase_sd.report.data import read_report_data
 from erase_sd.report.ladder_pictures import ladder_section
 from erase_sd.run import Run
 from erase_sd.run.measurements import AttacksRecord
@@ -117,6 +118,22 @@ def test_a_model_card_shows_no_image_of_an_attack_that_was_replaced(
     with faults("silent wrong results", "model card: a replaced image of an attack"):
         with pytest.raises(RunError, match="attack again"):
             ladder_section(finished, Path("card"))
+
+
+def test_a_report_shows_no_attacks_that_another_detector_judged(
+    finished: Run, tiny: Models, faults: Faults
+) -> None:
+    record = AttacksRecord(
+        threshold=0.25, detector="other.pt", detector_sha256=tiny.detector_hash(),
+        erased_sha256=finished.erasure().weights_sha256, rows=(attack_record("p4d", 1),),
+    )  # fmt: skip
+    for sha256, shown in ((record.detector_sha256, True), ("0", False)):
+        own = dataclasses.replace(record, detector_sha256=sha256)
+        write_json(finished.folder / "attacks.json", dataclasses.asdict(own))
+        with faults("silent wrong results", f"report: attacks by the detector {sha256[:4]}"):
+            data = read_report_data(finished)
+            assert (data.attacks is not None) == shown
+            assert any("made with the detector other.pt" in line for line in data.missing) != shown
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from labelled_data import samples, write_shard
 from PIL import Image
 
 from erase_sd.checked import load_bytes, load_tensors, save_bytes, save_tensors
-from erase_sd.data import parses, syntax
+from erase_sd.data import parses, shard_index, syntax
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.sampled import read_shards
+from erase_sd.data.shards import Sample
 from erase_sd.errors import EraseError, RunError
 from erase_sd.files import hash_file, whole_folder
 from erase_sd.generation.cache import cached_batch, image_cache, store_batch
@@ -248,6 +249,24 @@ def test_a_shard_is_indexed_again_whatever_stands_in_the_cache(kind: str, faults
         put(index, kind)
     with faults("damaged caches", f"index of a shard: {kind}"), at_once(index):
         assert read_shards(Path("data"), shards) == expected
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_is_read_again(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, samples_of = Path("data/0.tar"), shard_index.samples_of
+    write_shard(shard, samples(["an apple", "a dog"]))
+
+    def replaced(path: Path) -> Iterator[Sample]:
+        yield from samples_of(path)
+        write_shard(Path("new.tar"), samples(["a bus"]))
+        Path("new.tar").replace(shard)
+
+    monkeypatch.setattr(shard_index, "samples_of", replaced)
+    read_shards(Path("data"), [shard])
+    monkeypatch.setattr(shard_index, "samples_of", samples_of)
+    with faults("silent wrong results", "index of a shard that was replaced while it was read"):
+        assert [item.captions for item in read_shards(Path("data"), [shard]).items] == [("a bus",)]
 
 
 def test_an_entry_that_claims_terabytes_is_left_out(

@@ -25,7 +25,7 @@ from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.prompts import read_prompt_file
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, DivergedError, EraseError, ModelError, RunError, SettingError
-from erase_sd.files import hash_file
+from erase_sd.files import hash_file, write_records
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.mini.dataset import dataset
 from erase_sd.models.erased import check
@@ -344,6 +344,24 @@ def test_a_sheet_shows_no_image_that_was_replaced(finished: Run, faults: Faults)
                 with pytest.raises(RunError, match="generate again"):
                     contact_sheet([run], Path("sheet.png"))
             path.write_bytes(valid)
+
+
+def test_a_sheet_shows_no_runs_of_other_settings_below_one_original(
+    finished: Run, faults: Faults
+) -> None:
+    for name in ("apple", "other"):
+        shutil.copytree(finished.folder, f"runs/{name}")
+    runs = [Run(Path("runs/apple")), Run(Path("runs/other"))]
+    contact_sheet(runs, Path("sheet.png"))
+    images = runs[1].images()
+    for change in ({"steps": 9}, {"guidance": 1.0}, {"dtype": "fp16"}, {"sampler": "ddim"}):
+        others = [dataclasses.replace(image, **change) for image in images]  # type: ignore[arg-type]
+        write_records(runs[1].folder / "images.jsonl", others)
+        with faults("silent wrong results", f"contact sheet: two runs, one with {change}"):
+            with pytest.raises(
+                RunError, match=f"runs/other: its original has {next(iter(change))}"
+            ):
+                contact_sheet(runs, Path("sheet.png"))
 
 
 BAD_SETTINGS: dict[str, tuple[object, ...]] = {

@@ -122,6 +122,13 @@ def test_a_file_for_diffusers_is_read_back_by_module_and_weight(folder: Path) ->
     assert torch.equal(up, stored[f"{layer}.lora_up.weight"])
 
 
+def test_a_damaged_file_for_diffusers_is_one_line(folder: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((folder / "pytorch_lora_weights.safetensors").read_bytes()[:-9])
+    with pytest.raises(ModelError, match="damaged or foreign"):
+        lora.read_factors(cut)
+
+
 @pytest.mark.parametrize("file", ["apple-lora.safetensors", "pytorch_lora_weights.safetensors"])
 def test_diffusers_loads_both_layouts_with_a_strength(
     tiny: Models, folder: Path, any_peft: None, file: str

@@ -12,6 +12,7 @@ from PIL import Image
 
 from erase_sd import plotting
 from erase_sd.comparison import plots
+from erase_sd.comparison.results import write_results
 from erase_sd.comparison.rows import CellMeasure, Group
 from erase_sd.run.records import Variant
 
@@ -97,6 +98,13 @@ def test_without_measurements_no_figure_is_written() -> None:
     assert not plots.plot_pareto([], Path("pareto.png"))
     assert not plots.plot_concept_counts(rows(), Path("several.png"))
     assert not Path("pareto.png").exists() and not Path("several.png").exists()
+
+
+def test_a_figure_of_an_earlier_comparison_is_removed() -> None:
+    for name in ("pareto.png", "several.png"):
+        Path(name).write_bytes(b"of other runs")
+    write_results(Path(), rows(), "erase-sd compare")
+    assert Path("pareto.png").read_bytes()[:4] == b"\x89PNG" and not Path("several.png").exists()
 
 
 def test_a_label_without_a_free_place_is_still_written() -> None:

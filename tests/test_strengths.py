@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from test_lora_unet import changed
 from test_unet_erasure import erase
 
 import erase_sd
+from erase_sd.files import write_json
 from erase_sd.models import lora_export
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.scoring import strengths
+from erase_sd.scoring.rates import rate_of
 
 
 @pytest.fixture
@@ -78,7 +82,22 @@ def test_images_are_the_originals_at_strength_zero_and_the_erased_ones_at_one(
     assert near < far / 5  # not 0, because bf16 rounds the merged weights
 
 
-def test_without_a_lora_or_scores_the_command_ends_with_one_line(
+def test_every_group_of_every_concept_has_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+    monkeypatch.setattr(strengths.plotting, "render_png", lambda draw, _: draw(figure) or b"")
+    rate = rate_of([True, False])
+    strengths.strengths_png(
+        [
+            strengths.StrengthRate(strength=1, concept=c, group=g, lora=rate, erased=rate)
+            for c in ("apple", "chair", "cow", "dog") for g in strengths.GROUPS
+        ],
+        "four concepts",
+    )  # fmt: skip
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len(labels) == 12 and labels[-4:] == ["apple", "chair", "cow", "dog"]
+
+
+def test_without_the_run_s_lora_or_scores_the_command_ends_with_one_line(
     erased_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["strengths", "apple"])
@@ -87,5 +106,10 @@ def test_without_a_lora_or_scores_the_command_ends_with_one_line(
     folder = erased_run.folder / "export" / "lora"
     folder.mkdir(parents=True)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    exported = dataclasses.asdict(erased_run.erasure())
+    write_json(folder / "erase.json", exported | {"weights_sha256": {"text_encoder": "0"}})
+    with pytest.raises(SystemExit, match="made from other weights than the run has; export again"):
+        strengths.main()
+    write_json(folder / "erase.json", exported)
     with pytest.raises(SystemExit, match="score is missing; score first"):
         strengths.main()

@@ -23,7 +23,7 @@ from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.registry import METHODS
 from erase_sd.models.clip import Clip, FreeEmbeddings
-from erase_sd.models.presets import Models
+from erase_sd.models.presets import Models, models_of_run, resolve
 from erase_sd.run import Run
 from erase_sd.unlearning import stage
 from erase_sd.unlearning.pairs import concept_sets_of
@@ -143,6 +143,15 @@ def test_a_finished_run_is_left_as_it_is(tiny: Models) -> None:
     written = (run.folder / "run.json").stat().st_mtime_ns
     assert unlearn(short(), tiny, run) == metrics
     assert (run.folder / "run.json").stat().st_mtime_ns == written
+
+
+def test_a_finished_run_finds_its_models_where_they_lie_now(tiny: Models) -> None:
+    run, sources = Run(Path("runs/a")), {"clip": tiny.clips[0], "data": tiny.data}
+    shutil.copytree(tiny.folder, "old")
+    unlearn(short(), resolve(model="old", **sources), run)
+    Path("old").rename("new")
+    unlearn(short(), resolve(model="new", **sources), run)
+    assert models_of_run(run).model == "new"
 
 
 def test_the_record_holds_the_methods_own_defaults_where_none_are_set(tiny: Models) -> None:

@@ -6,7 +6,7 @@ import functools
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.concept import slug
@@ -42,12 +42,8 @@ class Attempt:
     def settings(self) -> dict[str, Any]:
         """Everything but the models and captions that the outcome depends on, as JSON."""
         shape = {"steps": self.target.steps, "guidance": self.target.guidance}
-        budgets = {
-            name: list(value) if isinstance(value, tuple) else value  # as JSON returns them
-            for name, value in (asdict(self.attack) if self.attack else {}).items()
-        }
         return {
-            "budgets": budgets,
+            "budgets": self.attack.budgets_json() if self.attack else {},
             "split": self.target.split,
             "seed": self.target.seed,
             "images": self.target.n,

@@ -51,6 +51,13 @@ class Attack:
         """Default of every budget."""
         return {f.name: f.default for f in dataclasses.fields(cls)}
 
+    def budgets_json(self) -> dict[str, Any]:
+        """The budgets, as JSON returns them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
     def run(self, target: Target) -> list[Probe]:
         """Attacks the target; the same target and seed give the same probes."""
         raise NotImplementedError

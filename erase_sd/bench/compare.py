@@ -78,7 +78,8 @@ def machine() -> dict[str, str | int]:
 def compare_generation(repeats: int, count: int) -> SideBySide:
     """Seconds per image, with the share of named objects that are detected."""
     models = resolve()
-    prompts = [pair.caption for pair in read_prompts(find_prompts(CONCEPT))][:count]
+    captions = [pair.caption for pair in read_prompts(find_prompts(CONCEPT))]
+    prompts = [captions[number % len(captions)] for number in range(count)]
     seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
     pipe = open_pipeline(models.folder, sampler=models.sampler)
 

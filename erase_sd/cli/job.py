@@ -167,9 +167,10 @@ def run(
     erasing: dict[str, Any] = dict(zip(("concepts", "synonyms", "keep_senses"), words, strict=True))
     erasing |= {"run": run, "hyperparameters": opt.parse_hyperparameters(hyperparameters)}
     erasing |= opt.chosen(method=method, mine_mentions=mine_mentions) | precision | sources
-    folder = in_stage_process(UNUSED, _unlearn_checked, quiet, yes, checked, erasing)
+    unused, unused_by_images = ((), ()) if model else (UNUSED, UNUSED_BY_IMAGES)
+    folder = in_stage_process(unused, _unlearn_checked, quiet, yes, checked, erasing)
     device = in_stage_process(
-        UNUSED_BY_IMAGES, _generate, quiet, prompts=files, run=folder, kinds=kinds,
+        unused_by_images, _generate, quiet, prompts=files, run=folder, kinds=kinds,
         reference=reference, **shape, **precision,
     )  # fmt: skip
     scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)

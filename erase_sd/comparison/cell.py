@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import runtime
+from ..attacks.registry import build_attacks
 from ..attacks.settings import AttackSettings
 from ..attacks.stage import attack
 from ..errors import EraseError, RunError
@@ -20,7 +20,7 @@ from ..generation.stage import generate
 from ..models.presets import Models
 from ..run import Run
 from ..run.records import Origin
-from ..scoring.stage import score
+from ..scoring.stage import classes_of, score
 from ..unlearning.stage import unlearn
 from .grid import Cell
 
@@ -95,16 +95,13 @@ def _is_scored(cell: Cell, setup: GridSetup, run: Run) -> bool:
     """Whether the run's images and scores are those of the setup's prompts and detector."""
     if run.status("generate") != "done" or run.status("score") != "done":
         return False
-    wanted = {
-        "prompts": {file.name: hash_file(file) for file in setup.prompt_files(cell)},
-        "images_per_prompt": setup.generation.images_per_prompt,
-        "dtype": runtime.precision(setup.generation.dtype),
-        "sampler": setup.models.sampler,
-        "steps": setup.models.steps,
-    }
+    wanted = setup.generation.with_defaults_of(setup.models)
+    del wanted["batch"]  # its default depends on the opened pipeline; it changes pixels slightly
+    wanted["prompts"] = {file.name: hash_file(file) for file in setup.prompt_files(cell)}
     run.scores()
     return (
         wanted.items() <= run.generated().settings.items()
+        and run.scored().classes == classes_of(run.unlearned().concepts, ())
         and run.scored().settings.get("detector_sha256") == setup.models.detector_hash()
     )
 
@@ -126,19 +123,20 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
 
 
 def _is_evaluated(run: Run) -> bool:
-    """Whether `evaluation.json` rests on the run's own held-out pairs and the default templates."""
+    """Whether `evaluation.json` rests on the run's own CLIP and held-out pairs and the default templates."""
     evaluation = run.evaluation()
     if evaluation is None:
         return False
     about = evaluation.about
     data = about.get("data")
     held_out = isinstance(data, dict) and data.get("kind") == HELD_OUT
-    return held_out and about.get("templates") == list(TEMPLATES)
+    own_clip = (about.get("clip_digest"),) == run.unlearned().origin.clip[:1]
+    return held_out and own_clip and about.get("templates") == list(TEMPLATES)
 
 
 def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
-    """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector and the
-    number of images, split, seed, steps and guidance of `settings`."""
+    """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector and all
+    of `settings`."""
     record = run.attacks()
     if record is None or record.detector_sha256 != models.detector_hash():
         return False
@@ -146,6 +144,12 @@ def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
         "images": settings.images, "split": settings.split, "seed": settings.seed,
         "steps": settings.steps or models.steps, "guidance": settings.guidance or models.guidance,
     }  # fmt: skip
-    done = {(r.attack, r.concept) for r in record.rows if shape.items() <= r.settings.items()}
+    attacks = build_attacks(settings.attacks, settings.budgets)
+    wanted = {name: shape | {"budgets": own.budgets_json()} for name, own in attacks.items()}
+    done = {
+        (r.attack, r.concept)
+        for r in record.rows
+        if r.attack in wanted and wanted[r.attack].items() <= r.settings.items()
+    }
     concepts = [concept.name for concept in run.unlearned().concepts]
     return {(attack, concept) for attack in settings.attacks for concept in concepts} <= done

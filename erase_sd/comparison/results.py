@@ -19,8 +19,11 @@ from .rows import ATTACK, COLUMNS, DIVERGED, FAILED, CellMeasure
 from .tables import Table, tables
 
 
-def measures_of(cell: Cell, images: bool = True, reason: str = "") -> list[CellMeasure]:
-    """What a cell measured, detection rates only with `images`.
+def measures_of(
+    cell: Cell, images: bool = True, reason: str = "", attacks: Sequence[str] = ()
+) -> list[CellMeasure]:
+    """What a cell measured, detection rates only with `images`, and of attacks only those that are named:
+    the run may have been attacked by others, with other settings.
 
     With a `reason`, or if the run folder cannot be read, a single row that states why: everything else
     in the folder may stem from an earlier attempt.
@@ -28,8 +31,8 @@ def measures_of(cell: Cell, images: bool = True, reason: str = "") -> list[CellM
     try:
         if not reason:
             run = Run(cell.folder)
-            rates = [*_rates(cell, run), *_attacks(cell, run)] if images else []
-            return [*_costs(cell, run), *rates, *_clip(cell, run)]
+            rates = _rates(cell, run) if images else []
+            return [*_costs(cell, run), *rates, *_attacks(cell, run, attacks), *_clip(cell, run)]
     except EraseError as error:
         reason = str(error)
     return [_measure(cell, FAILED, reason=reason)]
@@ -100,21 +103,21 @@ def _pooled(cell: Cell, comparisons: Sequence[RateComparison], variant: Variant)
     )  # fmt: skip
 
 
-def _attacks(cell: Cell, run: Run) -> list[CellMeasure]:
-    """The strongest row of each attack, pooled over the concepts of the run."""
-    record = run.attacks()
+def _attacks(cell: Cell, run: Run, attacks: Sequence[str]) -> list[CellMeasure]:
+    """The strongest row of each of the `attacks`, pooled over the concepts of the run."""
+    record = run.attacks() if attacks else None
     strongest: dict[str, dict[str, AttackRecord]] = {}
     for row in record.rows if record else ():
+        if row.control or row.attack not in attacks:
+            continue
         own = strongest.setdefault(row.attack, {})
         before = own.get(row.concept)
-        if row.control:
-            continue
         if before is None or row.attacked.value > before.attacked.value:
             own[row.concept] = row
     rows = []
+    variants: tuple[Variant, ...] = ("original", "erased")
     for name, own in strongest.items():
-        variants: tuple[Variant, ...] = ("original", "erased")
-        for variant in variants if name != "none" and own else ():
+        for variant in variants:
             rates = [r.original if variant == "original" else r.attacked for r in own.values()]
             detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
             low, high = wilson(detected, n)
@@ -141,10 +144,14 @@ def _clip(cell: Cell, run: Run) -> list[CellMeasure]:
 
 def write_results(out: Path, rows: list[CellMeasure], command: str) -> list[Table]:
     """Writes `comparison.csv`, `comparison.md`, which begins with the `command`, and the figures for
-    which there are measurements; returns the tables."""
+    which there are measurements; returns the tables. A figure of an earlier comparison is removed."""
     filled = tables(rows)
     write_csv(out / "comparison.csv", COLUMNS, (row.as_row() for row in rows))
     write_text(out / "comparison.md", tables_markdown(filled, rows, command))
-    plot_pareto(rows, out / "pareto.png")
-    plot_concept_counts(rows, out / "several.png")
+    for plot, path in (
+        (plot_pareto, out / "pareto.png"),
+        (plot_concept_counts, out / "several.png"),
+    ):
+        if not plot(rows, path):
+            path.unlink(missing_ok=True)
     return filled

@@ -12,7 +12,7 @@ from ..attacks.settings import AttackSettings
 from ..data.concept import slug
 from ..data.prompts import find_prompts, read_prompts
 from ..data.readers import read_dataset
-from ..errors import EraseError, RunError
+from ..errors import EraseError, RunError, SettingError
 from ..files import check_writable
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
@@ -68,6 +68,9 @@ def compare(
     called with the number of images that are to be generated.
     """
     cells = cells_of(concepts, methods, seeds, out)
+    if attacks and not images:
+        rule = "attacks generate images, which are skipped; needs none"
+        raise SettingError(rule, field="attacks", value=" ".join(attacks))
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder)
     start = _origin(models)
@@ -79,7 +82,7 @@ def compare(
     check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
-        attacks=AttackSettings(attacks=tuple(attacks)) if attacks and images else None,
+        attacks=AttackSettings(attacks=tuple(attacks)) if attacks else None,
     )  # fmt: skip
     if approve and images and writes():
         approve(_images_to_make(cells, setup), None)
@@ -87,7 +90,7 @@ def compare(
     if not writes():
         return Comparison(out, [], [])
     command = _command(concepts, methods, seeds, setup, prompts_folder)
-    return _collect(cells, reasons, images, out, command)
+    return _collect(cells, reasons, setup, out, command)
 
 
 def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:
@@ -107,14 +110,17 @@ def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]
 
 
 def _collect(
-    cells: Sequence[Cell], reasons: dict[int, str], images: bool, out: Path, command: str
+    cells: Sequence[Cell], reasons: dict[int, str], setup: GridSetup, out: Path, command: str
 ) -> Comparison:
     """Writes all results; `reasons` has the cells that failed, by number."""
+    attacks = setup.attacks.attacks if setup.attacks else ()
     rows = [
-        row for i, cell in enumerate(cells) for row in measures_of(cell, images, reasons.get(i, ""))
+        row
+        for i, cell in enumerate(cells)
+        for row in measures_of(cell, setup.images, reasons.get(i, ""), attacks)
     ]
     tables = write_results(out, rows, command)
-    if images:
+    if setup.images:
         _write_sheets([cell for i, cell in enumerate(cells) if i not in reasons], out)
     return Comparison(out, tables, [(cells[i], reasons[i]) for i in sorted(reasons)])
 
@@ -142,7 +148,7 @@ def _run_all(
         if reason := in_own_process(cells[number], setup):
             failed[number] = reason
             claims.fail(names[number], reason)
-    claims.clear()
+    claims.clear(names)
     return failed
 
 

@@ -48,11 +48,10 @@ def index_shards(shards: Sequence[Path]) -> None:
         claims = Claims(cache_folder() / "shards" / ".claims")
     except OSError:  # without a cache, the samples are read from the shards
         return
-    for number in claims.take(
-        [str(shard) for shard in shards], lambda n: _path(shards[n]).is_file()
-    ):
+    names = [str(shard) for shard in shards]
+    for number in claims.take(names, lambda n: _path(shards[n]).is_file()):
         _index(shards[number])
-    claims.clear()
+    claims.clear(names)
 
 
 def indexed(shard: Path) -> list[IndexedSample]:
@@ -63,6 +62,7 @@ def indexed(shard: Path) -> list[IndexedSample]:
 
 
 def _index(shard: Path) -> list[IndexedSample]:
+    path = _path(shard)  # of what is read now: the shard may be replaced in the meantime
     samples = []
     for sample in samples_of(shard):
         place = sample.image
@@ -75,7 +75,7 @@ def _index(shard: Path) -> list[IndexedSample]:
             else IndexedSample(image="", caption=sample.caption)
         )  # fmt: skip
     try:
-        save_bytes(_path(shard), json_lines(samples).encode())
+        save_bytes(path, json_lines(samples).encode())
     except (OSError, RunError, UnicodeEncodeError) as error:
         log.warning("%s: its index is not cached (%s)", shard, error)
     return samples

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
+from ..data.cifar100 import find_cifar100
 from ..data.classes import TEMPLATES as TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
@@ -89,7 +90,11 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def _is_same(images: Path, data: PairSource | None) -> bool:
-    return isinstance(data, Path) and images.resolve() == data.resolve()
+    """Whether both are one folder; CIFAR-100 is also found inside the folder that is named."""
+    if not isinstance(data, Path):
+        return False
+    mine, theirs = ((find_cifar100(folder) or folder).resolve() for folder in (images, data))
+    return mine == theirs
 
 
 def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, Any]]:

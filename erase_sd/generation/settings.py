@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from .. import runtime
 from ..errors import SettingError
 from ..models.choices import SAMPLERS, Sampler
+
+if TYPE_CHECKING:
+    from ..models.presets import Models
 
 MOST = {"images_per_prompt": 10_000, "steps": 1000, "batch": 1000}
 """Upper bounds; the schedulers of Stable Diffusion have 1,000 time steps."""
@@ -46,6 +50,15 @@ class GenerateSettings:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:
             raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
+
+    def with_defaults_of(self, models: Models) -> dict[str, Any]:
+        """The settings, with those of `models` where they are None; the batch may still be."""
+        return asdict(self) | {
+            "steps": self.steps or models.steps,
+            "sampler": self.sampler or models.sampler,
+            "guidance": self.guidance or models.guidance,
+            "dtype": runtime.precision(self.dtype),
+        }
 
 
 def cost_line(images: int, seconds: float | None) -> str:

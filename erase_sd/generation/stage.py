@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,15 +136,11 @@ def _shape(
 ) -> dict[str, Any]:
     """Everything that shapes an image except its text, its seed and what the variant swaps in."""
     size = image_size(pipe)
-    return asdict(settings) | {
+    return settings.with_defaults_of(models) | {
         "size": size,
-        "steps": settings.steps or models.steps,
-        "guidance": settings.guidance or models.guidance,
         "batch": settings.batch or default_batch(pipe),
-        "sampler": settings.sampler or models.sampler,
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
-        "dtype": runtime.precision(settings.dtype),
         "device": pipe.device.type,
     }
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checked import hash_folder
 from ..errors import ModelError
 from ..reading import read_json
 from .clip import Clip, FreeEmbeddings
-from .source import check_config, foreign_files
+from .source import check_config, fingerprint, foreign_files
 from .text_encoder import load_weights
 
 CONTEXT_LENGTH = 64
@@ -112,5 +111,4 @@ def load_blip(folder: Path) -> Blip:
     model = load_weights(BlipForImageTextRetrieval, folder).requires_grad_(False)
     with foreign_files(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    digest = hash_folder(folder, "*.safetensors", "*.json")
-    return Blip(model=model, tokenizer=tokenizer, folder=folder, digest=digest)
+    return Blip(model=model, tokenizer=tokenizer, folder=folder, digest=fingerprint(folder))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint_keys import hub_names
+from .source import foreign_files
 from .unet import UNET
 
 RANK = 32
@@ -137,12 +138,14 @@ def peft_tensors(prefix: str, change: LowRankChange) -> dict[str, Tensor]:
 
 
 def read_factors(path: Path) -> Mapping[str, Factors]:
-    """The factors in a LoRA file for diffusers, by module and weight, as float32."""
-    tensors = load_file(path)
+    """The factors in a LoRA file for diffusers, by module and weight, as float32; ModelError for a
+    damaged file."""
     factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-    for key, up in tensors.items():
-        if key.endswith(_UP):
-            name, _, layer = key.removesuffix(_UP).partition(".")
-            down = tensors[f"{name}.{layer}{_DOWN}"]
-            factors.setdefault(name, {})[f"{layer}.weight"] = (down.float(), up.float())
+    with foreign_files(path):
+        tensors = load_file(path)
+        for key, up in tensors.items():
+            if key.endswith(_UP):
+                name, _, layer = key.removesuffix(_UP).partition(".")
+                down = tensors[f"{name}.{layer}{_DOWN}"]
+                factors.setdefault(name, {})[f"{layer}.weight"] = (down.float(), up.float())
     return factors

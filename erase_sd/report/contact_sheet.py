@@ -16,6 +16,8 @@ from ..run import Run
 from ..run.records import ImageRecord
 
 MARGIN, GAP = 4, 2  # pixels
+SHARED = ("weights", "steps", "guidance", "size", "sampler", "dtype", "scheduler")
+"""What the originals of all runs on a sheet have in common."""
 MAX_COLUMNS, MAX_SCALE = 500, 16
 MAX_PIXELS = 200_000_000  # of a sheet; it takes three bytes each
 
@@ -31,7 +33,8 @@ def contact_sheet(
 
     `names` label the runs; by default each run's own name does. The columns are the first prompts of
     the first run, in file order, with one image each. Raises RunError if a run lacks one of these
-    images or one has changed, and SettingError if `columns` or `scale` is out of bounds.
+    images, one has changed, or the runs were generated from other models or with other settings, and
+    SettingError if `columns` or `scale` is out of bounds.
     """
     if not runs:
         raise SettingError("needs at least one run", field="run")
@@ -71,12 +74,21 @@ def _erased_records(
 ) -> list[ImageRecord]:
     """The run's erased image for the prompt and seed of each original."""
     erased = {(i.prompt, i.seed): i for i in images if i.variant == "erased"}
+    own = {(i.prompt, i.seed): i for i in images if i.variant == "original"}
     for original in originals:
-        if (original.prompt, original.seed) not in erased:
+        key = original.prompt, original.seed
+        if key not in erased or key not in own:
             raise RunError(
                 f"{run.folder}: no image of {original.prompt!r} with seed {original.seed}; generate "
                 "the same prompts and seeds for every run"
             )
+        for name in SHARED:
+            first, other = getattr(original, name), getattr(own[key], name)
+            if first != other:
+                raise RunError(
+                    f"{run.folder}: its original has {name} {other}, that of the first run {first}; "
+                    "generate with the same model and settings for every run"
+                )
     return [erased[original.prompt, original.seed] for original in originals]
 
 

@@ -98,8 +98,20 @@ def read_report_data(run: Run) -> ReportData:
         data.detections = {(row.file, row.sha256): row for row in rows}
         if score.status == "done":
             data.scores = _read(data, run.scores)
-            data.attacks = _read(data, run.attacks)
+            data.attacks = _read(data, lambda: _attacks_of(data))
     return data
+
+
+def _attacks_of(data: ReportData) -> AttacksRecord | None:
+    """The attacks, whose rates stand beside the scores'; RunError if another detector made them."""
+    attacks = data.run.attacks()
+    detectors = data.scores.detectors if data.scores else ()
+    if attacks and detectors and attacks.detector_sha256 not in {d.sha256 for d in detectors}:
+        raise RunError(
+            f"attacks.json: made with the detector {attacks.detector}, the scores with "
+            f"{detectors[0].file}; attack again with the same"
+        )
+    return attacks
 
 
 def _next_stage(data: ReportData) -> list[str]:

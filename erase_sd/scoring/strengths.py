@@ -25,9 +25,10 @@ from ..models.presets import Models, models_of_run
 from ..models.sampling import generate_batch
 from ..models.text_encoder import load_text_encoder
 from ..models.unet import UNET, load_unet
+from ..reading import read_record
 from ..run import Run, run_folder
 from ..run.measurements import Detection, Rate, RateGroup
-from ..run.records import ImageRecord
+from ..run.records import ErasureRecord, ImageRecord
 from .matching import match_images
 from .rates import compare_rates
 
@@ -58,8 +59,12 @@ def strength_rates(
 ) -> list[StrengthRate]:
     """Generates the run's prompts again with the LoRA at every strength: same batches, sampler, precision.
 
-    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored.
+    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored, or has
+    been unlearned again since the export.
     """
+    exported = read_record(lora.with_name("erase.json"), ErasureRecord, hint="export again")
+    if exported.weights_sha256 != run.erasure().weights_sha256:
+        raise RunError(f"{lora}: made from other weights than the run has; export again")
     classes = run.scored().classes
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
@@ -122,11 +127,13 @@ def strengths_png(rates: Sequence[StrengthRate], title: str) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         curves = sorted({(rate.concept, rate.group) for rate in rates}, key=lambda c: c[::-1])
-        for colour, (concept, group) in zip(plotting.COLOURS, curves, strict=False):
+        for number, (concept, group) in enumerate(curves):
+            turn, place = divmod(number, len(plotting.COLOURS))
+            colour, marker = plotting.COLOURS[place], "osD^v<>"[turn % 7]
             own = [rate for rate in rates if (rate.concept, rate.group) == (concept, group)]
             x, y = [r.strength for r in own], [100 * r.lora.value for r in own]
             low, high = [100 * r.lora.low for r in own], [100 * r.lora.high for r in own]
-            axes.plot(x, y, "o-", color=colour, label=GROUPS[group].format(concept))
+            axes.plot(x, y, marker=marker, color=colour, label=GROUPS[group].format(concept))
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
             axes.axhline(100 * own[0].erased.value, color=colour, linestyle="--", linewidth=0.8)
         axes.set(xlabel="strength of the LoRA", ylabel="detection rate, %", ylim=(-3, 103))

@@ -69,21 +69,27 @@ class Claims:
                 return path.read_text(encoding="utf-8")
         return ""
 
-    def clear(self) -> None:
-        """Removes the lock files, and the folder if it holds nothing else."""
-        for lock in self.folder.glob("*.lock"):
-            lock.unlink(missing_ok=True)
+    def clear(self, names: Sequence[str]) -> None:
+        """Removes the lock files of pieces that are done, and the folder if it holds nothing else.
+
+        Others may be at work on pieces that are not among the `names`, and need their locks.
+        """
+        for name in names:
+            self._lock(name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     def _failed(self, name: str) -> Path:
         return self.folder / f"{key_of(name)}.failed"
 
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{key_of(name)}.lock"
+
     @contextlib.contextmanager
     def _claimed(self, name: str) -> Iterator[bool]:
         """Whether this process has the piece to itself, until the end of the block."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.folder / f"{key_of(name)}.lock")
+        lock = filelock.FileLock(self._lock(name))
         try:
             lock.acquire(blocking=False)
         except (filelock.Timeout, FileNotFoundError):  # the folder is being removed

@@ -68,7 +68,7 @@ def _unlearn(
     values = dataclasses.asdict(settings)
     entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
     if from_first(lambda: run.status("unlearn")) == "done":
-        finished = from_first(lambda: _finished(run, values, entry))
+        finished = from_first(lambda: _finished(run, models, values, entry))
         if finished is not None:
             return finished
     sets = _sets_of(data, settings)
@@ -183,10 +183,12 @@ def origin(models: Models, data: Dataset | None) -> Origin:
     )
 
 
-def _finished(run: Run, settings: dict[str, Any], entry: dict[str, Any]) -> dict[str, float] | None:
+def _finished(
+    run: Run, models: Models, settings: dict[str, Any], entry: dict[str, Any]
+) -> dict[str, float] | None:
     """Metrics of a finished run; None if its weights are damaged and have to be made again.
 
-    Raises RunError if it has other settings.
+    Later stages find models and data where they lie now. Raises RunError if it has other settings.
     """
     record = run.unlearned()
     refuse_other(run.folder, record, settings, **entry)
@@ -195,6 +197,9 @@ def _finished(run: Run, settings: dict[str, Any], entry: dict[str, Any]) -> dict
     except RunError as error:
         log.warning("%s; unlearning again", str(error).removesuffix("; unlearn again"))
         return None
+    if run.record.models != models.overrides:
+        with run.lock():
+            run.update(models=models.overrides)
     return next(iter(record.encoders.values())).held_out
 
 
