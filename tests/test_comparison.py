@@ -224,6 +224,7 @@ def test_a_killed_cell_is_a_row_and_exit_status_1(
 ) -> None:
     monkeypatch.setattr(own_process, "attempt", killed)
     words = ["--concepts", "apple", "--methods", "ga", "--seeds", "1", "--skip-images"]
+    words += ["--prompts-folder", "none"]  # nothing is generated, so nothing is read
     for name in ("model", "clip", "data"):
         words += [f"--{name}", str(sources(tiny)[name])]
     monkeypatch.setattr(sys, "argv", ["erase-sd", "compare", *words])

@@ -37,7 +37,7 @@ pytestmark = [
 ]
 TIMES = ("seconds", "peak_memory_mb", "seconds_per_step", "resumed_at", "versions")
 OWN = (".lock", ".writer")  # a killed writer's stay, and the next one takes them over
-TIMED = ("comparison.csv", "comparison.md", "pareto.png")  # hold seconds and megabytes
+TIMED = ("attacks.md", "comparison.csv", "comparison.md", "pareto.png")  # hold seconds, megabytes
 ATTACK = AttackSettings(
     attacks=("embeddings",), budgets={"counts": 1, "steps": 2, "captions": 2}, images=2, steps=1
 )

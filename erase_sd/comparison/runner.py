@@ -72,7 +72,7 @@ def compare(
         rule = "attacks generate images, which are skipped; needs none"
         raise SettingError(rule, field="attacks", value=" ".join(attacks))
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
-    prompts = _prompt_files(cells, prompts_folder)
+    prompts = _prompt_files(cells, prompts_folder) if images else {}
     start = _origin(models)
     if images:
         models.detector_file()

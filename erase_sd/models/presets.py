@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import DataError, ModelError, SettingError
+from ..errors import DataError, ModelError, RunError, SettingError
 from ..files import hash_file
 from ..run import Run
 from .choices import Sampler
@@ -229,6 +230,8 @@ def models_of_run(run: Run, **overrides: Any) -> Models:
     """
     clip = overrides.pop("clip", None)
     recorded = run.record.models if run.exists else {}
+    if unknown := recorded.keys() - inspect.signature(resolve).parameters:
+        raise RunError(f"{run.folder / 'run.json'}: models has an unknown key {min(unknown)!r}")
     overrides = {name: value for name, value in overrides.items() if value}
     if overrides.get("preset", recorded.get("preset")) != recorded.get("preset"):
         recorded = {}
