@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty import Faults, write_table
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, below
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, as below
+
+from faulty import Faults, write_table
 
 from erase_sd.models.presets import Models
 from erase_sd.run import Run

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 # How many blocks glibc has mapped for a large allocation: field `hblks` of malloc.h's mallinfo2.
 COUNT = """
@@ -44,3 +46,8 @@ def test_large_tensors_are_no_longer_mapped_one_by_one() -> None:
         for call in ("", "runtime.keep_freed_memory()")
     ]
     assert mapped == ["1", "0"]
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all cores")
+def test_test_processes_do_not_compete_for_cores() -> None:
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
