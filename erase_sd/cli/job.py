@@ -217,11 +217,10 @@ def _finish(folder: Path, seconds: float, device: str) -> None:
 
     own = Run(folder)
     stages = own.stages
-    trained = [stage.peak_memory_mb or 0 for stage in (stages.unlearn, stages.generate) if stage]
-    host = round(runtime.peak_memory() / 1e6)
-    peak, where = (
-        (max(trained), "on the GPU") if device == "cuda" else (host, "in the largest process")
-    )
+    peak, where = round(runtime.peak_memory() / 1e6), "in the largest process"
+    if device == "cuda":  # that of the child processes, which have ended
+        own_peaks = [s.peak_memory_mb or 0 for s in (stages.unlearn, stages.generate) if s]
+        peak, where = max(own_peaks), "on the GPU"
     own.update(total=Total(seconds=round(seconds, 1), peak_memory_mb=peak))
     print(f"{folder}: report in {write(own)}")
     print(f"{folder}: {seconds:.0f} s in total, peak memory {peak / 1e3:.2f} GB {where}")

@@ -69,7 +69,7 @@ def compare(
     """
     cells = cells_of(concepts, methods, seeds, out)
     if attacks and not images:
-        rule = "attacks generate images, which are skipped; needs none"
+        rule = "attacks need images; leave out either the attacks or the skipping of images"
         raise SettingError(rule, field="attacks", value=" ".join(attacks))
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder) if images else {}
