@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from report_run import scored_run
 
+from erase_sd.cli import job
 from erase_sd.data.concept import Concept
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.generation import batch
@@ -93,3 +96,25 @@ def test_unlearning_in_bfloat16_stays_close_to_float32(tiny: Models, dtype: Prec
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(SettingError, match="dtype fp8: needs one of auto, fp32, bf16"):
         GenerateSettings(dtype="fp8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_total_names_whose_memory_it_is(
+    tiny: Models,
+    device: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = scored_run(tiny, tmp_path)
+    record = json.loads((run.folder / "run.json").read_text())
+    record["stages"]["unlearn"]["peak_memory_mb"] = 4000
+    record["stages"]["generate"]["peak_memory_mb"] = 9000
+    (run.folder / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(job.runtime, "peak_memory", lambda: 2_000_000_000)
+    job._finish(run.folder, 3, device)
+    last = capsys.readouterr().out.splitlines()[-1]
+    memory = "9.00 GB on the GPU" if device == "cuda" else "2.00 GB in the largest process"
+    assert last == f"{run.folder}: 3 s in total, peak memory {memory}"
+    assert run.record.total is not None
+    assert run.record.total.peak_memory_mb == (9000 if device == "cuda" else 2000)
