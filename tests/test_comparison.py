@@ -357,7 +357,7 @@ def test_bad_image_settings_are_reported_before_anything_starts(tiny: Models) ->
 
 
 def test_attacks_without_images_are_not_left_out_without_a_word(tiny: Models) -> None:
-    with pytest.raises(SettingError, match="attacks p4d sweep: attacks generate images"):
+    with pytest.raises(SettingError, match="attacks p4d sweep: attacks need images"):
         run_grid(tiny, ["apple"], ["ga"], attacks=["p4d", "sweep"])
     assert not OUT.exists()
 
