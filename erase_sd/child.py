@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from .errors import RunError
@@ -16,6 +18,9 @@ from .termination import TerminatedError, end_with
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+PACKAGE = Path(__file__).parent
 
 
 class KilledError(RunError):
@@ -59,3 +64,12 @@ def _call(work: Callable[..., T], arguments: tuple[Any, ...], options: dict[str,
         os._exit(128 + error.signal)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def isolated(module: str, *arguments: str) -> list[str]:
+    """The command that runs `main` of a module of this package in a new interpreter.
+
+    `-P` keeps files of the working directory from being imported as modules.
+    """
+    code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code, str(PACKAGE.parent), *arguments]

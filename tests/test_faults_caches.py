@@ -10,7 +10,6 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +18,11 @@ from labelled_data import samples, write_shard
 from PIL import Image
 
 from erase_sd.checked import load_bytes, load_tensors, save_bytes, save_tensors
-from erase_sd.data import parses, shard_index, syntax
+from erase_sd.data import parser, parses, shard_index, syntax
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.sampled import read_shards
 from erase_sd.data.shards import Sample
+from erase_sd.data.tree import Parsed
 from erase_sd.errors import EraseError, RunError
 from erase_sd.files import hash_file, whole_folder
 from erase_sd.generation.cache import cached_batch, image_cache, store_batch
@@ -119,13 +119,12 @@ def parsed_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that reach the parser; nothing is held from earlier tests."""
     texts: list[str] = []
 
-    class Counting:
-        def pipe(self, some: list[str], **options: Any) -> Iterator[Any]:
-            texts.extend(some)
-            return syntax.parser().pipe(some, **options)
+    def counting(some: list[str]) -> list[Parsed]:
+        texts.extend(some)
+        return parser.parse_texts(some)
 
     monkeypatch.setattr(parses, "_held", {})
-    monkeypatch.setattr(syntax, "parsed", lambda t, m, _: parses.parsed(t, m, Counting))
+    monkeypatch.setattr(parses, "parse_texts", counting)
     return texts
 
 
@@ -135,12 +134,12 @@ def test_syntax_trees_are_parsed_again_whatever_stands_in_the_cache(
     kind: str, parsed_anew: list[str], faults: Faults
 ) -> None:
     own, other = CAPTIONS[: parses.MIN_STORED], CAPTIONS[-parses.MIN_STORED :]
-    expected = [[t.tag_ for t in doc] for doc in syntax.parse(own)]
-    [file] = Path("cache/parses").glob("*.spacy")
+    expected = [[t.tag for t in tree.tokens] for tree in syntax.parse(own)]
+    [file] = Path("cache/parses").glob("*.json")
     if kind == "another":
         parses._held.clear()
         list(syntax.parse(other))
-        [stored] = [p for p in file.parent.glob("*.spacy") if p != file]
+        [stored] = [p for p in file.parent.glob("*.json") if p != file]
         shutil.copy(stored, file)
     elif kind in ("empty", "text"):
         file.write_text("" if kind == "empty" else "x" * 200)
@@ -149,7 +148,7 @@ def test_syntax_trees_are_parsed_again_whatever_stands_in_the_cache(
     parses._held.clear()
     parsed_anew.clear()
     with faults("damaged caches", f"syntax trees: {kind}"), at_once(file):
-        assert [[t.tag_ for t in doc] for doc in syntax.parse(own)] == expected
+        assert [[t.tag for t in tree.tokens] for tree in syntax.parse(own)] == expected
         assert len(parsed_anew) == len(own)
 
 

@@ -250,7 +250,7 @@ def test_a_detector_that_is_killed_is_one_line(tiny: Models, faults: Faults) -> 
             pytest.MonkeyPatch.context() as patch,
         ):
             code = f"import os; os.kill(os.getpid(), {int(number)})"
-            patch.setattr(detector, "CHILD", code)
+            patch.setattr(detector, "isolated", lambda *_, code=code: [sys.executable, "-c", code])
             with pytest.raises(ModelError, match="the detector's process failed"):
                 detector.detect(tiny.detector, [Path("image.png")])
 

@@ -1,20 +1,27 @@
-"""Syntax trees: parsed once, kept in the cache folder, the same from there as from the parser."""
+"""Syntax trees: parsed once in a process of their own, kept in the cache folder, the same from there."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import side_by_side
 
-from erase_sd.data import parses, syntax
+from erase_sd.data import parser, parses, syntax
 from erase_sd.data.syntax import parse
+from erase_sd.data.tree import Parsed, Token, Tree
+from erase_sd.errors import ModelError
 from erase_sd.mini.captions import training_captions
 from erase_sd.mini.scenes import sample
 
 ODD = ["An apple's core\u2019s end!", "two  spaces", "Une pomme rouge", "\u5317\u4eac apple", ""]
-CAPTIONS = [text for seed in range(80) for text in training_captions(sample(seed))] + ODD
+CAPTIONS = [text for seed in range(20) for text in training_captions(sample(seed))] + ODD
 
 
 @pytest.fixture(autouse=True)
@@ -27,32 +34,47 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that reach the parser."""
     texts: list[str] = []
 
-    class Counting:
-        def pipe(self, some: list[str], **options: Any) -> Iterator[Any]:
-            texts.extend(some)
-            return syntax.parser().pipe(some, **options)
+    def counting(some: list[str]) -> list[Parsed]:
+        texts.extend(some)
+        return parser.parse_texts(some)
 
-    monkeypatch.setattr(syntax, "parsed", lambda t, m, _: parses.parsed(t, m, Counting))
+    monkeypatch.setattr(parses, "parse_texts", counting)
     return texts
 
 
-def properties(doc: Any) -> list[tuple[Any, ...]]:
+def properties(tokens: list[Token]) -> list[tuple[Any, ...]]:
     return [
-        (t.text, t.idx, t.tag_, t.pos_, t.dep_, t.head.i, t.whitespace_, t.lower_, t.is_alpha,
-         [below.i for below in t.subtree])
-        for t in doc
+        (t.text, t.start, t.tag, t.pos, t.dep, t.head.i, t.space, t.lower,
+         [below.i for below in t.lefts], [below.i for below in t.rights], [b.i for b in t.subtree])
+        for t in tokens
     ]  # fmt: skip
 
 
-def test_trees_from_the_cache_are_those_of_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    direct = [properties(doc) for doc in syntax.parser().pipe(map(syntax._plain, CAPTIONS))]
-    first = [properties(doc) for doc in parse(CAPTIONS)]
-    assert len(list(Path("cache/parses").glob("*.spacy"))) == 1
+def test_trees_are_those_of_spacy() -> None:
+    import spacy
+
+    language = spacy.load(parser.MODEL)
+    for text, tree in zip(CAPTIONS, parse(CAPTIONS), strict=True):
+        doc = language(syntax._plain(text))
+        expected = [
+            (t.text, t.idx, t.tag_, t.pos_, t.dep_, t.head.i, t.whitespace_, t.lower_,
+             [below.i for below in t.lefts], [below.i for below in t.rights], [b.i for b in t.subtree])
+            for t in doc
+        ]  # fmt: skip
+        assert properties(tree.tokens) == expected
+        assert tree.text == doc.text
+        phrases = [([t.i for t in phrase], phrase.root.i) for phrase in doc.noun_chunks]
+        assert [([t.i for t in tokens], head.i) for tokens, head in tree.noun_phrases] == phrases
+    assert any(tree.noun_phrases for tree in parse(CAPTIONS))
+
+
+def test_trees_from_the_cache_are_those_of_the_parser(counted: list[str]) -> None:
+    first = [properties(tree.tokens) for tree in parse(CAPTIONS)]
+    assert len(list(Path("cache/parses").glob("*.json"))) == 1
     parses._held.clear()
-    monkeypatch.setattr(syntax, "parser", None)  # no longer needed
-    docs = list(parse(CAPTIONS))
-    assert first == [properties(doc) for doc in docs] == direct
-    assert any(list(doc.noun_chunks) for doc in docs)
+    counted.clear()
+    assert [properties(tree.tokens) for tree in parse(CAPTIONS)] == first
+    assert not counted
 
 
 def test_no_text_is_parsed_twice(counted: list[str]) -> None:
@@ -64,12 +86,79 @@ def test_no_text_is_parsed_twice(counted: list[str]) -> None:
 
 
 def test_a_damaged_file_is_parsed_again(caplog: pytest.LogCaptureFixture) -> None:
-    before = [properties(doc) for doc in parse(CAPTIONS)]
-    [file] = Path("cache/parses").glob("*.spacy")
+    before = [properties(tree.tokens) for tree in parse(CAPTIONS)]
+    [file] = Path("cache/parses").glob("*.json")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     parses._held.clear()
-    assert [properties(doc) for doc in parse(CAPTIONS)] == before
+    assert [properties(tree.tokens) for tree in parse(CAPTIONS)] == before
     assert "damaged, made again" in caplog.text
     assert file.read_bytes() != bytes(data)
+
+
+def test_the_program_itself_does_not_import_spacy() -> None:
+    code = (
+        "import sys, erase_sd; print(erase_sd.concept_removed('a man holding an apple', 'apple')); "
+        "print('spacy' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines() == ["a man", "False"]
+
+
+@pytest.fixture
+def own_parser() -> Iterator[None]:
+    parser.end_parser()
+    yield
+    parser.end_parser()
+
+
+@pytest.mark.usefixtures("own_parser")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_parser_that_is_killed_is_one_line_and_the_next_call_starts_another() -> None:
+    [before] = parser.parse_texts(["a dog"])
+    worker = parser._worker
+    assert worker is not None
+    os.kill(worker._process.pid, signal.SIGKILL)
+    worker._process.wait()
+    with pytest.raises(ModelError, match=r"the English parser's process failed \(exit status -9\)"):
+        parser.parse_texts(["a dog"])
+    assert parser.parse_texts(["a dog"]) == [before]
+
+
+@pytest.mark.usefixtures("own_parser")
+def test_an_interrupted_question_is_not_answered_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = parser.parse_texts(["a dog"])
+    worker = parser._worker
+    assert worker is not None and worker._process.stdout is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(parser.json, "loads", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            parser.parse_texts(["a cat"])
+    assert parser.parse_texts(["a dog"]) == expected
+
+
+@pytest.mark.usefixtures("own_parser")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+def test_forked_processes_have_parsers_of_their_own() -> None:
+    texts = [f"a {thing} near a dog" for thing in ("man", "cat", "cup", "kite")]
+    expected = [parser.parse_texts([text]) for text in texts]
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            assert parser.parse_texts([texts[number]]) == expected[number]
+        parser.end_parser()
+
+    assert side_by_side(4, work) == [0] * 4
+    assert parser.parse_texts(texts[:1]) == expected[0]  # the forks have not ended ours
+
+
+@pytest.mark.usefixtures("own_parser")
+def test_files_of_the_working_directory_are_not_imported() -> None:
+    for name in ("json", "spacy", "numpy", "thinc"):
+        Path(f"{name}.py").write_text("raise SystemExit(3)\n")
+    assert Tree(*parser.parse_texts(["a dog"])).text == "a dog"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import erase_sd
-from erase_sd.data import removal, syntax
+from erase_sd.data import parser, removal
 from erase_sd.data.concept import Concept
 from erase_sd.data.nouns import forms_of
 from erase_sd.data.removal import remove_concepts, remove_concepts_from
@@ -109,11 +109,11 @@ def test_another_language_loses_the_noun_alone_and_that_is_logged_once(
 
 
 def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syntax, "MODEL", "no_such_model")
-    syntax.parser.cache_clear()
+    monkeypatch.setattr(parser, "MODEL", "no_such_model")
+    parser.end_parser()
     with pytest.raises(ModelError, match="needs `pip install no-such-model`"):
         erase_sd.concept_removed("an apple in a text that no other test parses", "apple")
-    syntax.parser.cache_clear()
+    parser.end_parser()
 
 
 def test_many_captions_are_reduced_as_each_alone() -> None:

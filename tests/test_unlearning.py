@@ -18,7 +18,7 @@ from erase_sd.checked import hash_folder
 from erase_sd.data.concept import Concept
 from erase_sd.data.split import ConceptSets, split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
-from erase_sd.methods.base import Batch, ClosedFormMethod, Student
+from erase_sd.methods.base import ClosedFormMethod
 from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.registry import METHODS
@@ -62,11 +62,12 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autocast: dict[str, set[bool]] = {"loss": set(), "tower": set()}
-    original_loss, encode_text = AnchoredCLIPErase.loss, Clip.encode_text
+    mean, encode_text = Tensor.mean, Clip.encode_text
 
-    def loss(self: AnchoredCLIPErase, student: Student, batch: Batch) -> dict[str, Tensor]:
-        autocast["loss"].add(torch.is_autocast_enabled("cpu"))
-        return original_loss(self, student, batch)
+    def of_loss(self: Tensor, *dimensions: int) -> Tensor:
+        if self.requires_grad:
+            autocast["loss"].add(torch.is_autocast_enabled("cpu"))
+        return mean(self, *dimensions)
 
     def tower(
         self: Clip, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
@@ -74,7 +75,7 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
         autocast["tower"].add(torch.is_autocast_enabled("cpu"))
         return encode_text(self, ids, unit, free)
 
-    monkeypatch.setattr(AnchoredCLIPErase, "loss", loss)
+    monkeypatch.setattr(Tensor, "mean", of_loss)
     monkeypatch.setattr(Clip, "encode_text", tower)
     unlearn(short(dtype="bf16", mine_mentions=False), tiny, Run(Path("runs/a")))
     assert autocast == {"loss": {False}, "tower": {True}}

@@ -15,8 +15,8 @@ from ..child import in_child
 
 P = ParamSpec("P")
 T = TypeVar("T")
-UNUSED = ("triton", "peft", "scipy")
-"""Optional packages that transformers and diffusers import if they are there, 150 MB in all. With a preset's
+UNUSED = ("triton", "peft", "scipy", "cuda", "jinja2")
+"""Optional packages that transformers and diffusers import if they are there, 160 MB in all. With a preset's
 own model, no stage uses them on a CPU; another one may have a scheduler that needs scipy."""
 UNUSED_BY_IMAGES = (*UNUSED, "torchvision")
 """The same for image generation."""

@@ -2,87 +2,66 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..checked import load_bytes, save_bytes
 from ..errors import RunError
 from ..files import cache_folder, key_of
 from ..runtime import log
+from .parser import MODEL, end_parser, parse_texts
+from .tree import Parsed, Tree
 
-if TYPE_CHECKING:
-    from spacy.language import Language
-    from spacy.tokens import Doc, DocBin
-    from spacy.vocab import Vocab
-
-MIN_STORED = 256
+MIN_STORED = 64
 """Fewest texts parsed in one call that are worth a file."""
 MAX_HELD = 200_000
-"""Most syntax trees that a process holds, about 1 kB each; more begin anew."""
-ATTRIBUTES = ("HEAD", "DEP", "TAG", "POS")
+"""Most texts whose parses a process holds, about 4 kB each; more begin anew."""
 
-_held: dict[str, tuple[DocBin, int]] = {}
-"""By text: the arrays of many trees, and the row of its own."""
+_held: dict[str, Parsed] = {}
 
 
-def parsed(texts: Sequence[str], model: str, parser: Callable[[], Language]) -> Iterator[Doc]:
-    """The syntax tree of each text, by the parser of the package `model`.
-
-    A damaged file in the cache is replaced.
-    """
+def trees_of(texts: Sequence[str]) -> Iterator[Tree]:
+    """The syntax tree of each text. A damaged file in the cache is replaced."""
     if len(_held) + len(texts) > MAX_HELD:
         _held.clear()
-    missing = [text for text in dict.fromkeys(texts) if text not in _held]
-    trees = _trees(missing, model, parser) if missing else None
-    if trees:
-        for string in trees.strings:
-            _vocabulary().strings.add(string)
-        _held.update({text: (trees, row) for row, text in enumerate(missing)})
+    if missing := [text for text in dict.fromkeys(texts) if text not in _held]:
+        _held.update(zip(missing, _parsed(missing), strict=True))
     chosen = [_held[text] for text in texts]  # now: another call may begin anew
-    return (_document(trees, row) for trees, row in chosen)
+    return map(Tree, chosen)
 
 
-def _trees(texts: Sequence[str], model: str, parser: Callable[[], Language]) -> DocBin:
-    """The trees of texts, in their order: from the cache, or parsed now."""
-    from spacy.tokens import DocBin
-    from spacy.util import get_package_version
-
-    versions = [get_package_version(name) for name in (model, "spacy")]
-    path = cache_folder() / "parses" / f"{key_of([model, versions, ATTRIBUTES, texts])}.spacy"
-    if stored := _stored(path, len(texts)):
-        return stored
-    documents = parser().pipe(texts, batch_size=MIN_STORED)
-    trees = DocBin(ATTRIBUTES, docs=documents)
-    if len(texts) >= MIN_STORED:
-        try:
-            save_bytes(path, trees.to_bytes())
-        except (OSError, RunError) as error:
-            log.warning("%s: syntax trees are not cached (%s)", path, error)
-    return trees
+def forget() -> None:
+    """Frees what is held, and ends the parser's process; the next call begins anew."""
+    _held.clear()
+    end_parser()
 
 
-def _stored(path: Path, count: int) -> DocBin | None:
-    """The trees in a file; None if there is none, or it is damaged."""
-    from spacy.tokens import DocBin
+def _parsed(texts: Sequence[str]) -> list[Parsed]:
+    """The parses of texts, in their order: from the cache, or now."""
+    if len(texts) < MIN_STORED:
+        return parse_texts(texts)
+    fields = [field.name for field in dataclasses.fields(Parsed)]
+    key = key_of([_version(MODEL), _version("spacy"), fields, texts])
+    path = cache_folder() / "parses" / f"{key}.json"
+    if (data := load_bytes(path)) is not None:
+        return [Parsed(*row) for row in json.loads(data)]
+    parsed = parse_texts(texts)
+    try:
+        _save(path, parsed)
+    except (OSError, RunError) as error:
+        log.warning("%s: syntax trees are not cached (%s)", path, error)
+    return parsed
 
-    data = load_bytes(path) if count >= MIN_STORED else None
-    return None if data is None else DocBin().from_bytes(data)
+
+def _save(path: Path, parsed: Sequence[Parsed]) -> None:
+    save_bytes(path, json.dumps([dataclasses.astuple(one) for one in parsed]).encode())
 
 
-def _document(trees: DocBin, row: int) -> Doc:
-    from spacy.tokens import Doc
-
-    tokens, spaces = trees.tokens[row], trees.spaces[row]
-    document = Doc(_vocabulary(), words=tokens[:, 0], spaces=spaces)
-    return document.from_array(trees.attrs, tokens)
-
-
-@functools.cache
-def _vocabulary() -> Vocab:
-    """English without the parser, which is not loaded where the cache has all trees."""
-    import spacy
-
-    vocabulary: Vocab = spacy.blank("en").vocab
-    return vocabulary
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from .concept import Span
 from .syntax import is_english, phrase_bounds
-
-if TYPE_CHECKING:
-    from spacy.tokens import Doc
+from .tree import Tree
 
 Phrase = tuple[str, ...]
 """Words in lower case."""
@@ -34,16 +31,16 @@ MIN_CONTINUED = 5
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
 
 
-def frequent_phrases(captions: Sequence[str], docs: Sequence[Doc], others: Sequence[str]) -> Rows:
-    """Phrases of the captions, whose syntax trees are `docs`, that are rarer in the `others`.
+def frequent_phrases(captions: Sequence[str], trees: Sequence[Tree], others: Sequence[str]) -> Rows:
+    """Phrases of the captions, whose syntax trees are `trees`, that are rarer in the `others`.
 
     A phrase that is only ever part of a longer one is left out.
     """
     candidates = {
         phrase
-        for caption, doc in zip(captions, docs, strict=True)
-        if is_english(doc)
-        for phrase in _phrases(caption, doc)
+        for caption, tree in zip(captions, trees, strict=True)
+        if is_english(tree)
+        for phrase in _phrases(caption, tree)
     }
     rows = {
         p: own for p, own in occurrences(candidates, captions).items() if len(own) >= MIN_CAPTIONS
@@ -75,8 +72,8 @@ def span_of(phrase: Phrase, caption: str) -> Span:
     return words[first].start(), words[first + len(phrase) - 1].end()
 
 
-def _phrases(caption: str, doc: Doc) -> Iterator[Phrase]:
-    starts, ends = phrase_bounds(doc)
+def _phrases(caption: str, tree: Tree) -> Iterator[Phrase]:
+    starts, ends = phrase_bounds(tree)
     words = list(_WORD.finditer(caption.lower()))
     for i, word in enumerate(words):
         if word.start() not in starts:

@@ -11,16 +11,13 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from ..runtime import log
 from .concept import Concept, Span, with_article
 from .removal_cuts import PRONOUN_TAGS, Cuts
 from .removal_phrases import cut_mention
 from .syntax import RELATIONAL_NOUNS, is_english, parse
-
-if TYPE_CHECKING:
-    from spacy.tokens import Doc, Token
+from .tree import Token, Tree
 
 Removed = tuple[str, list[Span]]
 """A caption without the concepts, and the spans of the caption that were removed or replaced."""
@@ -50,23 +47,23 @@ def remove_concepts_from(texts: Iterable[str], concepts: Iterable[Concept]) -> l
     for row in long:
         removed[row] = _without_nouns(removed[row][0], spans[row])
     rows = [row for row, own in enumerate(spans) if own and row not in long]
-    for row, doc in zip(rows, parse(removed[row][0] for row in rows), strict=True):
-        removed[row] = remove_spans(removed[row][0], doc, spans[row])
+    for row, tree in zip(rows, parse(removed[row][0] for row in rows), strict=True):
+        removed[row] = remove_spans(removed[row][0], tree, spans[row])
     return removed
 
 
-def remove_spans(text: str, doc: Doc, spans: Sequence[Span]) -> Removed:
-    """`text`, whose syntax tree is `doc`, without the phrases at `spans`."""
-    mentions = [[t for t in doc if t.idx < end and start < t.idx + len(t)] for start, end in spans]
+def remove_spans(text: str, tree: Tree, spans: Sequence[Span]) -> Removed:
+    """`text`, whose syntax tree is `tree`, without the phrases at `spans`."""
+    mentions = [[t for t in tree.tokens if t.start < end and start < t.end] for start, end in spans]
     whole = all(
-        start <= tokens[0].idx and tokens[-1].idx + len(tokens[-1]) <= end
+        start <= tokens[0].start and tokens[-1].end <= end
         for (start, end), tokens in zip(spans, mentions, strict=True)
     )
-    if not whole or not is_english(doc):
-        if not is_english(doc):
+    if not whole or not is_english(tree):
+        if not is_english(tree):
             log_unknown_language()
         return _without_nouns(text, spans)
-    cuts = Cuts(doc)
+    cuts = Cuts(tree)
     for tokens in mentions:
         cut_mention(cuts, tokens)
     return _rendered(text, cuts)
@@ -87,16 +84,16 @@ def _without_nouns(text: str, spans: Sequence[Span]) -> Removed:
 
 def _rendered(text: str, cuts: Cuts) -> Removed:
     """What the cuts leave, with its stray commas and pronouns removed and its articles agreeing."""
-    kept = [token for token in cuts.doc if cuts.keeps(token) and not token.is_space]
+    kept = [token for token in cuts.tree.tokens if cuts.keeps(token) and not token.text.isspace()]
     for tidy in (_without_leading_words, _without_trailing_pronouns, _without_stray_commas):
         kept = tidy(kept, cuts)
     for token, following in pairwise(kept):
-        if token.lower_ in ("a", "an") and following.i > token.i + 1:
-            cuts.replaced[token.i] = _article(text[token.idx : token.idx + len(token)], following)
+        if token.lower in ("a", "an") and following.i > token.i + 1:
+            cuts.replaced[token.i] = _article(text[token.start : token.end], following)
     out, last = "", -1
     for token in kept:
-        word = cuts.replaced.get(token.i, text[token.idx : token.idx + len(token)])
-        before = cuts.doc[token.i - 1].whitespace_ if token.i else ""
+        word = cuts.replaced.get(token.i, text[token.start : token.end])
+        before = cuts.tree.tokens[token.i - 1].space if token.i else ""
         if last >= 0 and not word.startswith(" "):
             apart = token.i > last + 1 and token.text not in _CLOSING
             out += " " if apart else before
@@ -106,16 +103,16 @@ def _rendered(text: str, cuts: Cuts) -> Removed:
 
 def _removed_spans(text: str, kept: Sequence[Token], cuts: Cuts) -> list[Span]:
     """Runs of tokens that are not kept as they are."""
-    same = {t.i for t in kept if cuts.replaced.get(t.i, "") in ("", text[t.idx : t.idx + len(t)])}
+    same = {t.i for t in kept if cuts.replaced.get(t.i, "") in ("", text[t.start : t.end])}
     spans: list[Span] = []
     previous = -2
-    for token in cuts.doc:
-        if token.i in same or token.is_space:
+    for token in cuts.tree.tokens:
+        if token.i in same or token.text.isspace():
             continue
-        start = token.idx
+        start = token.start
         if previous == token.i - 1:
             start = spans.pop()[0]
-        spans.append((start, token.idx + len(token)))
+        spans.append((start, token.end))
         previous = token.i
     return spans
 
@@ -125,7 +122,7 @@ def _without_leading_words(kept: list[Token], cuts: Cuts) -> list[Token]:
     first = 0
     if cuts.lost_subject and kept and kept[0].i > 0:
         function_words = ("ADP", "PART", "PUNCT", "CCONJ", "SCONJ", "AUX")
-        while first < len(kept) and kept[first].pos_ in function_words:
+        while first < len(kept) and kept[first].pos in function_words:
             first += 1
             if complex_end := _complex_preposition(kept[first : first + 3]):
                 first += complex_end
@@ -134,7 +131,7 @@ def _without_leading_words(kept: list[Token], cuts: Cuts) -> list[Token]:
 
 def _complex_preposition(tokens: Sequence[Token]) -> int:
     """How many of the next three tokens still belong to a preposition: "the left of"."""
-    words = [token.lower_ for token in tokens]
+    words = [token.lower for token in tokens]
     noun = 1 if words[:1] == ["the"] else 0
     if words[noun + 1 : noun + 2] in (["of"], ["to"]) and words[noun] in RELATIONAL_NOUNS:
         return noun + 2
@@ -147,7 +144,7 @@ def _without_trailing_pronouns(kept: list[Token], cuts: Cuts) -> list[Token]:
     if not words or not cuts.gone & {words[-1].i + 1}:
         return kept
     left = words
-    while len(left) > 1 and (left[-1].tag_ in _LEADING_TAGS or left[-1].dep_ == "cc"):
+    while len(left) > 1 and (left[-1].tag in _LEADING_TAGS or left[-1].dep == "cc"):
         left = left[:-1]
     return [token for token in kept if token not in words or token in left]
 
@@ -160,7 +157,7 @@ def _without_stray_commas(kept: list[Token], cuts: Cuts) -> list[Token]:
     kept = [
         t for t, n in zip(kept, following[: len(kept)], strict=True) if not _is_stray(t, n, cuts)
     ]
-    while kept and (kept[0].text in _CLOSING or (kept[0].dep_ == "cc" and kept[0].i)):
+    while kept and (kept[0].text in _CLOSING or (kept[0].dep == "cc" and kept[0].i)):
         kept = kept[1:]
     return kept
 
@@ -172,8 +169,8 @@ def _is_stray(token: Token, following: Token | None, cuts: Cuts) -> bool:
     at_gap = following is None or following.i > token.i + 1
     if token.text in (",", ";", ":"):
         return following is None or (at_gap and following.text in _CLOSING)
-    joins = token.lower_ in ("and", "or")
-    return joins and following is not None and at_gap and following.lower_ in ("and", "or")
+    joins = token.lower in ("and", "or")
+    return joins and following is not None and at_gap and following.lower in ("and", "or")
 
 
 def _article(article: str, following: Token) -> str:

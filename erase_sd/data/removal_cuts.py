@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from .syntax import (
     BE,
@@ -14,9 +13,7 @@ from .syntax import (
     is_peer_verb,
     stands_without_object,
 )
-
-if TYPE_CHECKING:
-    from spacy.tokens import Doc, Token
+from .tree import Token, Tree
 
 PRONOUN_TAGS = frozenset(("PRP", "DT", "WP", "WDT", "PRP$", "CD", "PDT"))
 """Pronouns and quantifiers, which mean nothing without the noun that they stand for."""
@@ -26,9 +23,9 @@ _VERBS = ("VERB", "AUX")
 
 @dataclass
 class Cuts:
-    """The tokens of a caption that are removed or replaced, by their positions in `doc`."""
+    """The tokens of a caption that are removed or replaced, by their positions in `tree`."""
 
-    doc: Doc
+    tree: Tree
     gone: set[int] = field(default_factory=set)
     replaced: dict[int, str] = field(default_factory=dict)
     lost_subject: bool = False
@@ -54,54 +51,54 @@ def subtree(tokens: Iterable[Token]) -> list[Token]:
 
 def says_only_where(preposition: Token) -> bool:
     """Whether a preposition's phrase merely says who has the thing: "in his hand", "on it"."""
-    objects = [token for token in preposition.subtree if token.dep_ == "pobj"]
+    objects = [token for token in preposition.subtree if token.dep == "pobj"]
     if not objects:
         return False
-    if objects[-1].tag_ == "PRP":
+    if objects[-1].tag == "PRP":
         return True
     (first, *others) = objects
-    owned = any(c.dep_ == "poss" and c.tag_ == "PRP$" for c in first.children)
-    return not others and owned and first.lower_.removesuffix("s") in BODY_PARTS
+    owned = any(c.dep == "poss" and c.tag == "PRP$" for c in first.children)
+    return not others and owned and first.lower.removesuffix("s") in BODY_PARTS
 
 
 def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
     """Removes a preposition and what it needs: "in front of", "looking at"."""
     cuts.drop(preposition)
-    before = (c for c in preposition.lefts if c.dep_ in ("advmod", "neg"))
+    before = (c for c in preposition.lefts if c.dep in ("advmod", "neg"))
     cuts.drop(*subtree(before))
     head = preposition.head
-    complex_preposition = head.dep_ == "pobj" and head.lower_ in RELATIONAL_NOUNS
-    if complex_preposition and preposition.lower_ in ("of", "to"):
+    complex_preposition = head.dep == "pobj" and head.lower in RELATIONAL_NOUNS
+    if complex_preposition and preposition.lower in ("of", "to"):
         cuts.drop(head, *head.lefts)
         preposition_lost_object(cuts, head.head)
         return
-    function_word = head.pos_ in ("ADV", "ADP", "SCONJ", "ADJ")
-    if head.i == preposition.i - 1 and head.dep_ in ("advmod", "prep") and function_word:
+    function_word = head.pos in ("ADV", "ADP", "SCONJ", "ADJ")
+    if head.i == preposition.i - 1 and head.dep in ("advmod", "prep") and function_word:
         cuts.drop(head, *subtree(head.lefts))
         head = head.head
-    if head.pos_ in _VERBS and head.lower_ in BE:
+    if head.pos in _VERBS and head.lower in BE:
         _be_lost_complement(cuts, head)
-    elif is_peer_verb(head.lower_) and preposition.lower_ in ("at", "to", "through", "upon"):
+    elif is_peer_verb(head.lower) and preposition.lower in ("at", "to", "through", "upon"):
         remove_verb(cuts, head)
 
 
 def _be_lost_complement(cuts: Cuts, verb: Token) -> None:
     """Removes a form of "be" unless something else follows it."""
     grammatical = (*_SUBJECTS[:1], "punct", "mark", "cc", "aux", "expl", "neg")
-    if not any(child.dep_ not in grammatical for child in cuts.kept(verb.children)):
+    if not any(child.dep not in grammatical for child in cuts.kept(verb.children)):
         remove_verb(cuts, verb)
 
 
 def verb_lost_object(cuts: Cuts, verb: Token) -> None:
     """Removes a verb that cannot stand without its object."""
-    if verb.pos_ not in _VERBS or stands_without_object(verb.lower_):
+    if verb.pos not in _VERBS or stands_without_object(verb.lower):
         return
-    if verb.lower_ in BE and any(child.dep_ == "expl" for child in verb.lefts):
-        cuts.drop(*(child for child in verb.lefts if child.dep_ == "expl"))
+    if verb.lower in BE and any(child.dep == "expl" for child in verb.lefts):
+        cuts.drop(*(child for child in verb.lefts if child.dep == "expl"))
         clause_lost_subject(cuts, verb)  # "there is an apple on a table" becomes "a table"
         return
-    if is_dative_verb(verb.lower_):
-        to = [c for c in verb.rights if c.dep_ in ("dative", "prep") and c.lower_ == "to"]
+    if is_dative_verb(verb.lower):
+        to = [c for c in verb.rights if c.dep in ("dative", "prep") and c.lower == "to"]
         if to := cuts.kept(to):
             cuts.drop(to[0])  # "feeding apples to a horse" becomes "feeding a horse"
             return
@@ -113,33 +110,33 @@ def remove_verb(cuts: Cuts, verb: Token) -> None:
     if not cuts.keeps(verb):
         return
     cuts.drop(verb)
-    if verb.dep_ in ("ROOT", "ccomp", "conj") and _adverbial_clause_takes_over(cuts, verb):
+    if verb.dep in ("ROOT", "ccomp", "conj") and _adverbial_clause_takes_over(cuts, verb):
         return
     for child in cuts.kept(verb.children):
-        pronoun = child.tag_ in PRONOUN_TAGS or child.lower_ in ("some", "both", "one", "each")
+        pronoun = child.tag in PRONOUN_TAGS or child.lower in ("some", "both", "one", "each")
         if (
-            child.dep_ in ("aux", "auxpass", "prt", "neg", "agent")
-            or (child.dep_ == "advmod" and child.lower_ in ("also", "each", "not", "just", "only"))
-            or (child.dep_ == "prep" and says_only_where(child))
-            or (child.dep_ in _SUBJECTS and pronoun)
+            child.dep in ("aux", "auxpass", "prt", "neg", "agent")
+            or (child.dep == "advmod" and child.lower in ("also", "each", "not", "just", "only"))
+            or (child.dep == "prep" and says_only_where(child))
+            or (child.dep in _SUBJECTS and pronoun)
         ):
             cuts.drop(*child.subtree)
     rest = [
         child
         for child in cuts.kept(verb.children)
-        if child.dep_ not in (*_SUBJECTS, "mark", "cc", "punct")
+        if child.dep not in (*_SUBJECTS, "mark", "cc", "punct")
     ]
-    if not any(child.dep_ != "conj" for child in rest):
-        cuts.drop(*(child for child in verb.children if child.dep_ == "mark"))
+    if not any(child.dep != "conj" for child in rest):
+        cuts.drop(*(child for child in verb.children if child.dep == "mark"))
     _join_around(cuts, verb, bool(rest))
 
 
 def _adverbial_clause_takes_over(cuts: Cuts, verb: Token) -> bool:
     """Lets "while sitting on grass" become the predicate of a caption whose verb is gone."""
     for clause in verb.rights:
-        marks = [child for child in clause.children if child.dep_ == "mark"]
-        own_subject = any(child.dep_ in _SUBJECTS for child in clause.children)
-        if clause.dep_ == "advcl" and clause.tag_ == "VBG" and marks and not own_subject:
+        marks = [child for child in clause.children if child.dep == "mark"]
+        own_subject = any(child.dep in _SUBJECTS for child in clause.children)
+        if clause.dep == "advcl" and clause.tag == "VBG" and marks and not own_subject:
             cuts.drop(*marks)
             return True
     return False
@@ -147,18 +144,18 @@ def _adverbial_clause_takes_over(cuts: Cuts, verb: Token) -> bool:
 
 def _join_around(cuts: Cuts, verb: Token, has_rest: bool) -> None:
     """Removes the conjunction that joined a removed verb to another."""
-    if verb.dep_ != "conj":
-        following = cuts.kept(c for c in verb.rights if c.dep_ == "conj")
+    if verb.dep != "conj":
+        following = cuts.kept(c for c in verb.rights if c.dep == "conj")
         if following:
-            cuts.drop(*(c for c in verb.rights if c.dep_ == "cc" and c.i < following[0].i))
+            cuts.drop(*(c for c in verb.rights if c.dep == "cc" and c.i < following[0].i))
         return
     position = verb.i - 1
     while position >= 0:
-        token = cuts.doc[position]
-        joins = token.dep_ == "cc" or token.text == ","
+        token = cuts.tree.tokens[position]
+        joins = token.dep == "cc" or token.text == ","
         if cuts.keeps(token) and not joins:
             return
-        if not has_rest or token.dep_ == "cc":
+        if not has_rest or token.dep == "cc":
             cuts.drop(token)
         position -= 1
 
@@ -168,20 +165,20 @@ def clause_lost_subject(cuts: Cuts, verb: Token) -> None:
     cuts.lost_subject = True
     cuts.drop(verb)
     for child in cuts.kept(verb.children):
-        subject = child.dep_ in _SUBJECTS
-        if child.dep_ in ("advmod", "acomp"):
-            if not any(token.dep_ == "pobj" for token in child.subtree):
+        subject = child.dep in _SUBJECTS
+        if child.dep in ("advmod", "acomp"):
+            if not any(token.dep == "pobj" for token in child.subtree):
                 cuts.drop(*child.subtree)
-        elif child.dep_ in ("aux", "auxpass", "prt", "neg", "mark") or (
-            subject and child.tag_ in PRONOUN_TAGS
+        elif child.dep in ("aux", "auxpass", "prt", "neg", "mark") or (
+            subject and child.tag in PRONOUN_TAGS
         ):
             cuts.drop(*child.subtree)
-        elif child.dep_ == "conj" and child.pos_ in _VERBS:
-            if not any(below.dep_ in _SUBJECTS for below in child.children):
+        elif child.dep == "conj" and child.pos in _VERBS:
+            if not any(below.dep in _SUBJECTS for below in child.children):
                 clause_lost_subject(cuts, child)
-        elif child.dep_ == "xcomp":
+        elif child.dep == "xcomp":
             clause_lost_subject(cuts, child)
-        elif child.dep_ == "cc" or (
-            child.dep_ in ("prep", "agent") and any(c.dep_ == "pcomp" for c in child.children)
+        elif child.dep == "cc" or (
+            child.dep in ("prep", "agent") and any(c.dep == "pcomp" for c in child.children)
         ):
             cuts.drop(child)

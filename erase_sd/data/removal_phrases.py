@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .removal_cuts import (
     Cuts,
@@ -14,9 +13,7 @@ from .removal_cuts import (
     verb_lost_object,
 )
 from .syntax import PARTITIVE_NOUNS
-
-if TYPE_CHECKING:
-    from spacy.tokens import Token
+from .tree import Token
 
 _BEFORE_NOUN = frozenset((
     "advmod", "amod", "case", "compound", "det", "neg", "nmod", "npadvmod", "nummod", "poss",
@@ -32,7 +29,7 @@ def cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
         return
     noun = _head_of(mention)
     inside = noun.head in mention
-    if noun.pos_ == "VERB":  # a noun that the parser read as a verb
+    if noun.pos == "VERB":  # a noun that the parser read as a verb
         cuts.drop(*mention)
     elif not inside and _is_misread_subject(noun):
         cuts.drop(*_noun_phrase(noun, mention), noun.head, *noun.head.lefts)
@@ -45,129 +42,129 @@ def cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
 
 def _head_of(mention: Sequence[Token]) -> Token:
     """The mention's noun, which comes before what modifies it: "fruit" of "fruit with a leaf"."""
-    after = (i for i, t in enumerate(mention) if i and t.pos_ in ("ADP", "PART", "VERB"))
+    after = (i for i, t in enumerate(mention) if i and t.pos in ("ADP", "PART", "VERB"))
     before = mention[: next(after, len(mention))]
     outside = [t for t in reversed(before) if t.head not in before or t.head == t]
-    return next((t for t in outside if t.pos_ in _NOUNS), outside[0])
+    return next((t for t in outside if t.pos in _NOUNS), outside[0])
 
 
 def _is_misread_subject(noun: Token) -> bool:
     """Whether a verb was read as a noun: "dogs run" as "run of dogs"."""
     head = noun.head
-    plural_modifier = noun.dep_ == "compound" and noun.tag_ in ("NNS", "NNPS")
-    return plural_modifier and head.tag_ == "NN" and head.dep_ == "ROOT" and head.i == noun.i + 1
+    plural_modifier = noun.dep == "compound" and noun.tag in ("NNS", "NNPS")
+    return plural_modifier and head.tag == "NN" and head.dep == "ROOT" and head.i == noun.i + 1
 
 
 def _modifies_noun(noun: Token) -> bool:
     """Whether the mention only says of what kind or whose a later noun is: "a chair leg"."""
     labels = ("compound", "amod", "nmod", "poss", "npadvmod")
-    return noun.dep_ in labels and noun.head.pos_ in (*_NOUNS, "ADJ") and noun.head.i > noun.i
+    return noun.dep in labels and noun.head.pos in (*_NOUNS, "ADJ") and noun.head.i > noun.i
 
 
 def _cut_modifier(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
     """Removes a modifier and leaves its noun; of a possessor, also its own determiner."""
     cuts.drop(*mention)
-    if noun.dep_ == "poss":
-        cuts.drop(*(c for c in noun.children if c.dep_ == "case"))
-        cuts.drop(*(c for c in noun.lefts if c.dep_ in ("det", "amod", "nummod")))
+    if noun.dep == "poss":
+        cuts.drop(*(c for c in noun.children if c.dep == "case"))
+        cuts.drop(*(c for c in noun.lefts if c.dep in ("det", "amod", "nummod")))
 
 
 def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
     """Removes a noun phrase, and mends the coordination or the clause that it leaves."""
     phrase = _noun_phrase(noun, mention)
-    owners = [c for c in noun.lefts if c.dep_ == "poss" and c.pos_ in _NOUNS]
-    kept_owner = {t.i for owner in owners[:1] for t in owner.subtree if t.dep_ != "case"}
+    owners = [c for c in noun.lefts if c.dep == "poss" and c.pos in _NOUNS]
+    kept_owner = {t.i for owner in owners[:1] for t in owner.subtree if t.dep != "case"}
     phrase = [token for token in phrase if token.i not in kept_owner]
     cuts.drop(*phrase)
-    cuts.drop(*subtree(c for c in noun.rights if c.dep_ == "prep" and says_only_where(c)))
+    cuts.drop(*subtree(c for c in noun.rights if c.dep == "prep" and says_only_where(c)))
     head = noun.head
-    partitive = noun.dep_ == "pobj" and head.lower_ == "of" and _is_partitive(head.head)
+    partitive = noun.dep == "pobj" and head.lower == "of" and _is_partitive(head.head)
     if partitive:
         cuts.drop(head, *_noun_phrase(head.head, [head.head]))
     if _coordination_closes(cuts, noun, phrase):
         return
     if partitive:
         _cut_phrase(cuts, head.head, [head.head, head])  # "a pair of scissors"
-    elif noun.dep_ == "pobj":
+    elif noun.dep == "pobj":
         preposition_lost_object(cuts, head)
-    elif noun.dep_ in ("dobj", "dative", "oprd", "attr"):
+    elif noun.dep in ("dobj", "dative", "oprd", "attr"):
         verb_lost_object(cuts, head)
         if owners and not cuts.keeps(head):  # "riding a man's bike" becomes "with a man"
             cuts.gone.discard(head.i)
             cuts.replaced[head.i] = "with"
-    elif noun.dep_ in ("nsubj", "nsubjpass") and head.pos_ in ("VERB", "AUX"):
-        cuts.drop(*(token for token in noun.rights if token.dep_ == "punct"))
+    elif noun.dep in ("nsubj", "nsubjpass") and head.pos in ("VERB", "AUX"):
+        cuts.drop(*(token for token in noun.rights if token.dep == "punct"))
         clause_lost_subject(cuts, head)
-    elif noun.dep_ in ("ROOT", "ccomp", "nsubj", "nsubjpass"):
+    elif noun.dep in ("ROOT", "ccomp", "nsubj", "nsubjpass"):
         _fragment_lost_head(cuts, noun)
 
 
 def _is_partitive(noun: Token) -> bool:
     """Whether a noun only counts or measures."""
-    return noun.pos_ == "NOUN" and bool({noun.lower_, noun.lower_[:-1]} & PARTITIVE_NOUNS)
+    return noun.pos == "NOUN" and bool({noun.lower, noun.lower[:-1]} & PARTITIVE_NOUNS)
 
 
 def _noun_phrase(noun: Token, mention: Sequence[Token]) -> list[Token]:
     """The mention with its determiners, adjectives, numbers and possessors."""
     coordinated = (*_BEFORE_NOUN, "conj", "cc")  # "red and green apples"
-    before = [c for c in noun.lefts if c.dep_ in coordinated]
-    before += [c for token in mention for c in token.lefts if c.dep_ in _BEFORE_NOUN]
-    phrase = [*mention, *subtree(before), *(c for c in noun.rights if c.dep_ == "case")]
+    before = [c for c in noun.lefts if c.dep in coordinated]
+    before += [c for token in mention for c in token.lefts if c.dep in _BEFORE_NOUN]
+    phrase = [*mention, *subtree(before), *(c for c in noun.rights if c.dep == "case")]
     last = max(token.i for token in mention)
     return [token for token in phrase if token.i <= last + 1]
 
 
 def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
     """Joins the other members of the mention's coordination; False if it has none."""
-    following = [c for c in noun.rights if c.dep_ == "conj" and _is_noun(c)]
-    in_list = noun.dep_ == "appos" and any(c.dep_ == "cc" for c in noun.rights)
-    if noun.dep_ == "conj" or (in_list and following):  # "a cup, an apple and a dog"
+    following = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
+    in_list = noun.dep == "appos" and any(c.dep == "cc" for c in noun.rights)
+    if noun.dep == "conj" or (in_list and following):  # "a cup, an apple and a dog"
         _join_before(cuts, noun, phrase, is_last=not following)
         return True
     if not following:
         return False
     member = following[0]
     start = min(token.i for token in (*member.lefts, member))
-    between = cuts.doc[max(token.i for token in phrase) + 1 : start]
-    where = cuts.kept(c for c in noun.rights if c.dep_ == "prep" and c.i < member.i)
-    if noun.dep_ == "ROOT" and where:
+    between = cuts.tree.tokens[max(token.i for token in phrase) + 1 : start]
+    where = cuts.kept(c for c in noun.rights if c.dep == "prep" and c.i < member.i)
+    if noun.dep == "ROOT" and where:
         cuts.lost_subject = True  # "an apple near a cup and a dog" becomes "a cup and a dog"
         return True
-    cuts.drop(*(token for token in between if token.dep_ in ("cc", "punct")))
-    determiners = [c for c in noun.lefts if c.dep_ in ("det", "poss")]
-    has_own = any(c.dep_ in ("det", "poss", "nummod") for c in member.lefts)
-    if determiners and not has_own and member.tag_ in ("NN", "NNP"):
+    cuts.drop(*(token for token in between if token.dep in ("cc", "punct")))
+    determiners = [c for c in noun.lefts if c.dep in ("det", "poss")]
+    has_own = any(c.dep in ("det", "poss", "nummod") for c in member.lefts)
+    if determiners and not has_own and member.tag in ("NN", "NNP"):
         cuts.gone.discard(determiners[0].i)  # "an apple and orange" becomes "an orange"
     return True
 
 
 def _is_noun(token: Token) -> bool:
     """Whether a member of a coordination is a noun and not a verb in disguise ("and eating")."""
-    gerund = token.lower_.endswith("ing") and not list(token.lefts)
-    return token.pos_ in (*_NOUNS, "PRON") and token.tag_ != "VBG" and not gerund
+    gerund = token.lower.endswith("ing") and not list(token.lefts)
+    return token.pos in (*_NOUNS, "PRON") and token.tag != "VBG" and not gerund
 
 
 def _join_before(cuts: Cuts, noun: Token, phrase: Sequence[Token], is_last: bool) -> None:
     """Removes the comma or conjunction before a member; the member before the last gets an "and"."""
     position, had_conjunction = min(token.i for token in phrase) - 1, False
     while position >= 0:
-        token = cuts.doc[position]
-        if not (token.dep_ == "cc" or token.text == "," or not cuts.keeps(token)):
+        token = cuts.tree.tokens[position]
+        if not (token.dep == "cc" or token.text == "," or not cuts.keeps(token)):
             break
-        had_conjunction |= token.dep_ == "cc"
+        had_conjunction |= token.dep == "cc"
         cuts.drop(token)
         position -= 1
     if had_conjunction and is_last:
-        while position > 0 and cuts.doc[position].pos_ in (*_NOUNS, "ADJ", "DET", "NUM"):
+        while position > 0 and cuts.tree.tokens[position].pos in (*_NOUNS, "ADJ", "DET", "NUM"):
             position -= 1
-        if 0 < position < noun.i and cuts.doc[position].text == ",":
+        if 0 < position < noun.i and cuts.tree.tokens[position].text == ",":
             cuts.replaced[position] = " and"
 
 
 def _fragment_lost_head(cuts: Cuts, noun: Token) -> None:
     """A caption that is a noun phrase, "a dog running on grass", loses its noun and begins anew."""
     for child in noun.rights:
-        if child.dep_ in ("acl", "relcl") and child.pos_ in ("VERB", "AUX"):
+        if child.dep in ("acl", "relcl") and child.pos in ("VERB", "AUX"):
             clause_lost_subject(cuts, child)
-        elif child.dep_ == "prep" and cuts.keeps(child):
+        elif child.dep == "prep" and cuts.keeps(child):
             cuts.lost_subject = True

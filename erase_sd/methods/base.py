@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -192,6 +192,13 @@ class Method(Hyperparameters):
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted, scalar terms; their sum is minimized."""
         raise NotImplementedError
+
+    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """The terms of `loss`; those of two parts have no pass through the student in common.
+
+        Each part is differentiated before the next is computed, so that only one at a time needs memory.
+        """
+        yield self.loss(student, batch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Batch, Method, Need, Student
+from .base import Batch, ConceptRemoved, Encodings, Method, Need, Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,23 @@ class AnchoredCLIPErase(Method):
     """Weight of the paper's forgetting module, with similarities below 0 clamped to 0 (ours: off)."""
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """The terms `anchor` and `token`, and `forget` if it has a weight."""
+        """The terms of all `parts`."""
+        return {name: term for part in self.parts(student, batch) for name, term in part.items()}
+
+    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """The term `token`; then `anchor`, with `forget` if it has a weight."""
         assert batch.concept_removed is not None
-        forget, retain = student(batch.forget), student(batch.retain)
-        distance = (forget.hidden_states - batch.concept_removed.hidden_states).square().mean(-1)
-        mask = batch.concept_removed.mask  # (n, tokens), as the distance
-        change = (retain.hidden_states - batch.retain.original.hidden_states).square()
+        change = student(batch.retain).hidden_states - batch.retain.original.hidden_states
+        yield {"token": self.token_weight * change.square().mean()}
+        # After the larger batch, because its freed memory holds the smaller one's.
+        yield self._forgotten(student(batch.forget), batch.concept_removed)
+
+    def _forgotten(self, forget: Encodings, target: ConceptRemoved) -> dict[str, Tensor]:
+        distance = (forget.hidden_states - target.hidden_states).square().mean(-1)
         terms = {
-            "anchor": self.anchor_weight * (distance * mask).sum() / mask.sum().clamp(min=1),
-            "token": self.token_weight * change.mean(),
+            "anchor": self.anchor_weight
+            * (distance * target.mask).sum()  # (n, tokens), both
+            / target.mask.sum().clamp(min=1)
         }
         if self.forget_weight:
             similarity = (forget.image * forget.text).sum(-1).clamp(min=0)

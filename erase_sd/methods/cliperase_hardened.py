@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -88,14 +89,13 @@ class HardenedCLIPErase(AnchoredCLIPErase):
             original=task.clip,
         )
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """The terms of cliperase-anchored, and `adversary` and `neighbour` if they have a weight."""
-        terms = super().loss(student, batch)
+    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """Those of cliperase-anchored, then `adversary` and `neighbour` if they have a weight."""
+        yield from super().parts(student, batch)
         if self.adversary_weight and batch.done >= self.start:
-            terms["adversary"] = self.adversary_weight * self._attacked(student, batch)
+            yield {"adversary": self.adversary_weight * self._attacked(student, batch)}
         if self.neighbour_weight:
-            terms["neighbour"] = self.neighbour_weight * self._neighbours(student, batch)
-        return terms
+            yield {"neighbour": self.neighbour_weight * self._neighbours(student, batch)}
 
     def _attacked(self, student: Student, batch: Batch) -> Tensor:
         """Steps the adversaries against the student; returns the student's distance to the targets under

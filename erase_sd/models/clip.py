@@ -155,9 +155,15 @@ class Clip:
         gradient."""
 
         def encode(ids: Tensor) -> tuple[Tensor, Tensor]:
-            batches = [self.encode_text(rows) for rows in torch.split(ids, batch)]
-            text, hidden_states = zip(*batches, strict=True)
-            return torch.cat(text), torch.cat(hidden_states)
+            text, hidden_states = self.encode_text(ids[:batch])
+            # Filled row by row: joining the batches would take their memory twice.
+            texts = text.new_empty(len(ids), *text.shape[1:])
+            all_states = hidden_states.new_empty(len(ids), *hidden_states.shape[1:])
+            texts[:batch], all_states[:batch] = text, hidden_states
+            for start in range(batch, len(ids), batch):
+                rows = slice(start, start + batch)
+                texts[rows], all_states[rows] = self.encode_text(ids[rows])
+            return texts, all_states
 
         with torch.no_grad():
             text, hidden_states = by_rows(encode, ids, unit=batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +12,10 @@ from .presets import Models
 from .source import TOKENIZER_FILES, check_config, fetch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+_CHUNK = 1000
+"""Texts tokenized at a time: the tokenizer's own records of a text take several times those of its ids."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,20 @@ class TokenLimit:
 
     def all_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, unpadded, also of texts that do not fit."""
-        return self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+        return [ids for tokens in self._encoded(texts) for ids in tokens["input_ids"]]
 
     def offsets(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[Span]]]:
         """`all_ids`, and each token's characters, empty for special tokens."""
-        if not texts:
-            return [], []
-        tokens = self.tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-        return tokens["input_ids"], tokens["offset_mapping"]
+        ids: list[list[int]] = []
+        offsets: list[list[Span]] = []
+        for tokens in self._encoded(texts, return_offsets_mapping=True):
+            ids += tokens["input_ids"]
+            offsets += tokens["offset_mapping"]
+        return ids, offsets
+
+    def _encoded(self, texts: Sequence[str], **options: bool) -> Iterator[BatchEncoding]:
+        for start in range(0, len(texts), _CHUNK):
+            yield self.tokenizer(list(texts[start : start + _CHUNK]), verbose=False, **options)
 
 
 def token_limit_of(models: Models) -> TokenLimit:

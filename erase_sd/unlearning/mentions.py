@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,13 +21,11 @@ from ..data.phrases import MIN_CAPTIONS, Phrase, Rows, frequent_phrases, span_of
 from ..data.removal import remove_concepts_from, remove_spans
 from ..data.split import ConceptSets, split_by_concept
 from ..data.syntax import parse
+from ..data.tree import Tree
 from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.text_encoder import load_clip
 from ..runtime import log
-
-if TYPE_CHECKING:
-    from spacy.tokens import Doc
 
 _T = TypeVar("_T")
 
@@ -101,14 +99,14 @@ def _mine(
         return {}
     others = _spread(others, MAX_CAPTIONS)
     direction = concept_direction(clip, [pair.caption for pair in _spread(named, NAMED)], concept)
-    docs = list(parse(others))
+    trees = list(parse(others))
     kept = [Concept(sense) for sense in concept.keep_senses]
     rows = {
         phrase: own
-        for phrase, own in frequent_phrases(others, docs, retain).items()
+        for phrase, own in frequent_phrases(others, trees, retain).items()
         if not any(sense.in_text(" ".join(phrase)) for sense in kept)
     }
-    drops = _drops(clip, others, docs, rows, direction)
+    drops = _drops(clip, others, trees, rows, direction)
     return _cover({phrase: rows[phrase] for phrase in sufficient(drops)})
 
 
@@ -134,7 +132,7 @@ def concept_direction(clip: Clip, captions: Sequence[str], concept: Concept) -> 
 
 
 def _drops(
-    clip: Clip, captions: Sequence[str], docs: Sequence[Doc], rows: Rows, direction: Tensor
+    clip: Clip, captions: Sequence[str], trees: Sequence[Tree], rows: Rows, direction: Tensor
 ) -> dict[Phrase, Tensor]:
     """By how much some captions of each phrase fall back without it, as a share of the mean drop when
     the name is removed, (captions,)."""
@@ -142,7 +140,7 @@ def _drops(
     if not scored:
         return {}
     texts = [
-        remove_spans(captions[row], docs[row], [span_of(phrase, captions[row])])[0]
+        remove_spans(captions[row], trees[row], [span_of(phrase, captions[row])])[0]
         for phrase, row in scored
     ]
     before = _features(clip, [captions[row] for _, row in scored])

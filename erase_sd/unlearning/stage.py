@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import runtime
+from ..data import parses
 from ..data.dataset import Dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import NotErasedError, RunError, SettingError
@@ -218,7 +219,8 @@ def _unlearn_module(
 ) -> tuple[dict[str, Tensor], EncoderResult]:
     """New weights of a text encoder or of the U-Net, and how its unlearning went."""
     method = session.settings.build()
-    runtime.free_memory()  # of the captions' syntax trees, before the batches take theirs
+    parses.forget()  # all captions are tokens now, and the batches need the memory
+    runtime.free_memory()
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)
     else:

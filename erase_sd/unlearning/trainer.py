@@ -179,21 +179,24 @@ class Trainer:
             self.batches.shrink()  # out of the handler, which holds on to the tensors of the failed pass
         if not self.state.stopped:
             self.optimizer.step()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return {name: float(term) for name, term in terms.items()}
 
     def _backward(self) -> dict[str, Tensor]:
         """Computes the gradients of one batch, and returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.student.precision():
             batch = self.batches.at(self.state.step, self.steps, self.method.needs, self.memory)
+        terms: dict[str, Tensor] = {}
         # In float32: a similarity times CLIP's temperature keeps no decimals in bf16.
-        terms = self.method.loss(self.student, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        if torch.isfinite(loss):
+        for part in self.method.parts(self.student, batch):
+            loss = torch.stack(list(part.values())).sum()
+            if not torch.isfinite(loss):
+                self._diverge(self.state.step + 1, f"loss {float(loss.detach())}")
+                break
             loss.backward()  # type: ignore[no-untyped-call]
-            sum_gradients(self.parameters.values())
+            terms |= {name: term.detach() for name, term in part.items()}
         else:
-            self._diverge(self.state.step + 1, f"loss {float(loss.detach())}")
+            sum_gradients(self.parameters.values())
         return terms
 
     def _validate(self, terms: dict[str, float], seconds_per_step: float) -> None:
