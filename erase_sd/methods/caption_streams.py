@@ -22,7 +22,7 @@ BATCH = 128
 class CaptionStream:
     """Some captions on their way through the edited tower and the original, a layer at a time.
 
-    No layer runs twice over them but the edited one, before its edit and after it.
+    No layer runs twice over them: its edit is added to what it gave before.
     """
 
     edited: Tensor
@@ -34,6 +34,8 @@ class CaptionStream:
     """Which positions have a target, bool (n, tokens)."""
     arguments: Mapping[str, Any]
     """What a layer takes beside the stream."""
+    key: Tensor | None = None
+    """Input of the last layer's output matrix, (n, tokens, inner), until its edit."""
 
     @classmethod
     def begin(
@@ -47,15 +49,20 @@ class CaptionStream:
         return cls(edited, target, source, mask[rows].bool().to(device), arguments)
 
     def moments(self, edited: Any, original: Any) -> tuple[Tensor, Tensor]:
-        """The sums of k k^T and d k^T over all positions that have a target.
+        """The sums of k k^T and d k^T over all positions that have a target; the streams pass the layer.
 
         k is the input of the layer's output matrix, d the error of the residual stream after the layer.
         """
-        key, stream = self.through(edited, self.edited)
+        self.key, self.edited = self.through(edited, self.edited)
         _, self.target = self.through(original, self.target)
         target = self.target.gather(1, self.source)
-        key, error = key[self.targeted], (target - stream)[self.targeted]
+        key, error = self.key[self.targeted], (target - self.edited)[self.targeted]
         return _in_float64(key.T @ key), _in_float64(error.T @ key)
+
+    def edit(self, change: Tensor) -> None:
+        """Adds what a change of the last layer's output matrix, (width, inner), does to the stream."""
+        assert self.key is not None
+        self.edited, self.key = self.edited + self.key @ change.T, None
 
     @torch.no_grad()
     def through(self, layer: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
