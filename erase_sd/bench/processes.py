@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--counts", nargs="+", type=int, default=[1, 2], help="Numbers of processes."
     )
-    parser.add_argument("--prompts", type=int, default=100, help="Prompts to generate.")
+    parser.add_argument("--prompts", type=int, default=400, help="Prompts to generate.")
     parser.add_argument("--images", type=int, default=12, help="Images of each attack.")
     parser.add_argument("--out", type=Path, default=Path("processes.json"), help="File to write.")
     options = parser.parse_args()
