@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty import Faults
@@ -116,3 +118,49 @@ def test_a_signal_before_anything_has_changed_leaves_the_run_as_it_was(
         with pytest.raises(TerminatedError):
             generate([Path("apple.txt")], GenerateSettings(steps=2), tiny, run)
         assert (run.folder / "run.json").read_bytes() == before
+
+
+def test_a_signal_while_a_batch_is_written_leaves_it_whole_and_the_run_resumes(
+    tiny: Models, erased_run: Run, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erase_sd.generation import batch
+    from erase_sd.generation.settings import GenerateSettings
+    from erase_sd.generation.stage import generate
+
+    Path("apple.txt").write_text("an apple\na dog\nan orange\n")
+    settings, files = GenerateSettings(steps=1, batch=2), [Path("apple.txt")]
+    records = generate(files, settings, tiny, erased_run)
+    expected = {record.file: (erased_run.folder / record.file).read_bytes() for record in records}
+    shutil.rmtree(erased_run.folder / "images")
+    (erased_run.folder / "images.jsonl").unlink()
+    monkeypatch.setenv("ERASE_SD_CACHE", "another")
+    generate_batch, write_bytes = batch.generate_batch, batch.write_bytes
+    first, second = threading.Event(), threading.Event()
+
+    def waits_for_the_signal(*args: Any) -> Any:
+        images = generate_batch(*args)
+        if first.is_set():
+            second.set()
+            threading.Event().wait()
+        first.set()
+        return images
+
+    def signals(path: Path, data: bytes) -> None:
+        assert second.wait(60)
+        if path.name == "apple-0000.png":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write_bytes(path, data)
+
+    with faults("signals", "generate: SIGTERM while a batch is written"):
+        with monkeypatch.context() as patch, pytest.raises(TerminatedError):
+            patch.setattr(batch, "generate_batch", waits_for_the_signal)
+            patch.setattr(batch, "write_bytes", signals)
+            generate(files, settings, tiny, erased_run)
+        assert erased_run.images() == records[:2]
+        left = [path for path in (erased_run.folder / "images").rglob("*") if path.is_file()]
+        assert {path.relative_to(erased_run.folder).as_posix() for path in left} == {
+            record.file for record in records[:2]
+        }
+        assert generate(files, settings, tiny, erased_run) == records
+        for name, data in expected.items():
+            assert (erased_run.folder / name).read_bytes() == data

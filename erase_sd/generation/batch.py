@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ from .plan import PlannedImage
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
+
+Pngs = Callable[[], list[bytes]]
+"""Returns a generated batch as PNGs: encodes it, or waits for it. Called in the thread that writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,11 @@ class ImageBatch:
         """Hash of everything that shapes the batch."""
         images = [[image.file, text, image.seed] for image, text in self.texts.items()]
         return key_of([self.variant, self.weights, self.shape, images])
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether the original model generates it, so that other runs may need the same images."""
+        return self.variant != "erased"
 
     def file(self, image: PlannedImage) -> str:
         """Path of an image within the run folder."""
@@ -92,15 +100,21 @@ def write_batch(batch: ImageBatch, pngs: Sequence[bytes], run: Run) -> list[str]
     return [digest(data) for data in pngs]
 
 
-def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
-    """The images as PNG; those of the original model from the cache if it has them."""
-    cacheable = batch.variant != "erased"
-    if cacheable and (cached := cached_batch(image_cache(), batch.key, len(batch.texts))):
-        return cached
+def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> Pngs:
+    """Generates the images, unless the cache has the original's; the result encodes and caches them."""
+    if batch.cacheable:
+        cached = cached_batch(image_cache(), batch.key, len(batch.texts))
+        if cached:
+            return lambda: cached
     texts, seeds = list(batch.texts.values()), [image.seed for image in batch.texts]
     images = generate_batch(pipe, texts, seeds, batch.shape["steps"], batch.shape["guidance"])
+    return functools.partial(_encode, batch, images)
+
+
+def _encode(batch: ImageBatch, images: Sequence[Image]) -> list[bytes]:
+    """The images as PNGs; the original's are cached."""
     pngs = [_png(image) for image in images]
-    if cacheable:
+    if batch.cacheable:
         try:
             store_batch(image_cache(), batch.key, pngs)
         except OSError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +17,7 @@ import filelock
 
 from .. import runtime
 from ..errors import RunError
-from .batch import ImageBatch, generate_pngs
+from .batch import ImageBatch, Pngs, generate_pngs
 from .cache import cached_batch, store_batch
 
 if TYPE_CHECKING:
@@ -50,21 +53,22 @@ class Share:
         """Whether this process writes the run."""
         return self.number == 0
 
-    def pngs(self, index: int, batch: ImageBatch, pipe: DiffusionPipeline) -> list[bytes]:
-        """The images of the pass's batch number `index`, if this process is to write or to generate it.
+    def pngs(
+        self, index: int, batch: ImageBatch, pipe: DiffusionPipeline, stopped: threading.Event
+    ) -> Pngs:
+        """Generates the pass's batch number `index` if it is this process's; the result encodes it.
 
-        The writer waits for batches of other processes. The launcher ends all if one of them fails.
-        Raises RunError if the other process is not there.
+        In the writer, the result of another process's batch waits for it until `stopped`: CancelledError.
+        The launcher ends all if one of them fails. RunError if the other process is not there.
         """
         size = len(batch.texts)
-        if index % self.count != self.number:
-            return self._from_other(index % self.count, batch.key, size) if self.writes else []
+        if (owner := index % self.count) != self.number:
+            wait = functools.partial(self._from_other, owner, batch.key, size, stopped)
+            return wait if self.writes else list
         if self.count > 1 and (stored := cached_batch(self.folder, batch.key, size)):
-            return stored  # left by an interrupted pass
+            return lambda: stored  # left by an interrupted pass
         pngs = generate_pngs(batch, pipe)
-        if not self.writes:
-            store_batch(self.folder, batch.key, pngs)
-        return pngs
+        return pngs if self.writes else functools.partial(self._leave, batch.key, pngs)
 
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
@@ -82,11 +86,20 @@ class Share:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return self.folder.with_name(f"{FOLDER}-{number}.lock")
 
-    def _from_other(self, number: int, key: str, size: int) -> list[bytes]:
+    def _leave(self, key: str, pngs: Pngs) -> list[bytes]:
+        """Stores a batch for the writer."""
+        batch = pngs()
+        store_batch(self.folder, key, batch)
+        return batch
+
+    def _from_other(
+        self, number: int, key: str, size: int, stopped: threading.Event
+    ) -> list[bytes]:
         """A batch of process `number`, once it has stored it."""
         began = time.monotonic()
         while not (stored := cached_batch(self.folder, key, size)):
-            time.sleep(POLL_SECONDS)
+            if stopped.wait(POLL_SECONDS):
+                raise CancelledError
             if time.monotonic() - began > ABSENT_SECONDS and self._is_absent(number):
                 raise RunError(
                     f"process {number + 1} of {self.count} is not there (RANK and WORLD_SIZE in the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from ..models.sampling import default_batch, seconds_per_image
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
 from ..runtime import Approval, Progress, log
-from .batch import ImageBatch, hashes_on_disk, write_batch
+from .batch import ImageBatch, Pngs, hashes_on_disk, write_batch
 from .plan import PlannedImage, batches_of, plan, reference_texts
 from .settings import GenerateSettings, cost_line
 from .share import Share
+from .write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -198,24 +200,35 @@ def _generate_batches(
     progress: Progress | None,
     share: Share,
 ) -> list[ImageRecord]:
-    """Completes every batch; `images.jsonl` grows with each. Empty for a process that does not write."""
+    """Completes every batch, each written while the next is generated.
+
+    `images.jsonl` grows with each. Empty for a process that does not write.
+    """
     earlier = {record.file: record for record in run.images()}
     total = sum(len(batch.texts) for _, batches in planned for batch in batches)
     records: list[ImageRecord] = []
-    index = itertools.count()
-    for variant, batches in planned:
-        swap(pipe, variant.modules)
-        for batch in batches:
-            number, hashes = next(index), hashes_on_disk(batch, run, earlier)
-            pngs = [] if hashes else share.pngs(number, batch, pipe)
-            if not share.writes:
-                continue
-            hashes = hashes or write_batch(batch, pngs, run)
-            records += batch.records(hashes)
-            write_records(run.folder / "images.jsonl", records)
-            if progress:
-                progress(len(records), total, variant.name)
+    index, done = itertools.count(), 0
+    with WriteBehind(share.count) as behind:  # of which one is this process's own
+        for variant, batches in planned:
+            swap(pipe, variant.modules)
+            for batch in batches:
+                number, hashes = next(index), hashes_on_disk(batch, run, earlier)
+                pngs = list if hashes else share.pngs(number, batch, pipe, behind.stopped)
+                write = functools.partial(_write, batch, hashes, pngs, run, records)
+                done += len(batch.texts)
+                behind.add(
+                    write if share.writes else pngs,
+                    functools.partial(progress, done, total, variant.name) if progress else None,
+                )
     return records
+
+
+def _write(
+    batch: ImageBatch, hashes: list[str] | None, pngs: Pngs, run: Run, records: list[ImageRecord]
+) -> None:
+    """Adds a batch to `records` and `images.jsonl`; writes its images, unless `hashes` says they are there."""
+    records += batch.records(hashes or write_batch(batch, pngs(), run))
+    write_records(run.folder / "images.jsonl", records)
 
 
 def _remove_stale_images(run: Run, records: Sequence[ImageRecord]) -> None:
