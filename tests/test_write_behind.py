@@ -264,3 +264,14 @@ def test_nothing_runs_after_a_task_that_failed_and_its_error_is_the_one_that_is_
             for number in range(2):
                 behind.add(lambda number=number: ran.append(number))
     assert ran == []
+
+
+@pytest.mark.parametrize("error", [RunError("failed"), KeyboardInterrupt()])
+def test_tasks_that_were_added_run_even_if_the_block_fails(error: BaseException) -> None:
+    ran: list[bool] = []
+    with pytest.raises(type(error)):
+        with WriteBehind(2) as behind:
+            behind.add(lambda: ran.append(behind.stopped.wait(GENEROUS)))
+            behind.add(lambda: ran.append(True))
+            raise error
+    assert ran == [True, True] and writing_threads() == []
