@@ -14,7 +14,7 @@ from erase_sd.attacks import stage
 from erase_sd.attacks.base import Probe
 from erase_sd.attacks.embeddings import FittedEmbeddings, random_words
 from erase_sd.attacks.registry import ATTACKS, attack_class, build_attacks
-from erase_sd.attacks.settings import AttackSettings
+from erase_sd.attacks.settings import LATER_SETTINGS, AttackSettings
 from erase_sd.attacks.stage import attack
 from erase_sd.attacks.table import attack_lines, attacks_markdown
 from erase_sd.attacks.target import Target, attacked_captions, cycled, open_models
@@ -30,8 +30,10 @@ from erase_sd.attacks.tokens import (
 )
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
+from erase_sd.data.images import hash_image
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import SettingError
+from erase_sd.files import key_of, write_json
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 
@@ -275,6 +277,67 @@ def test_a_finished_attack_is_repeated_only_if_something_changed(
     image.write_bytes(b"damaged")
     assert attack(recorded_run, tiny, settings).rows[1].images == first.rows[1].images
     assert len(ran) == 4
+
+
+def test_an_attack_that_was_judged_by_another_class_is_repeated(
+    tiny: Models, recorded_run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"images": 2, "steps": 1}
+    p4d = {"prompts": 1, "steps": 1}
+    attack(recorded_run, tiny, AttackSettings(attacks=("p4d",), budgets=p4d, **small))
+    settings = AttackSettings(attacks=("embeddings",), budgets={"steps": 1, "counts": 1}, **small)
+    first = attack(recorded_run, tiny, settings).rows
+    assert [row.attack for row in first] == ["none", "p4d", "embeddings"]
+    assert {row.settings["detector_class"] for row in first} == {"apple"}
+    assert "dropped" not in caplog.text
+    again = attack(recorded_run, tiny, settings, ["orange"]).rows
+    assert [row.attack for row in again] == ["none", "embeddings"]
+    assert {row.settings["detector_class"] for row in again} == {"orange"}
+    [line] = [m for m in caplog.messages if "its rows are dropped" in m]
+    assert "attacks.json: apple judged by other detector words" in line
+    assert {row.key for row in again}.isdisjoint(row.key for row in first)
+
+
+def test_rows_of_an_earlier_version_are_kept_by_their_own_key(
+    tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AttackSettings(
+        attacks=("embeddings",), images=2, steps=1, budgets={"steps": 1, "counts": 1}
+    )
+    record = attack(recorded_run, tiny, settings)
+    data, sets = stage.concept_sets_of(recorded_run, tiny)
+    pipe, _ = open_models(recorded_run, tiny)
+    asked = attacked_captions(pipe, data, sets, Concept("apple"), "held-out")
+    learned = attacked_captions(pipe, data, sets, Concept("apple"), "train")
+    texts = [[c.text, hash_image(c.image)] for c in (*cycled(asked, 2), *learned)]
+    erasure, rows = recorded_run.erasure(), []
+    for row in record.rows:
+        own = {name: row.settings[name] for name in row.settings if name not in LATER_SETTINGS}
+        parts = [row.attack, "apple", "apple", own, texts]
+        hashes = [erasure.weights_sha256, erasure.base.fingerprint, tiny.detector_hash()]
+        rows.append(dataclasses.replace(row, settings=own, key=key_of([*parts, *hashes])))
+    earlier = dataclasses.replace(record, rows=tuple(rows))
+    write_json(recorded_run.folder / "attacks.json", dataclasses.asdict(earlier))
+    monkeypatch.setattr(FittedEmbeddings, "run", lambda *_: pytest.fail("repeated"))
+    assert attack(recorded_run, tiny, settings) == earlier
+
+
+def test_an_attack_with_another_sampler_is_repeated(tiny: Models, recorded_run: Run) -> None:
+    settings = AttackSettings(
+        attacks=("embeddings",), images=1, steps=2, budgets={"steps": 1, "counts": 1}
+    )
+    first = attack(recorded_run, tiny, settings).rows
+    other = attack(recorded_run, dataclasses.replace(tiny, sampler="unipc"), settings).rows
+    assert [row.settings["sampler"] for row in (*first, *other)] == [None, None, "unipc", "unipc"]
+    assert {row.key for row in first}.isdisjoint(row.key for row in other)
+
+
+def test_a_class_that_the_detector_lacks_is_known_before_the_models_are_opened(
+    tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "open_models", lambda *_: pytest.fail("opened"))
+    with pytest.raises(SettingError, match=r"no such class; similar ones: .*; name the class that"):
+        attack(recorded_run, tiny, AttackSettings(), ["zebra"])
 
 
 def test_a_short_concept_set_is_asked_again_with_other_seeds(victim: Target) -> None:

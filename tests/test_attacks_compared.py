@@ -75,5 +75,18 @@ def test_a_cell_is_attacked_only_with_all_attacks_settings_and_concepts(
     concepts.append(Concept("chair"))  # killed before its attacks
     assert not _is_attacked(attacked, wanted, tiny)
     concepts.pop()
+    judged = {"detector_class": "apple", "detector_text_sha256": None, "sampler": tiny.sampler}
+    record = attacked.attacks()
+    assert record is not None
+    for change in (
+        {}, {"detector_class": "orange"}, {"detector_text_sha256": "0"}, {"sampler": "unipc"},
+    ):  # fmt: skip
+        rows = [
+            dataclasses.replace(row, settings=row.settings | judged | change) for row in record.rows
+        ]
+        other = dataclasses.replace(record, rows=tuple(rows))
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "attacks", lambda _, own=other: own)
+            assert _is_attacked(attacked, wanted, tiny) == (not change), change
     monkeypatch.setattr(Models, "detector_hash", lambda _: "of another detector")
     assert not _is_attacked(attacked, wanted, tiny)

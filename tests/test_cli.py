@@ -252,6 +252,18 @@ def test_run_finds_the_packages_prompts_from_any_folder(
     assert capsys.readouterr().err == "erase-sd: --detector nowhere.pt: no such file\n"
 
 
+def test_run_knows_that_the_presets_detector_lacks_a_class_before_it_unlearns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts").mkdir()
+    Path("prompts/ball.txt").write_text("a ball in a park\n")
+    assert exit_status(monkeypatch, "run", "--concept", "ball") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("erase-sd: --detector-class ball: the detector has no such class; sim")
+    assert line.endswith("; name the class that shows the concept, or a detector that has one\n")
+    assert line.count("\n") == 1 and not Path("runs").exists()
+
+
 def test_a_concept_in_every_caption_leaves_nothing_to_retain(tiny: Models) -> None:
     Path("data").mkdir()
     Path("data/results_20130124.token").write_text(

@@ -28,7 +28,7 @@ from erase_sd.comparison.runner import Comparison, compare
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.pair import PromptKind
-from erase_sd.errors import DataError, SettingError
+from erase_sd.errors import DataError, ModelError, SettingError
 from erase_sd.files import write_json
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.models.presets import Models, resolve
@@ -74,7 +74,7 @@ def run_grid(tiny: Models, concepts: list[str], methods: list[str], **options: A
         "seeds": 1, "out": OUT, "prompts_folder": Path("prompts"), "images": False,
         "images_per_prompt": 1, "dtype": "auto",
     }  # fmt: skip
-    return compare(concepts, methods, models=models_of(tiny), **defaults | options)
+    return compare(concepts, methods, **{"models": models_of(tiny)} | defaults | options)
 
 
 def read_text(name: str) -> str:
@@ -146,6 +146,28 @@ def test_a_missing_prompt_file_is_reported_before_anything_starts(tiny: Models) 
         run_grid(tiny, ["apple", "chair"], ["ga"], images=True)
     (folder / "retain.txt").unlink()
     with pytest.raises(DataError, match=r"prompts/retain\.txt: no such file"):
+        run_grid(tiny, ["apple"], ["ga"], images=True)
+    assert not OUT.exists()
+
+
+def test_what_images_and_attacks_need_is_known_before_anything_starts(
+    tiny: Models, tmp_path: Path
+) -> None:
+    folder = write_prompts("apple", "zebra")
+    with pytest.raises(
+        SettingError, match=r"detector_class zebra: .*; name a detector that has it"
+    ):
+        run_grid(tiny, ["apple", "zebra"], ["ga"], images=True)
+    alone = resolve(clip=tiny.clips[0], data=tiny.data)
+    with pytest.raises(SettingError, match="is alone; needs a Stable Diffusion"):
+        run_grid(tiny, ["apple"], ["ga"], images=True, models=alone)
+    shutil.copytree(tiny.folder, tmp_path / "flux", ignore=lambda *_: ["unet"])
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    flux = dataclasses.replace(tiny, model=tmp_path / "flux")
+    with pytest.raises(ModelError, match="is a FluxPipeline; attacks need a U-Net"):
+        run_grid(tiny, ["apple"], ["ga"], images=True, attacks=["p4d"], models=flux)
+    (folder / "retain.txt").write_text("a cow " * 40)
+    with pytest.raises(DataError, match=r"retain.*tokens"):
         run_grid(tiny, ["apple"], ["ga"], images=True)
     assert not OUT.exists()
 
@@ -284,6 +306,12 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_settings_c
         assert not is_done(cell, setup_of(tiny)), change
     write_json(cell.folder / "run.json", record)
     assert is_done(cell, setup_of(tiny))
+    scores = (cell.folder / "scores.json").read_text()
+    other = json.loads(scores)
+    other["detectors"][0]["text_encoder_sha256"] = "0"
+    write_json(cell.folder / "scores.json", other)
+    assert not is_done(cell, setup_of(tiny))
+    (cell.folder / "scores.json").write_text(scores)
     (folder / "apple.txt").write_text("an apple\n")
     assert not is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
 

@@ -136,6 +136,28 @@ def test_a_report_shows_no_attacks_that_another_detector_judged(
             assert any("made with the detector other.pt" in line for line in data.missing) != shown
 
 
+def test_a_report_shows_no_attacks_that_were_judged_by_other_words(
+    finished: Run, tiny: Models, faults: Faults
+) -> None:
+    record = AttacksRecord(
+        threshold=0.25, detector="d", detector_sha256=tiny.detector_hash(),
+        erased_sha256=finished.erasure().weights_sha256, rows=(),
+    )  # fmt: skip
+    same = {"detector_class": "apple", "detector_text_sha256": None}
+    for settings, shown in (
+        ({}, True), (same, True), (same | {"detector_class": "orange"}, False),
+        (same | {"detector_text_sha256": "0"}, False),
+    ):  # fmt: skip
+        row = dataclasses.replace(attack_record("p4d", 1), settings=settings)
+        own = dataclasses.replace(record, rows=(row,))
+        write_json(finished.folder / "attacks.json", dataclasses.asdict(own))
+        with faults("silent wrong results", f"report: attacks judged by {settings}"):
+            data = read_report_data(finished)
+            assert (data.attacks is not None) == shown
+            lines = [line for line in data.missing if "apple judged by other detector wor" in line]
+            assert len(lines) == (not shown)
+
+
 @pytest.mark.parametrize(
     ("name", "budget"),
     [("embeddings", "counts=1,1"), ("word-search", "counts=2,3,2"), ("relearning", "steps=5,5")],

@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from erase_sd.data.concept import Concept
 from erase_sd.detection.detector import detect
 from erase_sd.detection.worker import Detector
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.mini import WEIGHTS
+from erase_sd.models.presets import resolve
+from erase_sd.scoring.classes import checked_classes
 
 NAMES = ["person", "dog"]
 pytestmark = pytest.mark.filterwarnings(
@@ -140,6 +143,21 @@ def test_any_word_is_a_class_of_yolo_world_once_its_text_encoder_is_named(
     detector = Detector(tmp_path / "world.pt", ["golf ball", "dog"], clip)
     expected = own.encode_texts(own.tokens([*NAMES, "golf ball"]))[0]
     assert torch.allclose(detector.model.model.txt_feats[0], expected, atol=1e-5)
+
+
+def test_words_of_an_open_vocabulary_are_known_before_the_work_begins(
+    tmp_path: Path, clip: Path
+) -> None:
+    from erase_sd.models.text_encoder import load_clip
+
+    own = load_clip(clip)
+    stored = own.encode_texts(own.tokens(NAMES))[0][None]
+    write(tmp_path / "world.pt", "yolov8n-world.yaml", txt_feats=stored)
+    ball, detector = [Concept("ball")], tmp_path / "world.pt"
+    models = resolve(detector=detector, detector_text=clip)
+    assert checked_classes(models, ball, ["golf ball"]) == {"ball": "golf ball"}
+    with pytest.raises(SettingError, match="detector_text: golf ball: not in the detector's file"):
+        checked_classes(resolve(detector=detector), ball, ["golf ball"])
 
 
 def test_yoloe_takes_words_from_a_script_that_the_user_names(tmp_path: Path, script: Path) -> None:

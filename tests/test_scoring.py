@@ -20,7 +20,8 @@ from erase_sd.run import Run
 from erase_sd.run.measurements import DetectorRecord
 from erase_sd.run.records import ImageRecord, Origin, Variant
 from erase_sd.scoring import stage as scoring
-from erase_sd.scoring.stage import classes_of, merge, runs_with_images
+from erase_sd.scoring.classes import classes_of
+from erase_sd.scoring.stage import merge, runs_with_images
 from erase_sd.scoring.table import csv_columns, note_of
 
 

@@ -15,6 +15,7 @@ from test_lora_unet import changed
 from test_unet_erasure import erase
 
 import erase_sd
+from erase_sd.errors import RunError
 from erase_sd.files import write_json
 from erase_sd.models import lora_export
 from erase_sd.models.export import export
@@ -55,6 +56,25 @@ def test_at_strength_zero_the_rates_are_the_originals(
     assert sum(line.startswith("strength 1, ") for line in lines) == len(rates)
     picture = exported.folder / "export" / "lora" / "strengths.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rates_by_another_detector_than_the_scores_are_refused_before_any_image(
+    exported: Run, tiny: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strengths, "open_pipeline", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(sys, "argv", ["strengths", "apple", "--detector", "other.pt"])
+    Path("other.pt").write_bytes(b"other")
+    with pytest.raises(
+        SystemExit, match=r"scored with the detector detector\.safetensors .*other.pt"
+    ):
+        strengths.main()
+    text = tmp_path / "text.ts"
+    text.write_bytes(b"")
+    lora = exported.folder / "export" / "lora" / "pytorch_lora_weights.safetensors"
+    with pytest.raises(RunError, match="name the same detector and text encoder"):
+        strengths.strength_rates(
+            exported, dataclasses.replace(tiny, detector_text=text), lora, (1,)
+        )
 
 
 def test_images_are_the_originals_at_strength_zero_and_the_erased_ones_at_one(

@@ -38,35 +38,58 @@ class Attempt:
     attack: Attack | None
     """None for the captions that name the concept, without an attack."""
 
+    @functools.cached_property
+    def judge(self) -> dict[str, Any]:
+        """The words by which the detector judges the images, as JSON: its class, and the hash of the
+        text encoder of an open vocabulary."""
+        text = text_encoder_hash(self.target.detector_text)
+        return {"detector_class": self.target.detector_class, "detector_text_sha256": text}
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but the models and captions that the outcome depends on, as JSON."""
-        shape = {"steps": self.target.steps, "guidance": self.target.guidance}
+        return self._earlier_settings | {"sampler": self.models.sampler} | self.judge
+
+    @property
+    def _earlier_settings(self) -> dict[str, Any]:
+        """Those that earlier versions recorded."""
         return {
             "budgets": self.attack.budgets_json() if self.attack else {},
             "split": self.target.split,
             "seed": self.target.seed,
             "images": self.target.n,
-            **shape,
+            "steps": self.target.steps,
+            "guidance": self.target.guidance,
         }
 
     @functools.cached_property
     def key(self) -> str:
         """Hash of everything that the rows depend on."""
+        return key_of([self.name, self.target.concept.name, self.settings, *self._materials])
+
+    @functools.cached_property
+    def _earlier_key(self) -> str:
+        """The key in earlier versions."""
+        own, text = self._earlier_settings, self.judge["detector_text_sha256"]
+        name, judged_as = self.target.concept.name, self.target.detector_class
+        return key_of(
+            [self.name, name, judged_as, own, *self._materials, *([text] if text else [])]
+        )
+
+    @functools.cached_property
+    def _materials(self) -> list[Any]:
+        """Captions, photographs and hashes of the models."""
         texts = [
             [c.text, hash_image(c.image)] for c in (*self.target.captions, *self.target.training)
         ]
-        erasure, text = self.run.erasure(), text_encoder_hash(self.target.detector_text)
-        shape: list[Any] = [
-            self.name, self.target.concept.name, self.target.detector_class, self.settings, texts,
-            erasure.weights_sha256, erasure.base.fingerprint, self.models.detector_hash(),
-        ]  # fmt: skip
-        return key_of([*shape, text] if text else shape)
+        erasure = self.run.erasure()
+        base, detector = erasure.base.fingerprint, self.models.detector_hash()
+        return [texts, erasure.weights_sha256, base, detector]
 
     def is_among(self, rows: Sequence[AttackRecord]) -> bool:
         """Whether the rows include this attack's, with the same key and with all images intact."""
         own = [row for row in rows if self._is_own(row)]
-        return bool(own) and all(row.key == self.key and self._intact(row) for row in own)
+        return bool(own) and all(self._has_key(row) and self._intact(row) for row in own)
 
     def added_to(
         self, rows: Sequence[AttackRecord], outcome: Sequence[AttackRecord]
@@ -98,6 +121,10 @@ class Attempt:
 
     def _is_own(self, row: AttackRecord) -> bool:
         return (row.attack, row.concept) == (self.name, self.target.concept.name)
+
+    def _has_key(self, row: AttackRecord) -> bool:
+        earlier = "sampler" not in row.settings
+        return row.key == (self._earlier_key if earlier else self.key)
 
     def _intact(self, row: AttackRecord) -> bool:
         images = (*row.images, *row.original_images)

@@ -12,6 +12,8 @@ from ..generation.settings import MAX_SEED, MOST
 from .registry import ATTACKS
 
 MAX_IMAGES = 10_000  # per row
+LATER_SETTINGS = ("sampler", "detector_class", "detector_text_sha256")
+"""What rows of earlier versions do not record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +53,13 @@ class AttackSettings:
             raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
         if not 0 <= self.seed < MAX_SEED:
             raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
+
+
+def is_recorded(wanted: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
+    """Whether a row's recorded settings include the `wanted` ones; what its version did not record
+    counts as the same."""
+    return all(
+        name in recorded and recorded[name] == value
+        for name, value in wanted.items()
+        if name in recorded or name not in LATER_SETTINGS
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .. import runtime
 from ..errors import RunError
@@ -21,14 +22,14 @@ from ..reading import read_records
 from ..run import Run
 from ..run.measurements import AttackRecord, AttacksRecord
 from ..runtime import Approval, Progress
+from ..scoring.classes import checked_classes
 from ..scoring.rates import THRESHOLD
-from ..scoring.stage import classes_of
 from ..sharing import meet, writes
 from ..sharing.claims import Claims
 from ..unlearning.pairs import concept_sets_of
 from .attempt import Attempt
 from .registry import build_attacks
-from .settings import AttackSettings
+from .settings import AttackSettings, is_recorded
 from .table import attacks_markdown
 from .target import Target, attacked_captions, cycled, open_models
 
@@ -84,7 +85,8 @@ class Outcomes:
     def __init__(self, run: Run, models: Models, attempts: Sequence[Attempt]) -> None:
         self.run, self.models, self.attempts = run, models, attempts
         self.folder = run.folder / OUTCOMES
-        self.earlier = _rows_of(run, models, warn=writes())
+        judges = {attempt.target.concept.name: attempt.judge for attempt in attempts}
+        self.earlier = _rows_of(run, models, judges, warn=writes())
 
     def has(self, number: int) -> bool:
         """Whether the rows of an attempt exist, from this call or an earlier one."""
@@ -150,7 +152,7 @@ def _targets(
     concepts = run.unlearned().concepts
     score = run.record.stages.score
     scored = [f"{name}={own}" for name, own in (score.classes if score else {}).items()]
-    classes = classes_of(concepts, detector_class or scored)
+    classes = checked_classes(models, concepts, [*scored, *detector_class])
     data, sets = concept_sets_of(run, models)
     pipe, modules = open_models(run, models)
     original = encoders_of(pipe)
@@ -176,16 +178,25 @@ def _targets(
     report_unreadable(data)
 
 
-def _rows_of(run: Run, models: Models, *, warn: bool = False) -> list[AttackRecord]:
+def _rows_of(
+    run: Run, models: Models, judges: Mapping[str, Mapping[str, Any]], *, warn: bool = False
+) -> list[AttackRecord]:
     """Rows of earlier calls; none if they are damaged, of other weights or made with another detector,
-    which is logged if `warn`."""
-    why = ""
+    and none of a concept that was not judged as `judges` says of it. What is dropped is logged if `warn`.
+    """
+    why, rows = "", []
     try:
         record = run.attacks()
     except RunError as error:
         record, why = None, str(error)
     if record and record.detector_sha256 != models.detector_hash():
         why = f"{run.folder / 'attacks.json'}: made with the detector {record.detector}"
+    if record and not why:
+        rows = [r for r in record.rows if is_recorded(judges.get(r.concept, {}), r.settings)]
+        if other := sorted({r.concept for r in record.rows if r not in rows}):
+            why = (
+                f"{run.folder / 'attacks.json'}: {', '.join(other)} judged by other detector words"
+            )
     if why and warn:
         runtime.log.warning("%s; its rows are dropped", why)
-    return list(record.rows) if record and not why else []
+    return rows

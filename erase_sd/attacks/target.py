@@ -24,8 +24,10 @@ from ..models import erased
 from ..models.denoiser import Denoiser
 from ..models.features import readable
 from ..models.pipeline import embed_ids, encoders_of, open_pipeline, tokenizer_of
+from ..models.pipeline_kinds import kind_of
 from ..models.presets import Models
 from ..models.sampling import default_batch, generate_embedded
+from ..models.unet import UNET
 from ..run import Run
 from ..scoring.rates import THRESHOLD
 
@@ -185,17 +187,21 @@ def is_shown(probability: float) -> bool:
     return probability >= THRESHOLD
 
 
+def check_unet(models: Models) -> None:
+    """Raises ModelError for a pipeline without U-Net, which no attack can be run on."""
+    if not (models.folder / UNET).is_dir():
+        rule = f"is a {kind_of(models.folder)}; attacks need a U-Net"
+        raise ModelError(rule, field="model", value=models.model)
+
+
 def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """The original's pipeline, and the modules that the run erased; frozen, float32, on the device.
 
     Raises RunError unless the run was unlearned from `models`, and ModelError for one without U-Net.
     """
+    check_unet(models)
     erased.check_base(run, models)
     pipe = open_pipeline(models.folder, "fp32", models.sampler)
-    if not hasattr(pipe, "unet"):
-        raise ModelError(
-            f"is a {type(pipe).__name__}; attacks need a U-Net", field="model", value=models.model
-        )
     modules = erased.load_all(run.folder, pipe.device)
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *modules.values()):
         module.requires_grad_(False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..data.concept import Concept
     from ..data.prompts import PromptFile
     from ..models.presets import Models
 
@@ -42,6 +41,7 @@ def images_of_run(
     from ..generation.plan import plan
     from ..generation.settings import GenerateSettings
     from ..models.presets import resolve
+    from ..scoring.classes import checked_classes
     from ..unlearning.settings import parse_concepts
 
     models = resolve(**sources)
@@ -50,8 +50,7 @@ def images_of_run(
         _ = models.folder  # raises: a CLIP alone generates no images
     parsed, images = parse_concepts(*concepts), GenerateSettings(**settings)
     prompts = _read(files, kinds, [concept.name for concept in parsed], models)
-    if sources.get("detector") or detector_class:  # a preset's own is known to load
-        _check_detector(models, parsed, detector_class)
+    checked_classes(models, parsed, detector_class)
     return 2 * len(plan(prompts, parsed, images.images_per_prompt, images.seed))
 
 
@@ -73,10 +72,3 @@ def _read(
     for file in prompts:
         limit.check(file.texts, file.stem)
     return prompts
-
-
-def _check_detector(models: Models, concepts: Sequence[Concept], options: Sequence[str]) -> None:
-    from ..detection.detector import detect
-    from ..scoring.stage import classes_of
-
-    detect(models.detector_file(), [], list(classes_of(concepts, options).values()))

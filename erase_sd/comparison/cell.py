@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..attacks.registry import build_attacks
-from ..attacks.settings import AttackSettings
+from ..attacks.settings import AttackSettings, is_recorded
 from ..attacks.stage import attack
+from ..detection.detector import text_encoder_hash
 from ..errors import EraseError, RunError
 from ..evaluation.galleries import HELD_OUT
 from ..evaluation.stage import TEMPLATES, evaluate
@@ -20,7 +21,8 @@ from ..generation.stage import generate
 from ..models.presets import Models
 from ..run import Run
 from ..run.records import Origin
-from ..scoring.stage import classes_of, score
+from ..scoring.classes import classes_of
+from ..scoring.stage import score
 from ..unlearning.stage import unlearn
 from .grid import Cell
 
@@ -98,11 +100,12 @@ def _is_scored(cell: Cell, setup: GridSetup, run: Run) -> bool:
     wanted = setup.generation.with_defaults_of(setup.models)
     del wanted["batch"]  # its default depends on the opened pipeline; it changes pixels slightly
     wanted["prompts"] = {file.name: hash_file(file) for file in setup.prompt_files(cell)}
-    run.scores()
+    text = text_encoder_hash(setup.models.detector_text_path())
     return (
         wanted.items() <= run.generated().settings.items()
         and run.scored().classes == classes_of(run.unlearned().concepts, ())
         and run.scored().settings.get("detector_sha256") == setup.models.detector_hash()
+        and all(own.text_encoder_sha256 == text for own in run.scores().detectors)
     )
 
 
@@ -135,21 +138,24 @@ def _is_evaluated(run: Run) -> bool:
 
 
 def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
-    """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector and all
-    of `settings`."""
+    """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector, its
+    class and text encoder, its sampler, and all of `settings`."""
     record = run.attacks()
     if record is None or record.detector_sha256 != models.detector_hash():
         return False
     shape = {
         "images": settings.images, "split": settings.split, "seed": settings.seed,
         "steps": settings.steps or models.steps, "guidance": settings.guidance or models.guidance,
+        "sampler": models.sampler,
+        "detector_text_sha256": text_encoder_hash(models.detector_text_path()),
     }  # fmt: skip
     attacks = build_attacks(settings.attacks, settings.budgets)
     wanted = {name: shape | {"budgets": own.budgets_json()} for name, own in attacks.items()}
+    classes = classes_of(run.unlearned().concepts, ())
     done = {
         (r.attack, r.concept)
         for r in record.rows
-        if r.attack in wanted and wanted[r.attack].items() <= r.settings.items()
+        if r.attack in wanted and r.concept in classes
+        if is_recorded(wanted[r.attack] | {"detector_class": classes[r.concept]}, r.settings)
     }
-    concepts = [concept.name for concept in run.unlearned().concepts]
-    return {(attack, concept) for attack in settings.attacks for concept in concepts} <= done
+    return {(attack, concept) for attack in settings.attacks for concept in classes} <= done

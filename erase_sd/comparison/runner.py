@@ -9,19 +9,23 @@ from pathlib import Path
 
 from .. import runtime
 from ..attacks.settings import AttackSettings
+from ..attacks.target import check_unet
 from ..data.concept import slug
-from ..data.prompts import find_prompts, read_prompts
+from ..data.prompts import find_prompts, read_prompt_file, read_prompts
 from ..data.readers import read_dataset
 from ..errors import EraseError, RunError, SettingError
 from ..files import check_writable
 from ..generation.settings import GenerateSettings
 from ..models.presets import Models
+from ..models.tokens import token_limit_of
 from ..report.contact_sheet import contact_sheet
 from ..run import Run
 from ..run.records import Origin
 from ..runtime import Approval, Precision, Progress
+from ..scoring.classes import checked_classes
 from ..sharing import writes
 from ..sharing.claims import Claims
+from ..unlearning.settings import parse_concepts
 from ..unlearning.stage import origin
 from .cell import GridSetup, is_done
 from .grid import Cell, cells_of
@@ -29,6 +33,7 @@ from .own_process import in_own_process
 from .results import measures_of, write_results
 from .tables import Table
 
+NO_CLASS = "name a detector that has it, or skip the images"
 CLAIMS = ".claims"
 """Folder in `out` with the claims of the cells."""
 
@@ -75,10 +80,9 @@ def compare(
     prompts = _prompt_files(cells, prompts_folder) if images else {}
     start = _origin(models)
     if images:
-        models.detector_file()
-        for file in prompts.values():
-            read_prompts(file)
-            read_prompts(file.with_name("retain.txt"))
+        _check_images(models, prompts)
+    if attacks:
+        check_unet(models)
     check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
@@ -91,6 +95,19 @@ def compare(
         return Comparison(out, [], [])
     command = _command(concepts, methods, seeds, setup, prompts_folder)
     return _collect(cells, reasons, setup, out, command)
+
+
+def _check_images(models: Models, prompts: dict[str, Path]) -> None:
+    """Raises whatever `generate` or `score` would in every cell: for a CLIP alone, a prompt file that
+    cannot be used, and a concept that the detector has no class for."""
+    limit = token_limit_of(models)
+    _ = models.folder
+    files = (own for file in prompts.values() for own in (file, file.with_name("retain.txt")))
+    for file in dict.fromkeys(files):
+        prompt_file = read_prompt_file(file)
+        limit.check(prompt_file.texts, prompt_file.stem)
+    concepts = [concept for name in prompts for concept in parse_concepts((name,))]
+    checked_classes(models, concepts, (), NO_CLASS)
 
 
 def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:

@@ -155,12 +155,10 @@ def _read_safetensors(path: Path) -> LoadedDetector:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = _metadata(path, file)
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _error(path, f"cannot be read ({reason(error)})") from None
-    if missing := sorted({"architecture", "names", "size"} - set(metadata)):
-        raise _error(path, f"not a detector, its metadata lacks {', '.join(missing)}")
     architecture = re.fullmatch(r"yolov5([nsmlx])\.yaml", metadata["architecture"])
     if not architecture:
         name = metadata["architecture"]
@@ -174,6 +172,24 @@ def _read_safetensors(path: Path) -> LoadedDetector:
     model = _build(architecture[1], len(names), anchor_based=False)
     _load_weights(path, model, tensors)
     return LoadedDetector(model, names, size, f"yolov5{architecture[1]} anchor-free")
+
+
+def names_in_header(path: Path) -> list[str]:
+    """Class names of a `.safetensors` file of this project, whose weights are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _names(json.loads(_metadata(path, file)["names"]))
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError, RecursionError) as error:
+        raise _error(path, f"cannot be read ({reason(error)})") from None
+
+
+def _metadata(path: Path, file: Any) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    if missing := sorted({"architecture", "names", "size"} - set(metadata)):
+        raise _error(path, f"not a detector, its metadata lacks {', '.join(missing)}")
+    return metadata
 
 
 def _names(stored: Any) -> list[str]:

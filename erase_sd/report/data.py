@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ..attacks.settings import is_recorded
 from ..data.coco import LOOK_ALIKES
 from ..data.concept import Concept
 from ..errors import RunError
@@ -103,14 +104,25 @@ def read_report_data(run: Run) -> ReportData:
 
 
 def _attacks_of(data: ReportData) -> AttacksRecord | None:
-    """The attacks, whose rates stand beside the scores'; RunError if another detector made them."""
+    """The attacks, whose rates stand beside the scores'; RunError if another detector made them, or the
+    same one by other words."""
     attacks = data.run.attacks()
     detectors = data.scores.detectors if data.scores else ()
-    if attacks and detectors and attacks.detector_sha256 not in {d.sha256 for d in detectors}:
+    if not attacks or not detectors:
+        return attacks
+    if attacks.detector_sha256 not in {d.sha256 for d in detectors}:
         raise RunError(
             f"attacks.json: made with the detector {attacks.detector}, the scores with "
             f"{detectors[0].file}; attack again with the same"
         )
+    text = detectors[0].text_encoder_sha256
+    for row in attacks.rows:
+        judge = {"detector_class": data.detector_class(row.concept), "detector_text_sha256": text}
+        if not is_recorded(judge, row.settings):
+            raise RunError(
+                f"attacks.json: {row.concept} judged by other detector words than in the scores "
+                f"(class {judge['detector_class']}); attack again with the same"
+            )
     return attacks
 
 

@@ -192,7 +192,8 @@ class AttackRecord:
     seconds: float
     """The attack with all its rows, images included."""
     settings: dict[str, Any]
-    """The attack's budgets, and what its images were generated with."""
+    """The attack's budgets, what its images were generated with, and by which words of the detector they
+    were judged; see `attacks.settings.LATER_SETTINGS`."""
 
 
 @dataclass(frozen=True, kw_only=True)

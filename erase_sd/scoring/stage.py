@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..data.concept import Concept
 from ..detection.detector import (
     CHUNK,
     IOU,
@@ -16,7 +15,7 @@ from ..detection.detector import (
     detect,
     text_encoder_hash,
 )
-from ..errors import RunError, SettingError
+from ..errors import RunError
 from ..files import write_csv, write_json, write_records, write_text
 from ..models.presets import Models
 from ..run import RUNS, Run
@@ -24,6 +23,7 @@ from ..run.measurements import DetectionRecord, DetectorRecord, ScoresRecord
 from ..run.records import ImageRecord
 from ..runtime import Progress
 from ..sharing import each, from_first, place, together, writes
+from .classes import classes_of
 from .matching import match_images
 from .rates import THRESHOLD, THRESHOLDS, compare_rates
 from .table import csv_columns, csv_row, markdown
@@ -69,27 +69,6 @@ def _score(
         if writes():
             write_scores(run, scores)
     return scores
-
-
-def classes_of(concepts: Sequence[Concept], options: Sequence[str]) -> dict[str, str]:
-    """The detector's class of each concept: its own name, unless an option says otherwise.
-
-    An option is `concept=class`, or just the class for a run with one concept. Upper and lower case
-    are the same.
-    """
-    classes = {concept.name: concept.name.lower() for concept in concepts}
-    for option in options:
-        name, equals, target = option.rpartition("=")
-        if not equals and len(classes) == 1:
-            [name] = classes
-        if name not in classes or not target:
-            raise SettingError(
-                f"needs concept=class, with one of the run's concepts: {', '.join(classes)}",
-                field="detector_class",
-                value=option,
-            )
-        classes[name] = target.strip().lower()
-    return classes
 
 
 def _check_images(run: Run, images: Sequence[ImageRecord]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plotting, runtime
-from ..detection.detector import detect
+from ..detection.detector import detect, text_encoder_hash
 from ..errors import EraseError, RunError
 from ..files import write_bytes, write_json
 from ..models.lora import read_factors, with_strength
@@ -59,13 +59,14 @@ def strength_rates(
 ) -> list[StrengthRate]:
     """Generates the run's prompts again with the LoRA at every strength: same batches, sampler, precision.
 
-    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored, or has
-    been unlearned again since the export.
+    `lora` is the file for diffusers in the run's export. Raises RunError if the run is not scored, was
+    scored with another detector, or has been unlearned again since the export.
     """
     exported = read_record(lora.with_name("erase.json"), ErasureRecord, hint="export again")
     if exported.weights_sha256 != run.erasure().weights_sha256:
         raise RunError(f"{lora}: made from other weights than the run has; export again")
     classes = run.scored().classes
+    _check_detector(run, models)
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
     full = {record.file: record.detections for record in run.detections()}
@@ -98,6 +99,17 @@ def strength_rates(
                 if rate.kind == "plain"
             ]
     return rates
+
+
+def _check_detector(run: Run, models: Models) -> None:
+    """RunError unless the run, whose rates the LoRA's are compared with, was scored with the detector."""
+    own = run.detections()[0].detector
+    text = text_encoder_hash(models.detector_text_path())
+    if (own.sha256, own.text_encoder_sha256) != (models.detector_hash(), text):
+        raise RunError(
+            f"{run.folder}: scored with the detector {own.file} (sha256 {own.sha256[:12]}), not with "
+            f"{models.detector_file().name} and these words; name the same detector and text encoder"
+        )
 
 
 def _detections(
@@ -150,6 +162,8 @@ def main() -> None:
     parser.add_argument(
         "--strengths", type=float, nargs="+", default=STRENGTHS, help="Strengths to measure."
     )
+    parser.add_argument("--detector", help="The detector that the run was scored with.")
+    parser.add_argument("--detector-text", help="Text encoder of an open-vocabulary detector.")
     options = parser.parse_args()
     run = Run(run_folder(options.run))
     try:
@@ -158,7 +172,8 @@ def main() -> None:
         if not file.is_file():
             raise RunError(f"{folder}: no LoRA; export it first")
         runtime.quiet_libraries()
-        rates = strength_rates(run, models_of_run(run), file, options.strengths)
+        models = models_of_run(run, detector=options.detector, detector_text=options.detector_text)
+        rates = strength_rates(run, models, file, options.strengths)
     except EraseError as error:
         sys.exit(f"erase_sd.scoring.strengths: {error}")
     write_json(folder / "strengths.json", [asdict(rate) for rate in rates])
