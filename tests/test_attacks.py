@@ -36,6 +36,8 @@ from erase_sd.errors import SettingError
 from erase_sd.files import key_of, write_json
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.run.records import ScoreRecord, Stages
+from erase_sd.scoring.classes import checked_classes
 
 SMALL: dict[str, Any] = {
     "embeddings.counts": "1,2", "embeddings.steps": 2, "embeddings.captions": 2,
@@ -338,6 +340,25 @@ def test_a_class_that_the_detector_lacks_is_known_before_the_models_are_opened(
     monkeypatch.setattr(stage, "open_models", lambda *_: pytest.fail("opened"))
     with pytest.raises(SettingError, match=r"no such class; similar ones: .*; name the class that"):
         attack(recorded_run, tiny, AttackSettings(), ["zebra"])
+
+
+def test_concepts_that_no_option_names_keep_the_classes_of_the_scores(
+    tiny: Models, recorded_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[dict[str, str]] = []
+
+    def watched(*arguments: Any) -> dict[str, str]:
+        chosen.append(checked_classes(*arguments))
+        raise SettingError("enough")
+
+    monkeypatch.setattr(stage, "checked_classes", watched)
+    both = Concept("apple"), Concept("chair")
+    unlearned = dataclasses.replace(recorded_run.unlearned(), concepts=both)
+    score = ScoreRecord(status="done", settings={"classes": {"apple": "apple", "chair": "couch"}})
+    recorded_run.update(stages=Stages(unlearn=unlearned, score=score))
+    with pytest.raises(SettingError, match="enough"):
+        attack(recorded_run, tiny, AttackSettings(), ["apple=orange"])
+    assert chosen == [{"apple": "orange", "chair": "couch"}]
 
 
 def test_a_short_concept_set_is_asked_again_with_other_seeds(victim: Target) -> None:
