@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_the_adversary_term_is_the_distance_to_the_target_after_the_adversarys_s
     batch = batch_of()
     batch.memory["pool"] = torch.ones(1, 1, 2)
     student = EmbeddingStudent()
-    terms = hardened(adversary_weight=10.0, step_size=0.5).loss(student, batch)
+    terms = ChainMap(*hardened(adversary_weight=10.0, step_size=0.5).loss(student, batch))
     # The original's states are 3, so the step goes up from 1 to 1.5. Of the two positions from the
     # name on, the first is then at 1.5 of target 0, the second at 0: (2.25 + 0) / 2.
     assert batch.memory["pool"].tolist() == [[[1.5, 1.5]]]
@@ -131,15 +132,16 @@ def test_the_adversary_term_is_the_distance_to_the_target_after_the_adversarys_s
 def test_the_adversaries_take_several_steps_before_the_student_takes_one() -> None:
     batch = batch_of()
     batch.memory["pool"] = torch.ones(1, 1, 2)
-    hardened(step_size=0.25, attack_steps=3).loss(EmbeddingStudent(), batch)
+    list(hardened(step_size=0.25, attack_steps=3).loss(EmbeddingStudent(), batch))
     assert batch.memory["pool"].tolist() == [[[1.75, 1.75]]]
 
 
 def test_hardening_begins_after_its_share_of_the_steps() -> None:
     method = hardened(start=0.6)
-    assert "adversary" not in method.loss(EmbeddingStudent(), batch_of(done=0.5))
-    assert "adversary" in method.loss(EmbeddingStudent(), batch_of(done=0.6))
-    assert "adversary" not in hardened(adversary_weight=0.0).loss(EmbeddingStudent(), batch_of())
+    assert "adversary" not in ChainMap(*method.loss(EmbeddingStudent(), batch_of(done=0.5)))
+    assert "adversary" in ChainMap(*method.loss(EmbeddingStudent(), batch_of(done=0.6)))
+    unattacked = hardened(adversary_weight=0.0).loss(EmbeddingStudent(), batch_of())
+    assert "adversary" not in ChainMap(*unattacked)
 
 
 def test_sampled_embeddings_are_near_the_names_anywhere_or_between_words() -> None:
@@ -179,7 +181,7 @@ def test_the_neighbour_term_is_the_change_under_a_word_that_the_caption_does_not
         retain=pairs,
         concept_removed=ConceptRemoved(states, states[..., 0]),
     )
-    assert float(method.loss(Shifted(), batch)["neighbour"]) == pytest.approx(4 * 0.25)
+    assert float(ChainMap(*method.loss(Shifted(), batch))["neighbour"]) == pytest.approx(4 * 0.25)
     apple = task.clip.model.text_model.embeddings.token_embedding.weight[
         task.clip.tokens(["apple"])
     ]

@@ -18,6 +18,7 @@ from .encodings import Encodings as Encodings
 
 Need = Literal["images", "features", "hidden_states", "image_tower", "clip_layers", "denoiser"]
 Unlearned = Literal["text_encoders", "unet"]
+Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -189,16 +190,13 @@ class Method(Hyperparameters):
         del task
         return self
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted, scalar terms; their sum is minimized."""
-        raise NotImplementedError
+    def loss(self, student: Student, batch: Batch) -> Terms | Iterator[Terms]:
+        """Named, weighted, scalar terms; their sum is minimized.
 
-    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
-        """The terms of `loss`; those of two parts have no pass through the student in common.
-
-        Each part is differentiated before the next is computed, so that only one at a time needs memory.
+        A generator yields them in parts that have no pass through the student in common. Each part is
+        differentiated before the next is computed, so that only one at a time needs memory.
         """
-        yield self.loss(student, batch)
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

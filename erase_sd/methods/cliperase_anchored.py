@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from .base import Batch, ConceptRemoved, Encodings, Method, Need, Student
+from .base import Batch, ConceptRemoved, Encodings, Method, Need, Student, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +32,7 @@ class AnchoredCLIPErase(Method):
     forget_weight: float = 0.0
     """Weight of the paper's forgetting module, with similarities below 0 clamped to 0 (ours: off)."""
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """The terms of all `parts`."""
-        return {name: term for part in self.parts(student, batch) for name, term in part.items()}
-
-    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    def loss(self, student: Student, batch: Batch) -> Iterator[Terms]:
         """The term `token`; then `anchor`, with `forget` if it has a weight."""
         assert batch.concept_removed is not None
         change = student(batch.retain).hidden_states - batch.retain.original.hidden_states
@@ -46,7 +40,7 @@ class AnchoredCLIPErase(Method):
         # After the larger batch, because its freed memory holds the smaller one's.
         yield self._forgotten(student(batch.forget), batch.concept_removed)
 
-    def _forgotten(self, forget: Encodings, target: ConceptRemoved) -> dict[str, Tensor]:
+    def _forgotten(self, forget: Encodings, target: ConceptRemoved) -> Terms:
         distance = (forget.hidden_states - target.hidden_states).square().mean(-1)
         terms = {
             "anchor": self.anchor_weight

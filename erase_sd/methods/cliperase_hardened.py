@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.clip import Clip
 from . import adversaries
 from .adversaries import AttackedCaptions, free_embeddings
-from .base import Batch, Student, Task, fitted, greater_than, minimum
+from .base import Batch, Student, Task, Terms, fitted, greater_than, minimum
 from .cliperase_anchored import AnchoredCLIPErase
 
 
@@ -89,9 +89,9 @@ class HardenedCLIPErase(AnchoredCLIPErase):
             original=task.clip,
         )
 
-    def parts(self, student: Student, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    def loss(self, student: Student, batch: Batch) -> Iterator[Terms]:
         """Those of cliperase-anchored, then `adversary` and `neighbour` if they have a weight."""
-        yield from super().parts(student, batch)
+        yield from super().loss(student, batch)
         if self.adversary_weight and batch.done >= self.start:
             yield {"adversary": self.adversary_weight * self._attacked(student, batch)}
         if self.neighbour_weight:

@@ -179,22 +179,22 @@ class Trainer:
             self.batches.shrink()  # out of the handler, which holds on to the tensors of the failed pass
         if not self.state.stopped:
             self.optimizer.step()
-        return {name: float(term) for name, term in terms.items()}
+        return terms
 
-    def _backward(self) -> dict[str, Tensor]:
+    def _backward(self) -> dict[str, float]:
         """Computes the gradients of one batch, and returns its terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.student.precision():
             batch = self.batches.at(self.state.step, self.steps, self.method.needs, self.memory)
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, float] = {}
         # In float32: a similarity times CLIP's temperature keeps no decimals in bf16.
-        for part in self.method.parts(self.student, batch):
-            loss = torch.stack(list(part.values())).sum()
-            if not torch.isfinite(loss):
+        parts = self.method.loss(self.student, batch)
+        for part in (parts,) if isinstance(parts, dict) else parts:
+            if not torch.isfinite(loss := torch.stack(list(part.values())).sum()):
                 self._diverge(self.state.step + 1, f"loss {float(loss.detach())}")
                 break
             loss.backward()  # type: ignore[no-untyped-call]
-            terms |= {name: term.detach() for name, term in part.items()}
+            terms |= {name: float(term.detach()) for name, term in part.items()}
         else:
             sum_gradients(self.parameters.values())
         return terms
