@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,64 @@ def test_forked_processes_have_parsers_of_their_own() -> None:
 
     assert side_by_side(4, work) == [0] * 4
     assert parser.parse_texts(texts[:1]) == expected[0]  # the forks have not ended ours
+
+
+@pytest.mark.usefixtures("own_parser")
+def test_threads_get_the_trees_of_their_own_texts() -> None:
+    texts = [[f"a {thing} near a dog"] for thing in ("man", "cat", "cup", "kite")]
+    expected = [parser.parse_texts(own) for own in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(parser.parse_texts, texts * 25)) == expected * 25
+
+
+def test_trees_are_complete_even_if_another_thread_forgets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    list(parse(["a dog"]))
+    parsed = parses._parsed
+
+    def forgetful(texts: list[str]) -> list[Parsed]:
+        answer = parsed(texts)
+        parses._held.clear()
+        return answer
+
+    monkeypatch.setattr(parses, "_parsed", forgetful)
+    assert [tree.text for tree in parse(["a dog", "a cat"])] == ["a dog", "a cat"]
+
+
+@pytest.mark.usefixtures("own_parser")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its process")
+def test_a_fork_parses_while_a_thread_that_it_lacks_was_parsing() -> None:
+    parsing, ended = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        with parser._lock:
+            parsing.set()
+            ended.wait()
+
+    def work(_: int) -> None:
+        assert parser.parse_texts(["a dog"])
+        parser.end_parser()
+
+    thread = threading.Thread(target=occupy)
+    thread.start()
+    parsing.wait()
+    try:
+        assert side_by_side(1, work) == [0]
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_tree_may_be_deeper_than_python_recurses() -> None:
+    count = 2 * sys.getrecursionlimit()
+    tree = Tree(
+        Parsed(
+            words=["of"] * count, spaces=[True] * count, heads=[0, *range(count - 1)],
+            tags=["IN"] * count, pos=["ADP"] * count, labels=["prep"] * count, noun_phrases=[],
+        )
+    )  # fmt: skip
+    assert tree.tokens[0].subtree == tree.tokens
 
 
 @pytest.mark.usefixtures("own_parser")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _UNUSED = ("ner", "lemmatizer", "senter")
 _BATCH = 256  # texts
 _UNUSED_PACKAGES = ("torch", "tensorflow", "cupy", "mxnet")
-"""Imported if they are there, for models that are none of ours: half a gigabyte, and a second."""
+"""spaCy imports them if they are installed, for models that are not used here: half a gigabyte, and a
+second."""
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     except OSError:
         answers.write(json.dumps(f"needs `pip install {model.replace('_', '-')}`") + "\n")
         return
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:
         documents = language.pipe(json.loads(line), batch_size=_BATCH)
         answers.write(json.dumps([dataclasses.astuple(_plain(doc)) for doc in documents]) + "\n")
         answers.flush()

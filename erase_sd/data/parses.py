@@ -27,10 +27,11 @@ def trees_of(texts: Sequence[str]) -> Iterator[Tree]:
     """The syntax tree of each text. A damaged file in the cache is replaced."""
     if len(_held) + len(texts) > MAX_HELD:
         _held.clear()
-    if missing := [text for text in dict.fromkeys(texts) if text not in _held]:
-        _held.update(zip(missing, _parsed(missing), strict=True))
-    chosen = [_held[text] for text in texts]  # now: another call may begin anew
-    return map(Tree, chosen)
+    own = {text: parsed for text in texts if (parsed := _held.get(text))}
+    if missing := [text for text in dict.fromkeys(texts) if text not in own]:
+        own |= zip(missing, _parsed(missing), strict=True)
+        _held.update(own)
+    return map(Tree, [own[text] for text in texts])
 
 
 def forget() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -52,7 +52,7 @@ class Token:
         self.space = " " if parsed.spaces[position] else ""
         self.tag, self.pos = parsed.tags[position], parsed.pos[position]
         self.dep = parsed.labels[position]
-        """Label of its dependence on `head`."""
+        """Label of its dependency on `head`."""
         self.head: Token = self
         self.lefts: list[Token] = []
         """Its dependents before it, in their order."""
@@ -69,13 +69,12 @@ class Token:
         return [*self.lefts, *self.rights]
 
     @property
-    def subtree(self) -> Iterator[Token]:
-        """The token and everything below it, in the order of a projective tree."""
-        for child in self.lefts:
-            yield from child.subtree
-        yield self
-        for child in self.rights:
-            yield from child.subtree
+    def subtree(self) -> list[Token]:
+        """The token and everything below it, in the order of the text."""
+        tokens = [self]
+        for token in tokens:  # grows; a recursion can be deeper than Python allows
+            tokens += token.children
+        return sorted(tokens, key=lambda token: token.i)
 
 
 class Tree:
