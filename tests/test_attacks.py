@@ -296,7 +296,7 @@ def test_an_attack_that_was_judged_by_another_class_is_repeated(
     assert [row.attack for row in again] == ["none", "embeddings"]
     assert {row.settings["detector_class"] for row in again} == {"orange"}
     [line] = [m for m in caplog.messages if "its rows are dropped" in m]
-    assert "attacks.json: apple judged by other detector words" in line
+    assert "attacks.json: apple: judged with another detector class or text encoder" in line
     assert {row.key for row in again}.isdisjoint(row.key for row in first)
 
 

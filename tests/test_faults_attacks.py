@@ -154,7 +154,7 @@ def test_a_report_shows_no_attacks_that_were_judged_by_other_words(
         with faults("silent wrong results", f"report: attacks judged by {settings}"):
             data = read_report_data(finished)
             assert (data.attacks is not None) == shown
-            lines = [line for line in data.missing if "apple judged by other detector wor" in line]
+            lines = [line for line in data.missing if "apple: judged with another" in line]
             assert len(lines) == (not shown)
 
 

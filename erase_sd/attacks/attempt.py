@@ -40,8 +40,8 @@ class Attempt:
 
     @functools.cached_property
     def judge(self) -> dict[str, Any]:
-        """The words by which the detector judges the images, as JSON: its class, and the hash of the
-        text encoder of an open vocabulary."""
+        """What the detector judges the images by, as JSON: its class, and the hash of the text encoder
+        of an open vocabulary."""
         text = text_encoder_hash(self.target.detector_text)
         return {"detector_class": self.target.detector_class, "detector_text_sha256": text}
 

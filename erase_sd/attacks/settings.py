@@ -13,7 +13,7 @@ from .registry import ATTACKS
 
 MAX_IMAGES = 10_000  # per row
 LATER_SETTINGS = ("sampler", "detector_class", "detector_text_sha256")
-"""What rows of earlier versions do not record."""
+"""Settings that rows of earlier versions do not record."""
 
 
 @dataclass(frozen=True, kw_only=True)

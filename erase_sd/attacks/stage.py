@@ -182,7 +182,8 @@ def _rows_of(
     run: Run, models: Models, judges: Mapping[str, Mapping[str, Any]], *, warn: bool = False
 ) -> list[AttackRecord]:
     """Rows of earlier calls; none if they are damaged, of other weights or made with another detector,
-    and none of a concept that was not judged as `judges` says of it. What is dropped is logged if `warn`.
+    and none of a concept whose class or text encoder was not that of `judges`. What is dropped is
+    logged if `warn`.
     """
     why, rows = "", []
     try:
@@ -195,7 +196,8 @@ def _rows_of(
         rows = [r for r in record.rows if is_recorded(judges.get(r.concept, {}), r.settings)]
         if other := sorted({r.concept for r in record.rows if r not in rows}):
             why = (
-                f"{run.folder / 'attacks.json'}: {', '.join(other)} judged by other detector words"
+                f"{run.folder / 'attacks.json'}: {', '.join(other)}: judged with another detector "
+                "class or text encoder"
             )
     if why and warn:
         runtime.log.warning("%s; its rows are dropped", why)

@@ -58,8 +58,8 @@ class Share:
     ) -> Pngs:
         """Generates the pass's batch number `index` if it is this process's; the result encodes it.
 
-        In the writer, the result of another process's batch waits for it until `stopped`: CancelledError.
-        The launcher ends all if one of them fails. RunError if the other process is not there.
+        In the writer, the result of another process's batch waits for it, and raises CancelledError once
+        `stopped` is set, or RunError if that process is not there. The launcher ends all if one fails.
         """
         size = len(batch.texts)
         if (owner := index % self.count) != self.number:

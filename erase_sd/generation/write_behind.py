@@ -15,12 +15,12 @@ class WriteBehind:
 
     Used in a `with` block, whose end waits for all tasks and raises the error of the first that failed;
     those after it are not run. If the block itself fails, tasks that were added still run to their end,
-    except those that wait for another process (`stopped`), so that each has done all of its work or none.
+    up to one that waits for another process (`stopped`), so that each has done all of its work or none.
     """
 
     def __init__(self, most: int = 1) -> None:
         self.stopped = threading.Event()
-        """Set once nobody waits for results any more: a task that waits raises CancelledError."""
+        """Set once nobody waits for results any more; a task that waits then raises CancelledError."""
         self._most = most
         self._unfinished: deque[tuple[Future[None], Callable[[], object] | None]] = deque()
         self._failed = False

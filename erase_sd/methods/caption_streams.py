@@ -22,7 +22,7 @@ BATCH = 128
 class CaptionStream:
     """Some captions on their way through the edited tower and the original, a layer at a time.
 
-    No layer runs twice over them: its edit is added to what it gave before.
+    No layer runs twice over them: its edit is added to its earlier output.
     """
 
     edited: Tensor

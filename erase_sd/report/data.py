@@ -104,8 +104,8 @@ def read_report_data(run: Run) -> ReportData:
 
 
 def _attacks_of(data: ReportData) -> AttacksRecord | None:
-    """The attacks, whose rates stand beside the scores'; RunError if another detector made them, or the
-    same one by other words."""
+    """The attacks, whose rates stand beside the scores'; RunError if another detector judged
+    them, or the same one by another class or text encoder."""
     attacks = data.run.attacks()
     detectors = data.scores.detectors if data.scores else ()
     if not attacks or not detectors:
@@ -120,8 +120,8 @@ def _attacks_of(data: ReportData) -> AttacksRecord | None:
         judge = {"detector_class": data.detector_class(row.concept), "detector_text_sha256": text}
         if not is_recorded(judge, row.settings):
             raise RunError(
-                f"attacks.json: {row.concept} judged by other detector words than in the scores "
-                f"(class {judge['detector_class']}); attack again with the same"
+                f"attacks.json: {row.concept}: judged with another detector class or text encoder "
+                f"than the scores (class {judge['detector_class']}); attack again with the same"
             )
     return attacks
 

@@ -192,8 +192,8 @@ class AttackRecord:
     seconds: float
     """The attack with all its rows, images included."""
     settings: dict[str, Any]
-    """The attack's budgets, what its images were generated with, and by which words of the detector they
-    were judged; see `attacks.settings.LATER_SETTINGS`."""
+    """The attack's budgets, what its images were generated with, and the detector's class and text encoder
+    that judged them; see `attacks.settings.LATER_SETTINGS`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def checked_classes(
     """`classes_of`, for work that ends with detections, before it begins.
 
     Raises ModelError if the detector cannot be loaded, and SettingError, which ends in the `remedy`, if
-    it lacks a class. A preset's own detector is known to load; only its header is read.
+    it lacks a class. A preset's own `.safetensors` is known to load; only its header is read.
     """
     classes, detector = classes_of(concepts, options), models.detector_file()
     targets = list(classes.values())

@@ -108,7 +108,8 @@ def _check_detector(run: Run, models: Models) -> None:
     if (own.sha256, own.text_encoder_sha256) != (models.detector_hash(), text):
         raise RunError(
             f"{run.folder}: scored with the detector {own.file} (sha256 {own.sha256[:12]}), not with "
-            f"{models.detector_file().name} and these words; name the same detector and text encoder"
+            f"{models.detector_file().name}, or with another text encoder; name the same detector and "
+            "text encoder"
         )
 
 
