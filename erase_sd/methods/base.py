@@ -193,8 +193,8 @@ class Method(Hyperparameters):
     def loss(self, student: Student, batch: Batch) -> Terms | Iterator[Terms]:
         """Named, weighted, scalar terms; their sum is minimized.
 
-        A generator yields them in parts that have no pass through the student in common. Each part is
-        differentiated before the next is computed, so that only one at a time needs memory.
+        A generator yields them in parts that share no pass through the student. Each part is
+        differentiated before the next is computed, so that memory holds the activations of one at a time.
         """
         raise NotImplementedError
 
