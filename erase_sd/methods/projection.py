@@ -67,7 +67,7 @@ class Projection(ClosedFormMethod):
             with torch.no_grad():
                 layer.mlp.fc2.weight += change
             for stream in forget + retain:
-                stream.edit(change)
+                stream.edit(layer, change)
             name = f"text_model.encoder.layers.{number}.mlp.fc2.weight"
             solution[name] = layer.mlp.fc2.weight.detach().clone()
         return solution
