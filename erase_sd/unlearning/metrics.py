@@ -45,6 +45,8 @@ class OriginalEncodings:
     retain_ids: Tensor
     hidden_states: Tensor
     """Hidden states of the retain captions, (m, tokens, width)."""
+    variance: Tensor
+    """Their mean squared distance to the mean caption."""
 
 
 @torch.no_grad()
@@ -61,13 +63,15 @@ def encode_originals(
     before, _ = original.encode_texts(forget.ids[mentions])
     removed, _ = original.encode_texts(forget.concept_removed_ids[mentions])
     rows = torch.linspace(0, len(retain) - 1, min(most, len(retain))).long()
+    _, hidden_states = original.encode_texts(retain.ids[rows])
     return OriginalEncodings(
         forget_ids=forget.ids[mentions],
         image=image,
         before=(image * before).sum(-1).mean(),
         removed=(image * removed).sum(-1).mean(),
         retain_ids=retain.ids[rows],
-        hidden_states=original.encode_texts(retain.ids[rows])[1],
+        hidden_states=hidden_states,
+        variance=(hidden_states - hidden_states.mean(0)).square_().mean(),
     )
 
 
@@ -77,9 +81,9 @@ def erasure_metrics(clip: Clip, original: OriginalEncodings) -> ErasureMetrics:
     after, _ = clip.encode_texts(original.forget_ids)
     base = original.removed
     residual = ((original.image * after).sum(-1).mean() - base) / (original.before - base)
-    was = original.hidden_states
     _, now = clip.encode_texts(original.retain_ids)
-    fidelity = 1 - (now - was).square().mean() / (was - was.mean(0)).square().mean()
+    change = now.sub_(original.hidden_states).square_().mean()
+    fidelity = 1 - change / original.variance
     return ErasureMetrics(
         residual_concept_similarity=float(residual), retained_fidelity=float(fidelity)
     )

@@ -73,10 +73,18 @@ class Session:
             if split not in self.predictions:
                 self.predictions[split] = predict_originals(self.denoiser(), forget, retain)
             return unet_metrics(student.denoiser, self.predictions[split])
+        original = self.encoded(split)
         with student.precision():
-            if split not in self.originals:
-                self.originals[split] = encode_originals(self.original, forget, retain)
-            return erasure_metrics(student.clip, self.originals[split])
+            return erasure_metrics(student.clip, original)
+
+    def encoded(self, split: Split) -> OriginalEncodings:
+        """The original's encodings of the captions of a split."""
+        if split not in self.originals:
+            with self.student.precision():
+                self.originals[split] = encode_originals(
+                    self.original, self.pairs.forget[split], self.pairs.retain[split]
+                )
+        return self.originals[split]
 
 
 def open_session(

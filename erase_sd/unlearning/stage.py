@@ -221,6 +221,8 @@ def _unlearn_module(
     method = session.settings.build()
     parses.forget()  # all captions are tokens now, and the batches need the memory
     runtime.free_memory()
+    if method.unlearns == "text_encoders":
+        session.encoded("validation")  # later it would lie amid the batches' memory, and split it
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)
     else:
