@@ -11,8 +11,7 @@ grid="erase-sd compare --seeds 1 --skip-images"
 [ -d cc12m ] || python -m erase_sd.mini.training.datasets cc12m cc12m --pairs 20000
 [ -d blip ] || python -m erase_sd.mini.training.blip blip
 
-$grid --concepts elephant --methods $all --clip "$clip" --data cifar100 --out table
-$grid --concepts elephant bicycle chair --methods cliperase-anchored cliperase --clip "$clip" --data cifar100 --out three
+$grid --concepts elephant bicycle chair --methods $all --clip "$clip" --data cifar100 --out clip
 $grid --concepts woman --methods $all --clip "$clip" --data cc12m --out shards
 $grid --concepts elephant --methods $for_blip --clip blip --data cifar100 --out blip-table
 
