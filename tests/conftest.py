@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from faulty import Faults, write_table
 
+from erase_sd.data import parses
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 
@@ -30,6 +31,12 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERASE_SD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def parser_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parser for all tests of a process: each erasure ends it, and starting another takes a second."""
+    monkeypatch.setattr(parses, "end_parser", lambda: None)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from faulty import side_by_side
+from unlearn_runs import short
 
 from erase_sd.data import parser, parses, syntax
 from erase_sd.data.syntax import parse
@@ -21,6 +22,9 @@ from erase_sd.data.tree import Parsed, Token, Tree
 from erase_sd.errors import ModelError
 from erase_sd.mini.captions import training_captions
 from erase_sd.mini.scenes import sample
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.unlearning.stage import unlearn
 
 ODD = ["An apple's core\u2019s end!", "two  spaces", "Une pomme rouge", "\u5317\u4eac apple", ""]
 CAPTIONS = [text for seed in range(20) for text in training_captions(sample(seed))] + ODD
@@ -222,3 +226,13 @@ def test_files_of_the_working_directory_are_not_imported() -> None:
     for name in ("json", "spacy", "numpy", "thinc"):
         Path(f"{name}.py").write_text("raise SystemExit(3)\n")
     assert Tree(*parser.parse_texts(["a dog"])).text == "a dog"
+
+
+@pytest.mark.usefixtures("own_parser")
+def test_unlearning_ends_the_parser_before_it_trains(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[object] = []
+    monkeypatch.setattr(parses, "end_parser", parser.end_parser)
+    unlearn(short(), tiny, Run(Path("runs/a")), lambda *_: workers.append(parser._worker))
+    assert workers and not any(workers)
