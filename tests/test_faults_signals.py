@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def test_a_signal_while_a_batch_is_written_leaves_it_whole_and_the_run_resumes(
         images = generate_batch(*args)
         if first.is_set():
             second.set()
-            threading.Event().wait()
+            while True:  # a wait without end would miss a signal that comes just before it
+                time.sleep(0.01)
         first.set()
         return images
 
