@@ -34,9 +34,9 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def parser_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One parser for all tests of a process: each erasure ends it, and starting another takes a second."""
-    monkeypatch.setattr(parses, "end_parser", lambda: None)
+def parses_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text is parsed twice in all tests of a process: each erasure would forget them and end the parser."""
+    monkeypatch.setattr(parses, "forget", lambda: None)
 
 
 @pytest.fixture

@@ -29,6 +29,9 @@ from erase_sd.unlearning.stage import unlearn
 ODD = ["An apple's core\u2019s end!", "two  spaces", "Une pomme rouge", "\u5317\u4eac apple", ""]
 CAPTIONS = [text for seed in range(20) for text in training_captions(sample(seed))] + ODD
 
+FORGET = parses.forget
+"""It does nothing in other tests (conftest.py)."""
+
 
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +236,6 @@ def test_unlearning_ends_the_parser_before_it_trains(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers: list[object] = []
-    monkeypatch.setattr(parses, "end_parser", parser.end_parser)
+    monkeypatch.setattr(parses, "forget", FORGET)
     unlearn(short(), tiny, Run(Path("runs/a")), lambda *_: workers.append(parser._worker))
     assert workers and not any(workers)
