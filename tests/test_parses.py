@@ -138,6 +138,13 @@ def test_a_parser_that_is_killed_is_one_line_and_the_next_call_starts_another() 
 
 
 @pytest.mark.usefixtures("own_parser")
+def test_a_parser_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "no-python")
+    with pytest.raises(ModelError, match=r"the English parser cannot start \(.*No such file"):
+        parser.parse_texts(["a dog"])
+
+
+@pytest.mark.usefixtures("own_parser")
 def test_an_interrupted_question_is_not_answered_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

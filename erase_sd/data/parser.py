@@ -22,15 +22,19 @@ _CHUNK = 2000
 
 
 class _Worker:
-    """A running `parser_worker`."""
+    """A running `parser_worker`. Raises ModelError if it cannot be started."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(  # noqa: S603
-            isolated("erase_sd.data.parser_worker", MODEL),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                isolated("erase_sd.data.parser_worker", MODEL),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._errors.close()
+            raise ModelError(f"the English parser cannot start ({reason(error)})") from None
 
     def ask(self, texts: Sequence[str]) -> list[Parsed]:
         """Raises ModelError if the parser's model is not installed, or if the worker has ended."""
@@ -78,10 +82,7 @@ def parse_texts(texts: Sequence[str]) -> list[Parsed]:
     global _worker
     with _lock:
         if _worker is None or _worker.owner != os.getpid():  # a fork's parent keeps its own
-            try:
-                _worker = _Worker()
-            except OSError as error:
-                raise ModelError(f"the English parser cannot start ({reason(error)})") from None
+            _worker = _Worker()
         parsed: list[Parsed] = []
         try:
             for start in range(0, len(texts), _CHUNK):
