@@ -101,7 +101,7 @@ def _check_images(models: Models, prompts: dict[str, Path]) -> None:
     """Raises whatever `generate` or `score` would in every cell: for a CLIP alone, a prompt file that
     cannot be used, and a concept that the detector has no class for."""
     limit = token_limit_of(models)
-    _ = models.folder
+    _ = models.folder  # a CLIP alone has none: SettingError
     files = (own for file in prompts.values() for own in (file, file.with_name("retain.txt")))
     for file in dict.fromkeys(files):
         prompt_file = read_prompt_file(file)
