@@ -13,10 +13,6 @@ from ..sharing import place
 from ..sharing.rows import by_rows
 from .settings import UnlearnSettings
 
-STORED_BYTES = 2**27
-"""Most memory for the original's hidden states of a set's captions. A larger set is encoded batch by
-batch, so that memory does not grow with the data."""
-
 
 class Batches:
     """Samples forget pairs with replacement and retain pairs without.
@@ -36,7 +32,6 @@ class Batches:
         self.settings, self.original = settings, original
         self.forget, self.retain, self.prompts = forget, retain, prompts
         self.sizes = (settings.forget_batch, settings.retain_batch)
-        self._stored: dict[str, tuple[Tensor, Tensor]] = {}
 
     def at(
         self, step: int, steps: int, needs: frozenset[Need], memory: dict[str, Tensor] | None = None
@@ -49,8 +44,8 @@ class Batches:
         concept_removed = None
         text = hidden_states = None
         if "hidden_states" in needs:
-            concept_removed = self._concept_removed(forget, steps)
-            text, hidden_states = self._encode_rows("retain", self.retain.ids, retain, steps)
+            concept_removed = self._concept_removed(forget)
+            text, hidden_states = self._original(self.retain.ids[retain])
         return Batch(
             self._encode(self.forget, forget, needs),
             self._encode(self.retain, retain, needs, text, hidden_states, prompts),
@@ -76,9 +71,8 @@ class Batches:
             retain,
         )
 
-    def _concept_removed(self, rows: Tensor, steps: int) -> ConceptRemoved:
-        ids = self.forget.concept_removed_ids
-        _, hidden_states = self._encode_rows("forget", ids, rows, steps)
+    def _concept_removed(self, rows: Tensor) -> ConceptRemoved:
+        _, hidden_states = self._original(self.forget.concept_removed_ids[rows])
         source = self.forget.source[rows].to(hidden_states.device)  # small until it is expanded
         return ConceptRemoved(
             hidden_states.gather(1, source[:, :, None].expand_as(hidden_states)),
@@ -108,7 +102,15 @@ class Batches:
 
     def _features(self, ids: Tensor) -> Tensor:
         """The original's features of captions, without a gradient."""
-        return by_rows(self.original.encode_texts, self.original.cut(ids))[0]
+        return self._original(self.original.cut(ids))[0]
+
+    def _original(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The original's features and hidden states of captions, without a gradient.
+
+        None are kept from step to step: that would take more memory than it saves time.
+        """
+        text, hidden_states = by_rows(self.original.encode_texts, ids)
+        return text, hidden_states
 
     def _class_prompts(self, needs: frozenset[Need], generator: torch.Generator) -> Tensor | None:
         """The prompts of all classes by a random template, (classes, tokens), in labelled data.
@@ -118,19 +120,3 @@ class Batches:
         if self.prompts is None or "hidden_states" in needs:
             return None
         return self.prompts[int(torch.randint(len(self.prompts), (1,), generator=generator))]
-
-    def _encode_rows(
-        self, name: str, ids: Tensor, rows: Tensor, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        """The original's features and hidden states of some rows of `ids`.
-
-        All rows are encoded at the first call and stored if they fit and the steps use more of them.
-        """
-        size = self.settings.forget_batch if name == "forget" else self.settings.retain_batch
-        if ids.numel() * self.original.width * 4 > STORED_BYTES or len(ids) > steps * size:
-            text, hidden_states = by_rows(self.original.encode_texts, ids[rows])
-            return text, hidden_states
-        if name not in self._stored:
-            self._stored[name] = self.original.encode_texts(ids)
-        text, hidden_states = self._stored[name]
-        return text[rows], hidden_states[rows]
