@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from faulty import Faults, write_table
 
 from erase_sd.data import parses
+from erase_sd.detection import detector
+from erase_sd.detection.detector import detector_kept
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 
@@ -37,6 +39,21 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def parses_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """No text is parsed twice in all tests of a process: each erasure would forget them and end the parser."""
     monkeypatch.setattr(parses, "forget", lambda: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def detector_stays() -> Iterator[None]:
+    """A detector is loaded once in all tests of a process, which takes seconds."""
+    with detector_kept():
+        yield
+
+
+@pytest.fixture
+def own_detector() -> Iterator[None]:
+    """The detector's process begins and ends with the test."""
+    detector._kept.end()
+    yield
+    detector._kept.end()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def scored_run(tiny: Models, folder: Path, name: str = "apple") -> Run:
         files[-1].write_text("".join(f"{prompt}\n" for prompt, _, _ in rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
-        patch.setattr(scoring, "detect", known_answers)
+        patch.setattr("erase_sd.scoring.detections.detect", known_answers)
         settings = UnlearnSettings(
             concepts=(Concept("apple", ("pomaceous fruit",)),), steps=2, forget_batch=4,
             retain_batch=4, retain_floor=0.0, validate_every=1,

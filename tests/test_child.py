@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from erase_sd.child import KilledError
 from erase_sd.cli import job
 from erase_sd.cli.stage_process import UNUSED, UNUSED_BY_IMAGES
+from erase_sd.scoring import ahead
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 WORK = """
@@ -22,7 +25,7 @@ from erase_sd.termination import handle_signals
 
 def outcome(work, *arguments):
     try:
-        return in_stage_process((), work, *arguments)
+        return in_stage_process((), None, work, *arguments)
     except BaseException as error:
         return type(error).__name__, str(error), getattr(error, "field", None)
 
@@ -79,7 +82,7 @@ def test_a_parent_that_is_terminated_ends_its_child() -> None:
 def test_peak_memory_is_that_of_the_largest_process() -> None:
     code = """
 held = runtime.peak_memory() + 2**26  # a process inherits the peak of the one that started it
-print(in_stage_process((), hold, held) == held, runtime.peak_memory() >= held)
+print(in_stage_process((), None, hold, held) == held, runtime.peak_memory() >= held)
 """
     assert run(code) == ["True True"]
 
@@ -87,12 +90,15 @@ print(in_stage_process((), hold, held) == held, runtime.peak_memory() >= held)
 def test_a_model_that_is_no_preset_s_may_need_any_package(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden: list[tuple[str, ...]] = []
 
-    def stage(unused: tuple[str, ...], *_: object, **__: object) -> None:
+    def stage(unused: tuple[str, ...], *_: object, **__: object) -> tuple[Path, str]:
         hidden.append(unused)
         if len(hidden) % 2 == 0:
             raise KilledError("enough")
+        return Path("runs/apple"), "cpu"
 
     monkeypatch.setattr(job, "in_stage_process", stage)
+    nothing = contextlib.nullcontext(SimpleNamespace(look=None))
+    monkeypatch.setattr(ahead, "detecting_ahead", lambda *_, **__: nothing)
     for model in (None, "folder"):
         with pytest.raises(KilledError):
             job.run(["apple"], model=model)

@@ -178,7 +178,7 @@ def test_detections_by_another_text_encoder_are_not_taken_over(
         calls.append(tmp_path)
         return known_answers(*arguments[:2])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scoring, "detect", detect)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", detect)
     text = tmp_path / "text.ts"
     text.write_bytes(b"one")
     models = dataclasses.replace(tiny, detector_text=text)

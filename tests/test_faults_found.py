@@ -466,9 +466,8 @@ def test_a_long_run_is_announced_and_can_be_declined(
 def test_all_runs_are_scored_but_the_damaged_ones_and_these_are_named(
     finished: Run, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erase_sd.scoring import stage as scoring
 
-    monkeypatch.setattr(scoring, "detect", known_answers)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
     for name in ("folder", "images"):
         shutil.copytree(finished.folder, f"runs/{name}")
     Path("runs/folder/images.jsonl").unlink()

@@ -458,9 +458,8 @@ def test_one_damaged_run_does_not_end_the_scoring_of_the_others(
     from report_run import known_answers
 
     from erase_sd import api
-    from erase_sd.scoring import stage as scoring
 
-    monkeypatch.setattr(scoring, "detect", known_answers)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
     for name, damage in (("a", None), ("b", "[]"), ("c", "{}"), ("d", "")):
         shutil.copytree(finished.folder, f"runs/{name}")
         if damage is not None:

@@ -55,7 +55,7 @@ def stages(tiny: Models, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[
     def answers(detector: Path, images: list[Path], *_: object) -> object:
         return known_answers(detector, [Path(i.parent.name, "apple-0000.png") for i in images])
 
-    monkeypatch.setattr(scoring, "detect", answers)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", answers)
     monkeypatch.setattr(
         Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
     )

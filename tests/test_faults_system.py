@@ -239,6 +239,7 @@ def test_files_of_the_working_directory_are_not_imported_by_the_detector(
 def test_a_detector_that_is_killed_is_one_line(tiny: Models, faults: Faults) -> None:
     from PIL import Image
 
+    from erase_sd import json_process
     from erase_sd.detection import detector
     from erase_sd.errors import ModelError
 
@@ -249,8 +250,11 @@ def test_a_detector_that_is_killed_is_one_line(tiny: Models, faults: Faults) -> 
             faults("signals", f"{number.name} to the detector"),
             pytest.MonkeyPatch.context() as patch,
         ):
+            detector._kept.end()
             code = f"import os; os.kill(os.getpid(), {int(number)})"
-            patch.setattr(detector, "isolated", lambda *_, code=code: [sys.executable, "-c", code])
+            patch.setattr(
+                json_process, "isolated", lambda *_, code=code: [sys.executable, "-c", code]
+            )
             with pytest.raises(ModelError, match="the detector's process failed"):
                 detector.detect(tiny.detector, [Path("image.png")])
 

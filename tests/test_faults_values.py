@@ -161,9 +161,8 @@ def test_any_value_of_any_record_may_be_wrong(
 
     from erase_sd.attacks import stage as attacks
     from erase_sd.models import pipeline
-    from erase_sd.scoring import stage as scoring
 
-    monkeypatch.setattr(scoring, "detect", known_answers)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
     monkeypatch.setattr(pipeline, "open_pipeline", _never)
     monkeypatch.setattr(attacks, "open_models", _never)
     Path("prompts").mkdir()

@@ -21,7 +21,7 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 ROOMS = (
-    "errors", "files", "reading", "termination", "child", "runtime", "sharing", "checked", "plotting", "data", "run", "mini", "models", "methods", "unlearning",
+    "errors", "files", "reading", "termination", "child", "json_process", "runtime", "sharing", "checked", "plotting", "data", "run", "mini", "models", "methods", "unlearning",
     "generation", "detection", "scoring", "attacks", "evaluation", "report", "comparison", "mini.training",
     "bench", "api", "__init__", "cli", "__main__",
 )  # fmt: skip

@@ -31,7 +31,6 @@ from erase_sd.report.verdict import verdict_of
 from erase_sd.run import Run
 from erase_sd.run.measurements import Detection, RateComparison, ScoresRecord
 from erase_sd.run.records import Variant
-from erase_sd.scoring import stage as scoring
 from erase_sd.scoring.table import HEADINGS, REFERENCE_HEADINGS, note_of, table_of
 from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
@@ -212,7 +211,7 @@ def known_answer(detector: Path, files: list[Path], *_: Any) -> DetectorAnswer:
 
 
 def scored(run: Run, monkeypatch: pytest.MonkeyPatch, **options: bool) -> ScoresRecord:
-    monkeypatch.setattr(scoring, "detect", known_answer)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answer)
     erase_sd.generate("apple.txt", **options, **QUICK)
     return erase_sd.score("apple")
 

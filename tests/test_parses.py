@@ -16,6 +16,7 @@ import pytest
 from faulty import side_by_side
 from unlearn_runs import short
 
+from erase_sd import json_process
 from erase_sd.data import parser, parses, syntax
 from erase_sd.data.syntax import parse
 from erase_sd.data.tree import Parsed, Token, Tree
@@ -128,7 +129,7 @@ def own_parser() -> Iterator[None]:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_parser_that_is_killed_is_one_line_and_the_next_call_starts_another() -> None:
     [before] = parser.parse_texts(["a dog"])
-    worker = parser._worker
+    worker = parser._kept._process
     assert worker is not None
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
@@ -149,10 +150,12 @@ def test_an_interrupted_question_is_not_answered_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = parser.parse_texts(["a dog"])
-    worker = parser._worker
+    worker = parser._kept._process
     assert worker is not None and worker._process.stdout is not None
     with monkeypatch.context() as patch:
-        patch.setattr(parser.json, "loads", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            json_process.json, "loads", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             parser.parse_texts(["a cat"])
     assert parser.parse_texts(["a dog"]) == expected
@@ -202,7 +205,7 @@ def test_a_fork_parses_while_a_thread_that_it_lacks_was_parsing() -> None:
     parsing, ended = threading.Event(), threading.Event()
 
     def occupy() -> None:
-        with parser._lock:
+        with parser._kept._lock:
             parsing.set()
             ended.wait()
 
@@ -244,5 +247,5 @@ def test_unlearning_ends_the_parser_before_it_trains(
 ) -> None:
     workers: list[object] = []
     monkeypatch.setattr(parses, "forget", FORGET)
-    unlearn(short(), tiny, Run(Path("runs/a")), lambda *_: workers.append(parser._worker))
+    unlearn(short(), tiny, Run(Path("runs/a")), lambda *_: workers.append(parser._kept._process))
     assert workers and not any(workers)

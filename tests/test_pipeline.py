@@ -251,7 +251,9 @@ def test_scores_are_written_as_json_csv_and_markdown_and_images_are_detected_onc
     detections = run.detections()
     assert len(detections) == 6
     assert {(d.detector.iou, d.detector.size) for d in detections} == {(0.45, 64)}
-    monkeypatch.setattr(scoring, "detect", lambda *_: pytest.fail("detected twice"))
+    monkeypatch.setattr(
+        "erase_sd.scoring.detections.detect", lambda *_: pytest.fail("detected twice")
+    )
     assert scoring.score(run, tiny) == scores
 
 

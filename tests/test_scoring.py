@@ -91,7 +91,7 @@ def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
         calls.append(args)
         return answer
 
-    monkeypatch.setattr(scoring, "detect", detect)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", detect)
     scores = scoring.score(run, tiny)
     path, records = run.folder / "detections.jsonl", run.detections()
     assert scoring.score(run, tiny) == scores and len(calls) == 1

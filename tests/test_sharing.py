@@ -28,7 +28,6 @@ from erase_sd.mini.scenes import CLASSES
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.run.measurements import Detection
-from erase_sd.scoring import stage as scoring
 from erase_sd.scoring.stage import score
 from erase_sd.sharing import any_of, each, from_first, group, place, together
 from erase_sd.sharing.rows import by_rows, sum_gradients
@@ -163,8 +162,8 @@ def test_later_stages_leave_the_same_files_whatever_the_number_of_processes(
     monkeypatch.setattr(
         Target, "probabilities", lambda _, files: [0.9 * (i % 2) for i in range(len(files))]
     )
-    monkeypatch.setattr(scoring, "detect", known_detections)
-    monkeypatch.setattr(scoring, "CHUNK", 3)
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_detections)
+    monkeypatch.setattr("erase_sd.scoring.detections.CHUNK", 3)
     for module in (embedders, clip_measures, drift):
         monkeypatch.setattr(module, "EMBEDDING_BATCH", 8)
     Path("apple.txt").write_text("an apple\na dog\nan orange\n")

@@ -114,6 +114,7 @@ def score(
     detector. Of all runs, one that cannot be scored is left out, logged as an error, and named in
     `unscored` of the result. Raises EraseError.
     """
+    from ..detection.detector import detector_kept
     from ..models.presets import models_of_run
     from ..scoring.stage import merge, runs_with_images
     from ..scoring.stage import score as score_stage
@@ -123,16 +124,17 @@ def score(
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
     scores = []
-    for own in runs:
-        try:
-            models = models_of_run(
-                own, preset=preset, detector=detector, detector_text=detector_text
-            )
-            scores.append(score_stage(own, models, classes, progress))
-        except (EraseError, OSError) as error:
-            if run is not None:
-                raise
-            unscored.append(str(error))
+    with detector_kept():
+        for own in runs:
+            try:
+                models = models_of_run(
+                    own, preset=preset, detector=detector, detector_text=detector_text
+                )
+                scores.append(score_stage(own, models, classes, progress))
+            except (EraseError, OSError) as error:
+                if run is not None:
+                    raise
+                unscored.append(str(error))
     for why in unscored:
         log.error("%s; left out of the table", why)
     if not scores:

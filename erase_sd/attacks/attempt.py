@@ -7,12 +7,13 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.concept import slug
 from ..data.images import hash_image
 from ..detection.detector import text_encoder_hash
 from ..files import digest, key_of, write_bytes
+from ..generation.write_behind import WriteBehind
 from ..models.presets import Models
 from ..run import Run
 from ..run.measurements import AttackImage, AttackRecord, Rate
@@ -21,6 +22,11 @@ from .base import Attack, Probe
 from .target import Embeds, Target, is_shown
 from .tokens import encode_rows, with_name
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WAITING = 64
+"""Most images that wait to be written while others are generated."""
 _Batch = tuple[str, list[AttackImage]]
 """The name of a batch, and its images, which are generated together."""
 ORIGINAL = ", original"
@@ -164,22 +170,22 @@ class Attempt:
         rows = {key: tensor[:n] for key, tensor in embeds.items()}
         original = name.endswith(ORIGINAL)
         generated = self.target.images(rows, empty, self.target.seeds[:n], original=original)
-        images = []
-        for number, image in enumerate(generated):
-            png = io.BytesIO()
-            image.save(png, "PNG", compress_level=1)
-            file = f"{folder}/{number:04}.png"
-            write_bytes(self.run.folder / file, png.getvalue())
-            images.append(
-                AttackImage(
-                    file=file,
-                    sha256=digest(png.getvalue()),
-                    text=texts[number],
-                    seed=self.target.seeds[number],
-                    probability=0.0,
-                )
-            )
+        images: list[AttackImage] = []
+        with WriteBehind(WAITING) as behind:
+            for number, image in enumerate(generated):
+                file, seed = f"{folder}/{number:04}.png", self.target.seeds[number]
+                behind.add(functools.partial(self._write, images, image, file, texts[number], seed))
         return name, images
+
+    def _write(
+        self, images: list[AttackImage], image: Image, file: str, text: str, seed: int
+    ) -> None:
+        """Writes an image and adds it to `images`; it is judged later."""
+        png = io.BytesIO()
+        image.save(png, "PNG", compress_level=1)
+        write_bytes(self.run.folder / file, png.getvalue())
+        sha256 = digest(png.getvalue())
+        images.append(AttackImage(file=file, sha256=sha256, text=text, seed=seed, probability=0.0))
 
     def _judged(self, batches: Sequence[_Batch]) -> dict[str, list[AttackImage]]:
         """The images by the name of their batch, with the concept's detection probability."""

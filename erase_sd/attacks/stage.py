@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
+from ..detection.detector import detector_kept
 from ..errors import RunError
 from ..files import check_space, check_writable, write_json, write_records, write_text
 from ..generation.settings import cost_line
@@ -37,6 +38,7 @@ OUTCOMES = ".attacks"
 """Folder in the run with the claims and outcomes of attacks that are not in `attacks.json` yet."""
 
 
+@detector_kept()
 def attack(
     run: Run,
     models: Models,

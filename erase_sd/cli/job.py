@@ -156,6 +156,8 @@ def run(
     Without --prompts, the concept's own file is used: prompts/<concept>.txt, or the one that comes
     with erase-sd.
     """
+    from ..scoring.ahead import detecting_ahead
+
     began, files = time.monotonic(), checks.prompt_files(prompts, concepts)
     sources: dict[str, Any] = {
         "preset": preset, "model": model, "revision": revision, "clip": clip, "data": data,
@@ -168,12 +170,15 @@ def run(
     erasing |= {"run": run, "hyperparameters": opt.parse_hyperparameters(hyperparameters)}
     erasing |= opt.chosen(method=method, mine_mentions=mine_mentions) | precision | sources
     unused, unused_by_images = ((), ()) if model else (UNUSED, UNUSED_BY_IMAGES)
-    folder = in_stage_process(unused, _unlearn_checked, quiet, yes, checked, erasing)
-    device = in_stage_process(
-        unused_by_images, _generate, quiet, prompts=files, run=folder, kinds=kinds,
-        reference=reference, **shape, **precision,
-    )  # fmt: skip
-    scores = _score(quiet, run=folder, detector_class=detector_class or (), **detection)
+    folder, device = in_stage_process(unused, None, _unlearn_checked, quiet, yes, checked, erasing)
+    detection["detector_class"] = detector_class or ()
+    with detecting_ahead(folder, device, **detection) as ahead:
+        in_stage_process(
+            unused_by_images, ahead.look, _generate, quiet, prompts=files, run=folder, kinds=kinds,
+            reference=reference, **shape, **precision,
+        )  # fmt: skip
+        ahead.write()
+        scores = _score(quiet, run=folder, **detection)
     rates_table(scores, scores.rates)
     if writes():
         _finish(folder, time.monotonic() - began, device)
@@ -181,10 +186,11 @@ def run(
 
 def _unlearn_checked(
     quiet: bool, yes: bool, checked: tuple[Any, ...], erasing: dict[str, Any]
-) -> Path:
-    """Unlearns once everything that later stages need is known to be there."""
+) -> tuple[Path, str]:
+    """Unlearns once everything that later stages need is known to be there; also returns the type of the
+    device."""
     opt.approval(yes)(checks.images_of_run(*checked), None)
-    return _unlearn(quiet, **erasing)
+    return _unlearn(quiet, **erasing), runtime.device().type
 
 
 def _unlearn(quiet: bool, **arguments: Any) -> Path:
@@ -196,12 +202,10 @@ def _unlearn(quiet: bool, **arguments: Any) -> Path:
     return folder
 
 
-def _generate(quiet: bool, **arguments: Any) -> str:
-    """Generates images and returns the type of the device."""
+def _generate(quiet: bool, **arguments: Any) -> None:
     with Bar("generate", quiet) as progress:
         folder = api.generate(**arguments, progress=progress)
     print(f"{folder}: images in {folder / 'images'}")
-    return runtime.device().type
 
 
 def _score(quiet: bool, **arguments: Any) -> ScoresRecord:

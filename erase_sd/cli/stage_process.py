@@ -23,7 +23,11 @@ UNUSED_BY_IMAGES = (*UNUSED, "torchvision")
 
 
 def in_stage_process(
-    unused: Sequence[str], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    unused: Sequence[str],
+    meanwhile: Callable[[], None] | None,
+    work: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
 ) -> T:
     """`work(...)` in a forked child without the packages `unused`; see `in_child`.
 
@@ -33,7 +37,7 @@ def in_stage_process(
     if sys.platform != "linux" or "torch" in sys.modules or "MASTER_ADDR" in os.environ:
         return work(*args, **kwargs)
     context = multiprocessing.get_context("fork")
-    return in_child(context, functools.partial(_prepare, unused), work, *args, **kwargs)
+    return in_child(context, functools.partial(_prepare, unused), meanwhile, work, *args, **kwargs)
 
 
 def _prepare(unused: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..attacks.registry import build_attacks
 from ..attacks.settings import AttackSettings, is_recorded
 from ..attacks.stage import attack
-from ..detection.detector import text_encoder_hash
+from ..detection.detector import detector_kept, text_encoder_hash
 from ..errors import EraseError, RunError
 from ..evaluation.galleries import HELD_OUT
 from ..evaluation.stage import TEMPLATES, evaluate
@@ -62,6 +62,7 @@ def attempt(cell: Cell, setup: GridSetup) -> str:
     return ""
 
 
+@detector_kept()
 def _run(cell: Cell, setup: GridSetup) -> None:
     run = Run(cell.folder)
     unlearn(cell.settings(), setup.models, run)

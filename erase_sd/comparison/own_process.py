@@ -37,7 +37,7 @@ def in_own_process(cell: Cell, setup: GridSetup) -> str:
     level = runtime.log.level if runtime.log.handlers else None
     prepare = functools.partial(_settle, _environment(), level)
     try:
-        return in_child(context, prepare, attempt, cell, setup)
+        return in_child(context, prepare, None, attempt, cell, setup)
     except KilledError as error:
         return error.rule
 

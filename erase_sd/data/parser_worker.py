@@ -1,22 +1,17 @@
-"""The child process of `parser`: the only one that imports spaCy.
-
-Answers each line of standard input, a JSON list of texts, with a line of standard output: their `Parsed`
-as JSON lists, or what is missing as a JSON string.
-"""
+"""The child process of `parser`: the only one that imports spaCy."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import ModelError
+from ..json_process import serve
 from .tree import Parsed
 
 if TYPE_CHECKING:
-    from spacy.language import Language
     from spacy.tokens import Doc
 
 _UNUSED = ("ner", "lemmatizer", "senter")
@@ -27,28 +22,23 @@ second."""
 
 
 def main() -> None:
-    """Answers by the model that the only argument names, until standard input ends."""
-    (model,) = sys.argv[1:]
+    """Answers texts with their `Parsed`, each the list of its fields, by the model that is its setup."""
     for package in _UNUSED_PACKAGES:
         sys.modules[package] = None  # type: ignore[assignment]  # imports then fail
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the parent too
-    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # whatever a library prints
-    try:
-        language = _load(model)
-    except OSError:
-        answers.write(json.dumps(f"needs `pip install {model.replace('_', '-')}`") + "\n")
-        return
-    for line in sys.stdin.buffer:
-        documents = language.pipe(json.loads(line), batch_size=_BATCH)
-        answers.write(json.dumps([dataclasses.astuple(_plain(doc)) for doc in documents]) + "\n")
-        answers.flush()
+    serve(_parser)
 
 
-def _load(model: str) -> Language:
+def _parser(model: str) -> Callable[[Sequence[str]], object]:
     import spacy
 
-    return spacy.load(model, exclude=list(_UNUSED))
+    try:
+        language = spacy.load(model, exclude=list(_UNUSED))
+    except OSError:
+        needed = model.replace("_", "-")
+        raise ModelError(f"the English parser is missing; needs `pip install {needed}`") from None
+    return lambda texts: [
+        dataclasses.astuple(_plain(doc)) for doc in language.pipe(texts, batch_size=_BATCH)
+    ]
 
 
 def _plain(doc: Doc) -> Parsed:

@@ -6,19 +6,17 @@ Importing ultralytics patches Pillow for the whole process and may use the netwo
 
 from __future__ import annotations
 
-import os
-import subprocess
-import tempfile
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .. import errors
 from ..checked import hash_folder
-from ..child import isolated
-from ..errors import ModelError, SettingError
-from ..files import hash_file, write_json
-from ..reading import read_json, read_record
+from ..errors import SettingError
+from ..files import hash_file
+from ..json_process import JsonProcess, Kept
 from ..run.measurements import Detection
 from ..runtime import Progress
 
@@ -37,8 +35,10 @@ CONTAINED = {
     "HF_HUB_OFFLINE": "1",
 }
 """Environment that keeps ultralytics off the network and from installing packages."""
-REQUEST, ANSWER, FAILURE = "request.json", "answer.json", "failure.json"
-"""Files by which `detect` and its child exchange messages."""
+
+_kept = Kept()
+_keeping = 0
+"""How many blocks of `detector_kept` the program is in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,20 @@ class DetectorAnswer:
     """Most probable first."""
 
 
+@contextlib.contextmanager
+def detector_kept() -> Iterator[None]:
+    """Inside, `detect` keeps its process from call to call, as long as the detector is the same: loading
+    takes seconds."""
+    global _keeping
+    _keeping += 1
+    try:
+        yield
+    finally:
+        _keeping -= 1
+        if not _keeping:
+            _kept.end()
+
+
 def detect(
     detector: Path,
     images: Sequence[Path],
@@ -64,66 +78,59 @@ def detect(
 ) -> DetectorAnswer:
     """Runs the detector over image files in a child process.
 
-    An open-vocabulary detector gets the `targets` as classes, by its `text_encoder`. Raises ModelError if `detector` cannot be loaded, SettingError if it has no class for one of the
-    `targets` (before any image is opened), and DataError for an unreadable image.
+    An open-vocabulary detector gets the `targets` as classes, by its `text_encoder`. Raises ModelError if
+    `detector` cannot be loaded, SettingError if it has no class for one of the `targets` (before any
+    image is opened), and DataError for an unreadable image.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        request = {
-            "detector": str(detector),
-            "images": [str(path) for path in images],
-            "targets": list(targets),
-            "text_encoder": None if text_encoder is None else str(text_encoder),
-        }
-        write_json(folder / REQUEST, request)
-        why = _run_child(folder, len(images), progress)
-        if (failure := folder / FAILURE).is_file():
-            raise _error_of(failure)
-        if not (answer := folder / ANSWER).is_file():
-            raise ModelError(
-                f"the detector's process failed ({why})", field="detector", value=detector
-            )
-        return read_record(answer, DetectorAnswer)
+    detections: list[tuple[Detection, ...]] = []
+    with _process(detector, targets, text_encoder) as (process, question):
+        for start in range(0, max(1, len(images)), CHUNK):
+            some = [str(path) for path in images[start : start + CHUNK]]
+            answer = process.ask(question | {"images": some})
+            detections += [tuple(map(Detection.of_json, rows)) for rows in answer["detections"]]
+            if progress and some:
+                progress(len(detections), len(images), "")
+    if not _keeping:
+        _kept.end()
+    return DetectorAnswer(
+        names=tuple(answer["names"]),
+        size=answer["size"],
+        kind=answer["kind"],
+        detections=detections,
+    )
 
 
-def _run_child(folder: Path, total: int, progress: Progress | None) -> str:
-    """Runs the worker to its end; returns the last line on its stderr, or its exit status."""
-    with (
-        (folder / "stderr").open("w+", encoding="utf-8", errors="replace") as stderr,
-        subprocess.Popen(  # noqa: S603
-            isolated("erase_sd.detection.worker", str(folder)),
-            env=os.environ | CONTAINED | {"YOLO_CONFIG_DIR": str(folder)},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        ) as child,
-    ):
-        try:
-            for line in child.stdout or ():  # the number of images done so far
-                if progress and line.strip().isdecimal():
-                    progress(int(line), total, "")
-            child.wait()
-        except BaseException:  # a signal; leaving the block would wait for the child
-            child.kill()
-            raise
-        stderr.seek(0)
-        lines = stderr.read().strip().splitlines()
-    return lines[-1] if lines else f"exit status {child.returncode}"
+def start_detector(
+    detector: Path, targets: Sequence[str] = (), text_encoder: Path | None = None
+) -> None:
+    """Lets the process of a later `detect` begin to load; of use in a block of `detector_kept` only."""
+    with _process(detector, targets, text_encoder):
+        pass
 
 
-def _error_of(failure: Path) -> errors.EraseError:
-    """The error that ended the child, of the same class and with the same fields."""
-    entry = read_json(failure)
-    kind: type[errors.EraseError] = getattr(errors, entry["error"])
-    return kind(entry["rule"], field=entry["field"], value=entry["value"])
+@contextlib.contextmanager
+def _process(
+    detector: Path, targets: Sequence[str], text_encoder: Path | None
+) -> Iterator[tuple[JsonProcess, dict[str, Any]]]:
+    """The process, and a question to it without images. The kept one, if its files are still the same."""
+    question = {
+        "folder": str(Path.cwd()),  # which the paths are relative to
+        "detector": str(detector),
+        "text_encoder": None if text_encoder is None else str(text_encoder),
+        "targets": list(targets),
+    }
+    start = functools.partial(
+        JsonProcess, "the detector", "erase_sd.detection.worker", question,
+        CONTAINED, "YOLO_CONFIG_DIR", field="detector", value=detector,
+    )  # fmt: skip
+    with _kept.process((_state(detector), text_encoder and _state(text_encoder)), start) as process:
+        yield process, question
 
 
-def failure_of(error: errors.EraseError) -> dict[str, str | None]:
-    """An error as plain JSON, for `detect` to raise again."""
-    value = None if error.value is None else str(error.value)
-    return {
-        "error": type(error).__name__, "rule": error.rule, "field": error.field, "value": value,
-    }  # fmt: skip
+def _state(path: Path) -> tuple[object, ...]:
+    """What tells a file or folder from another one in its place."""
+    status = path.stat() if path.exists() else None
+    return path.absolute(), status and (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def text_encoder_hash(path: Path | None) -> str | None:

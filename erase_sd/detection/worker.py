@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EraseError
-from ..files import write_json
-from ..reading import read_json
+from ..json_process import serve
 from ..run.measurements import Detection
-from .detector import (
-    ANSWER,
-    CHUNK,
-    FAILURE,
-    IOU,
-    MAX_DETECTIONS,
-    MIN_PROBABILITY,
-    REQUEST,
-    DetectorAnswer,
-    check_class,
-    failure_of,
-)
+from .detector import IOU, MAX_DETECTIONS, MIN_PROBABILITY, DetectorAnswer, check_class
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +38,8 @@ class Detector:
         LOGGER.setLevel("ERROR")
         loaded = read_detector(path)
         Image.open = pillow_open  # undo the patch of ultralytics' import
+        self.words = list(words) if loaded.vocabulary else None
+        """What was added to an open vocabulary; None for a closed one."""
         if loaded.vocabulary:
             loaded.vocabulary.add(words, text_encoder)
         self.names = loaded.vocabulary.names if loaded.vocabulary else loaded.names
@@ -116,35 +105,37 @@ class Detector:
         )
 
 
-def answer(folder: Path) -> DetectorAnswer:
-    """Carries out the request in `folder`; prints the number of images done."""
-    from ..data.images import open_image
+class Answers:
+    """Answers the questions of `detect`, by a detector that is loaded before the first."""
 
-    request = read_json(folder / REQUEST)
-    encoder = request["text_encoder"]
-    detector = Detector(
-        Path(request["detector"]), request["targets"], None if encoder is None else Path(encoder)
-    )
-    for target in request["targets"]:
-        check_class(target, detector.names)
-    images = [Path(path) for path in request["images"]]
-    detections: list[tuple[Detection, ...]] = []
-    for start in range(0, len(images), CHUNK):
-        detections += detector([open_image(path) for path in images[start : start + CHUNK]])
-        print(len(detections), flush=True)
-    return DetectorAnswer(
-        names=tuple(detector.names), size=detector.size, kind=detector.kind, detections=detections
-    )
+    def __init__(self, question: dict[str, Any]) -> None:
+        self._load(question)
+
+    def __call__(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a `DetectorAnswer`."""
+        from ..data.images import open_image
+
+        os.chdir(question["folder"])
+        if self.detector.words not in (None, question["targets"]):
+            self._load(question)
+        for target in question["targets"]:
+            check_class(target, self.detector.names)
+        detections = self.detector([open_image(Path(path)) for path in question["images"]])
+        return asdict(
+            DetectorAnswer(
+                names=tuple(self.detector.names),
+                size=self.detector.size,
+                kind=self.detector.kind,
+                detections=detections,
+            )
+        )
+
+    def _load(self, question: dict[str, Any]) -> None:
+        path, encoder = Path(question["detector"]), question["text_encoder"]
+        words = question["targets"]
+        self.detector = Detector(path, words, None if encoder is None else Path(encoder))
 
 
 def main() -> None:
-    """Answers the request in the folder given as the only argument."""
-    folder = Path(sys.argv[1])
-    try:
-        write_json(folder / ANSWER, asdict(answer(folder)))
-    except EraseError as error:
-        write_json(folder / FAILURE, failure_of(error))
-
-
-if __name__ == "__main__":
-    main()
+    """Answers its parent."""
+    serve(Answers)

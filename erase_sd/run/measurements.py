@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from ..data.pair import CONCEPT_SETS, ConceptSet, PromptKind
 from .records import Variant
@@ -22,6 +23,11 @@ class Detection:
     probability: float
     box: tuple[float, float, float, float]
     """xyxy, pixels of the image."""
+
+    @classmethod
+    def of_json(cls, row: Mapping[str, Any]) -> Self:
+        """From its fields as JSON, which has no tuples."""
+        return cls(name=row["name"], probability=row["probability"], box=tuple(row["box"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
-from ..detection.detector import (
-    CHUNK,
-    IOU,
-    MAX_DETECTIONS,
-    MIN_PROBABILITY,
-    DetectorAnswer,
-    detect,
-    text_encoder_hash,
-)
+from ..detection.detector import IOU, MAX_DETECTIONS
 from ..errors import RunError
-from ..files import write_csv, write_json, write_records, write_text
+from ..files import write_csv, write_json, write_text
 from ..models.presets import Models
 from ..run import RUNS, Run
-from ..run.measurements import DetectionRecord, DetectorRecord, ScoresRecord
+from ..run.measurements import DetectionRecord, ScoresRecord
 from ..run.records import ImageRecord
 from ..runtime import Progress
-from ..sharing import each, from_first, place, together, writes
+from ..sharing import together, writes
 from .classes import classes_of
+from .detections import Detections
 from .matching import match_images
 from .rates import THRESHOLD, THRESHOLDS, compare_rates
 from .table import csv_columns, csv_row, markdown
@@ -64,9 +56,11 @@ def _score(
         "classes": classes,
     }
     with run.stage("score", settings):
-        records = _detections(run, images, models, list(classes.values()), progress)
+        detections = Detections(run, models, list(classes.values()))
+        records = detections.of(images, progress)
         scores = _scores(run.name, images, records, classes)
         if writes():
+            detections.write(images)
             write_scores(run, scores)
     return scores
 
@@ -76,81 +70,6 @@ def _check_images(run: Run, images: Sequence[ImageRecord]) -> None:
         raise RunError(f"{run.folder / 'images.jsonl'}: missing or empty; generate again")
     for image in images:
         run.image_bytes(image)
-
-
-def _detections(
-    run: Run,
-    images: Sequence[ImageRecord],
-    models: Models,
-    targets: Sequence[str],
-    progress: Progress | None,
-) -> list[DetectionRecord]:
-    """The images' rows of `detections.jsonl`, newly detected unless all are there already."""
-    text = text_encoder_hash(models.detector_text_path())
-    now = (models.detector_hash(), text, IOU, MIN_PROBABILITY, MAX_DETECTIONS)
-    earlier = from_first(lambda: _earlier(run))
-    known = {(r.file, r.sha256): r for r in earlier if _shape(r.detector) == now}
-    records = [known.get((image.file, image.sha256)) for image in images]
-    complete = [record for record in records if record and set(targets) <= set(record.names)]
-    if len(complete) == len(images):
-        return complete
-    named = progress and (lambda done, total, _: progress(done, total, run.name))
-    answer = _detect([run.folder / image.file for image in images], models, targets, named)
-    detector = DetectorRecord(
-        file=models.detector_file().name,
-        sha256=models.detector_hash(),
-        kind=answer.kind,
-        size=answer.size,
-        iou=IOU,
-        min_probability=MIN_PROBABILITY,
-        max_detections=MAX_DETECTIONS,
-        text_encoder_sha256=text,
-    )
-    new = [
-        DetectionRecord(
-            file=image.file,
-            sha256=image.sha256,
-            detections=detections,
-            names=answer.names,
-            detector=detector,
-        )
-        for image, detections in zip(images, answer.detections, strict=True)
-    ]
-    if writes():
-        write_records(run.folder / "detections.jsonl", new)
-    return new
-
-
-def _detect(
-    files: Sequence[Path], models: Models, targets: Sequence[str], progress: Progress | None
-) -> DetectorAnswer:
-    """The detector's answer for all files; processes in step each run it over whole chunks of them."""
-    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    _, count = place()
-    shares = [[file for chunk in chunks[n::count] for file in chunk] for n in range(count)]
-
-    def of_share(share: Sequence[Path]) -> DetectorAnswer:
-        text_encoder = models.detector_text_path()
-        return detect(models.detector_file(), share, targets, progress, text_encoder)
-
-    answers = each(shares, of_share)
-    rows = [iter(answer.detections) for answer in answers]
-    detections = [next(rows[n % count]) for n, chunk in enumerate(chunks) for _ in chunk]
-    return replace(answers[0], detections=detections)
-
-
-def _earlier(run: Run) -> list[DetectionRecord]:
-    """Rows of `detections.jsonl`; none if the file is damaged, for it can be written anew."""
-    try:
-        return run.detections()
-    except RunError:
-        return []
-
-
-def _shape(detector: DetectorRecord) -> tuple[object, ...]:
-    """Everything that shapes the detections in an image."""
-    text, limits = detector.text_encoder_sha256, (detector.min_probability, detector.max_detections)
-    return detector.sha256, text, detector.iou, *limits
 
 
 def _scores(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from ...detection.detector import detector_kept, start_detector
 from ...errors import EraseError, SettingError
 from ...generation.settings import GenerateSettings
 from ...models.presets import Models
@@ -23,6 +24,7 @@ QUEUE_SIZE = 8  # waiting visitors; any more are told that the queue is full
 EXAMPLES_PER_FILE = 3
 
 
+@detector_kept()
 def play(
     run: Run,
     models: Models,
@@ -51,7 +53,9 @@ def play(
         raise SettingError(
             "play needs Gradio; run pip install -e '.[play]' in the repository"
         ) from None
-    blocks = play_page(Player(run, models), _examples(run))
+    player = Player(run, models)
+    start_detector(player.detector, player.words, player.detector_text)
+    blocks = play_page(player, _examples(run))
     _, address, _ = blocks.queue(max_size=QUEUE_SIZE, api_open=False).launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,

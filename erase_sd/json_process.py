@@ -1,0 +1,162 @@
+"""A module of this package in a process of its own that answers lines of JSON with lines of JSON."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import errors
+from .errors import EraseError, ModelError, reason
+
+PACKAGE = Path(__file__).parent
+
+
+class JsonProcess:
+    """The process, which begins at once; `module` has a `main` that calls `serve`.
+
+    `what` names it in messages, with the `field` and `value` of an error. The variable `home` of its
+    environment, if given, names a folder of its own. Raises ModelError if it cannot be started.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        module: str,
+        setup: object,
+        environment: Mapping[str, str] | None = None,
+        home: str | None = None,
+        **named: Any,
+    ) -> None:
+        self.owner = os.getpid()
+        """The process that may ask; a fork of it may not."""
+        self._what, self._named = what, named
+        self._folder = tempfile.TemporaryDirectory()
+        own = {home: self._folder.name} if home else {}
+        stderr = Path(self._folder.name, "stderr")
+        self._errors = stderr.open("w+", encoding="utf-8", errors="replace")
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                isolated(module, json.dumps(setup)),
+                env=os.environ | (environment or {}) | own,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._clean_up()
+            raise ModelError(f"{what} cannot start ({reason(error)})", **named) from None
+
+    def ask(self, question: object) -> Any:
+        """The answer. Raises the EraseError that the process answers, and ModelError if it has ended; it is
+        of no use after either."""
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(OSError):  # it has ended, as the empty answer says
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        if not (line := self._process.stdout.readline()):
+            raise ModelError(f"{self._what}'s process failed ({self._why()})", **self._named)
+        reply = json.loads(line)
+        if error := reply.get("error"):
+            kind: type[EraseError] = getattr(errors, error.pop("kind"))
+            raise kind(**error)
+        return reply["answer"]
+
+    def end(self) -> None:
+        """Kills the process; its memory and its folder are then gone."""
+        with contextlib.suppress(OSError), self._process as process:
+            process.kill()  # the block's end closes the pipes
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._errors.close()
+            self._folder.cleanup()
+
+    def _why(self) -> str:
+        """The last line on its stderr, or its exit status."""
+        status = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1] if lines else f"exit status {status}"
+
+
+class Kept:
+    """One process, kept from use to use; threads take turns.
+
+    It ends with this process, after an error, and when another is asked for. A fork has its own.
+    """
+
+    def __init__(self) -> None:
+        self._process: JsonProcess | None = None
+        self._key: Hashable = None
+        self._renew_lock()
+        atexit.register(self._end)  # without the lock, which a daemon thread may hold
+        if hasattr(os, "register_at_fork"):  # a thread that the fork lacks may have held it
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    @contextlib.contextmanager
+    def process(self, key: Hashable, start: Callable[[], JsonProcess]) -> Iterator[JsonProcess]:
+        """The process of this `key`, which `start` starts unless it is there."""
+        with self._lock:
+            process = self._process
+            if process is None or process.owner != os.getpid() or self._key != key:
+                self._end()
+                process = self._process = start()
+                self._key = key
+            try:
+                yield process
+            except BaseException:  # a signal: the next answer would be that to the question before
+                self._end()
+                raise
+
+    def end(self) -> None:
+        """Ends the process; the next use starts another."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.owner == os.getpid():
+            process.end()
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+
+def isolated(module: str, *arguments: str) -> list[str]:
+    """The command that runs `main` of a module of this package in a new interpreter.
+
+    `-P` keeps files of the working directory from being imported as modules.
+    """
+    code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code, str(PACKAGE.parent), *arguments]
+
+
+def serve(prepare: Callable[[Any], Callable[[Any], object]]) -> None:
+    """In the process: answers each question by the function that `prepare(setup)` returns, until standard
+    input ends. An EraseError, be it of `prepare`, is the last answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the parent too
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # whatever a library prints
+
+    def reply(**line: object) -> None:
+        print(json.dumps(line), file=answers, flush=True)
+
+    try:
+        answer = prepare(json.loads(sys.argv[1]))
+        for line in sys.stdin.buffer:
+            reply(answer=answer(json.loads(line)))
+    except EraseError as error:
+        value = None if error.value is None else str(error.value)
+        reply(
+            error={
+                "kind": type(error).__name__, "rule": error.rule, "field": error.field, "value": value,
+            }
+        )  # fmt: skip

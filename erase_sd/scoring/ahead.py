@@ -1,0 +1,74 @@
+"""The detector runs over a run's images while others are generated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..detection.detector import CHUNK, detector_kept, start_detector
+from ..errors import EraseError
+from ..models.presets import Models, models_of_run
+from ..run import Run
+from .classes import classes_of
+from .detections import Detections
+
+
+class Ahead:
+    """Detects objects in the images of a run that another process generates.
+
+    Lets the detector begin to load, unless a scored run is repeated. That alone helps on a CPU, whose
+    cores are busy with the U-Net; on another `device`, `look` takes images too. What goes wrong with them
+    goes wrong again in the score stage, which says so.
+    """
+
+    def __init__(
+        self, run: Run, models: Models, detector_class: Sequence[str], device: str
+    ) -> None:
+        classes = classes_of(run.unlearned().concepts, detector_class)
+        self.run, self.images = run, run.folder / "images.jsonl"
+        self._detections = Detections(run, models, list(classes.values()))
+        self._looked_at = 0
+        """Time of the last change of `images.jsonl` that was looked at, ns."""
+        self._added, self._ended = False, device == "cpu"
+        if run.status("score") != "done":
+            start_detector(
+                models.detector_file(), list(classes.values()), models.detector_text_path()
+            )
+
+    def look(self) -> None:
+        """Detects objects in the images that are recorded by now, in whole chunks."""
+        if self._ended or not self.images.is_file():
+            return
+        try:
+            changed = self.images.stat().st_mtime_ns
+            if changed == self._looked_at:
+                return
+            missing = self._detections.missing(self.run.images())
+            if len(missing) >= CHUNK:
+                self._detections.of(missing[:CHUNK])
+                self._added = True
+            else:
+                self._looked_at = changed
+        except (EraseError, OSError):
+            self._ended = True
+
+    def write(self) -> None:
+        """Writes what was detected, for the score stage, once the images are complete."""
+        if self._added and not self._ended:
+            with self.run.lock():
+                self._detections.write(self.run.images())
+
+
+@contextlib.contextmanager
+def detecting_ahead(
+    folder: Path, device: str, detector_class: Sequence[str], **sources: Any
+) -> Iterator[Ahead]:
+    """The images of the run in `folder` can be looked at while they are generated on `device`.
+
+    The detector is kept until the end of the block. `sources` are arguments of `models_of_run`.
+    """
+    run = Run(folder)
+    with detector_kept():
+        yield Ahead(run, models_of_run(run, **sources), detector_class, device)

@@ -1,0 +1,203 @@
+"""The detector's process: begun early, kept from call to call, and at work while images are generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_scoring import grey_image, unlearned
+
+from erase_sd.cli.stage_process import in_stage_process
+from erase_sd.data.pair import CaptionPair
+from erase_sd.detection import detector
+from erase_sd.detection.detector import detect, detector_kept
+from erase_sd.errors import DataError, SettingError
+from erase_sd.files import hash_file, write_records
+from erase_sd.models.presets import Models
+from erase_sd.run import Run
+from erase_sd.scoring import detections
+from erase_sd.scoring.ahead import Ahead, detecting_ahead
+from erase_sd.scoring.stage import score
+
+PAIR = CaptionPair(
+    caption="an apple on a couch", image=None, mentions=("apple",), set="forget", split="held-out"
+)
+
+
+@pytest.fixture
+def run(tiny: Models) -> Run:
+    """A run with four pairs of images, all of them noise."""
+    run = Run(Path("runs/apple"))
+    with run.stage("unlearn", {}, **unlearned("apple")):
+        run.update(models=tiny.overrides)
+    rows = []
+    for variant in ("original", "erased"):
+        grey = grey_image(run, variant, PAIR)  # type: ignore[arg-type]
+        for number in range(4):
+            file = f"images/{variant}/p-{number:04}.png"
+            noise = np.random.default_rng(len(rows)).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(noise).save(run.folder / file)
+            sha256 = hash_file(run.folder / file)
+            rows.append(dataclasses.replace(grey, file=file, sha256=sha256, seed=number))
+    with run.stage("generate", {}):
+        write_records(run.folder / "images.jsonl", rows)
+    return run
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the detector got."""
+    calls: list[int] = []
+
+    def counted(path: Path, files: list[Path], *more: object) -> detector.DetectorAnswer:
+        calls.append(len(files))
+        return detect(path, files, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(detections, "detect", counted)
+    monkeypatch.setattr("erase_sd.scoring.ahead.CHUNK", 3)
+    return calls
+
+
+def pid() -> int:
+    """That of the detector's process."""
+    assert detector._kept._process is not None
+    return detector._kept._process._process.pid
+
+
+def test_what_was_detected_while_images_are_generated_is_not_detected_again(
+    tiny: Models, run: Run, seen: list[int]
+) -> None:
+    expected = score(run, tiny)
+    rows = run.detections()
+    (run.folder / "detections.jsonl").unlink()
+    seen.clear()
+    ahead = Ahead(run, tiny, (), "cuda")
+    for _ in range(4):
+        ahead.look()
+    assert seen == [3, 3] and not (run.folder / "detections.jsonl").exists()
+    ahead.write()
+    assert score(run, tiny) == expected
+    assert seen == [3, 3, 2] and run.detections() == rows
+
+
+def test_a_cpu_leaves_the_images_to_the_score_stage(
+    tiny: Models, run: Run, seen: list[int]
+) -> None:
+    ahead = Ahead(run, tiny, (), "cpu")
+    ahead.look()
+    ahead.write()
+    assert not seen and not (run.folder / "detections.jsonl").exists()
+
+
+def test_images_that_are_generated_anew_are_detected_anew(
+    tiny: Models, run: Run, seen: list[int]
+) -> None:
+    ahead = Ahead(run, tiny, (), "cuda")
+    for _ in range(2):
+        ahead.look()
+    file = run.folder / run.images()[0].file
+    Image.new("RGB", (32, 32), "red").save(file)
+    rows = [
+        dataclasses.replace(row, sha256=hash_file(run.folder / row.file)) for row in run.images()
+    ]
+    write_records(run.folder / "images.jsonl", rows)
+    ahead.write()
+    score(run, tiny)
+    assert seen == [3, 3, 3]
+    assert [row.sha256 for row in run.detections()] == [row.sha256 for row in run.images()]
+
+
+def test_what_goes_wrong_ahead_is_said_by_the_score_stage(
+    tiny: Models, run: Run, seen: list[int]
+) -> None:
+    (run.folder / run.images()[1].file).write_bytes(b"no image")
+    ahead = Ahead(run, tiny, (), "cuda")
+    for _ in range(3):
+        ahead.look()
+    ahead.write()
+    assert seen == [3] and not (run.folder / "detections.jsonl").exists()
+    with pytest.raises(DataError, match="not a readable image"):
+        detect(tiny.detector_file(), [run.folder / run.images()[1].file])
+
+
+@pytest.mark.usefixtures("own_detector")
+def test_a_scored_run_lets_no_detector_begin_until_one_is_needed(tiny: Models, run: Run) -> None:
+    with detecting_ahead(run.folder, "cuda", ()):
+        first = pid()
+    score(run, tiny)
+    detector._kept.end()
+    with detecting_ahead(run.folder, "cuda", ()) as ahead:
+        ahead.look()
+        assert detector._kept._process is None
+    assert first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
+def test_the_parent_works_while_its_child_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    read, write = os.pipe()
+    calls: list[int] = []
+
+    def meanwhile() -> None:
+        calls.append(os.getpid())
+        if len(calls) == 2:
+            os.write(write, b"!")
+
+    assert in_stage_process((), meanwhile, os.read, read, 1) == b"!"
+    assert calls == [os.getpid()] * 2
+
+
+@pytest.fixture
+def picture() -> Path:
+    Image.new("RGB", (32, 32)).save("picture.png")
+    return Path("picture.png")
+
+
+@pytest.mark.usefixtures("own_detector")
+def test_a_detector_is_loaded_once_and_again_when_its_file_changes(
+    tiny: Models, picture: Path
+) -> None:
+    shutil.copy(tiny.detector_file(), "own.safetensors")
+    own = Path("own.safetensors")
+    answer = detect(own, [picture, picture])
+    first = pid()
+    Path("below").mkdir()
+    os.chdir("below")
+    assert detect(
+        Path("../own.safetensors").resolve(), [Path("../picture.png")]
+    ) == dataclasses.replace(answer, detections=answer.detections[:1])
+    assert pid() == first
+    os.chdir("..")
+    shutil.copy(tiny.detector_file(), "other.safetensors")
+    Path("other.safetensors").replace(own)
+    detect(own, [picture])
+    assert pid() != first
+
+
+@pytest.mark.usefixtures("own_detector")
+def test_a_detector_is_kept_in_a_block_until_an_error(
+    tiny: Models, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "_keeping", 0)
+    with detector_kept():
+        with detector_kept():
+            detect(tiny.detector_file(), [picture])
+        process = detector._kept._process
+        assert process is not None and Path(process._folder.name).is_dir()
+        detect(tiny.detector_file(), [picture])
+        assert detector._kept._process is process
+        with pytest.raises(SettingError, match="no such class"):
+            detect(tiny.detector_file(), [picture], ["pear"])
+        assert detector._kept._process is None
+        assert not Path(process._folder.name).exists() and process._process.returncode is not None
+        detect(tiny.detector_file(), [picture])
+        assert detector._kept._process is not None
+    assert detector._kept._process is None
+    detect(tiny.detector_file(), [picture])
+    assert detector._kept._process is None
