@@ -21,13 +21,15 @@ def parse_texts(texts: Sequence[str]) -> list[Parsed]:
 
     Raises ModelError if the parser is not installed, or if its process ends.
     """
-    worker = "erase_sd.data.parser_worker"
-    start = functools.partial(JsonProcess, "the English parser", worker, MODEL)
     parsed: list[Parsed] = []
-    with _kept.process(MODEL, start) as process:
+    with _kept.process(MODEL, functools.partial(_start, MODEL)) as process:
         for start in range(0, len(texts), _CHUNK):
             parsed += map(Parsed.of_json, process.ask(texts[start : start + _CHUNK]))
     return parsed
+
+
+def _start(model: str) -> JsonProcess:
+    return JsonProcess("the English parser", "erase_sd.data.parser_worker", model)
 
 
 def end_parser() -> None:
