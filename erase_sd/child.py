@@ -1,4 +1,4 @@
-"""Work in a child process: its memory goes back to the system at its end, and its death ends no other."""
+"""Work in a child process: its memory returns to the system when it ends, and its death kills no other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .termination import TerminatedError, end_with
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PAUSE = 0.2  # seconds
+PAUSE = 0.2  # seconds between two calls of `meanwhile`
 
 
 class KilledError(RunError):
@@ -32,10 +32,10 @@ def in_child(
     *arguments: P.args,
     **options: P.kwargs,
 ) -> T:
-    """`prepare()`, then `work(...)` in a child process that ends with this one, and what the work returns.
+    """Calls `prepare()`, then `work(...)`, in a child process that ends with this one; returns its result.
 
-    All of it but `meanwhile`, which is called here again and again until the child ends, has to be
-    picklable. Raises what the work raises, and KilledError for a child that was killed. A signal to this
+    `meanwhile` is called in this process, again and again, until the child ends; everything else has to
+    be picklable. Raises what the work raises, and KilledError if the child was killed. A signal to this
     process ends the child, which may write a checkpoint first.
     """
     with ProcessPoolExecutor(1, context, _begin, (prepare,)) as pool:
@@ -59,7 +59,7 @@ def _begin(prepare: Callable[[], None]) -> None:
 
 
 def _call(work: Callable[..., T], arguments: tuple[Any, ...], options: dict[str, Any]) -> T:
-    """The work; a signal ends the process, which would otherwise wait for more of it forever."""
+    """Does the work; a signal ends the process, which would otherwise wait for more work forever."""
     try:
         return work(*arguments, **options)
     except TerminatedError as error:

@@ -24,14 +24,14 @@ from safetensors import SafetensorError
 from .errors import RunError, reason
 
 PARTIAL = ".partial"
-"""How the names of files and folders end that are not yet whole."""
+"""Suffix of files and folders that are still being written."""
 
 
 def cache_folder() -> Path:
     """Where datasets, image features and the original's images are kept between runs.
 
     `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder, or, for a user without a home
-    folder, in the system's folder for temporary files. Raises RunError if another user owns that one.
+    folder, in the system's folder for temporary files; RunError if another user can write to the latter.
     """
     if own := os.environ.get("ERASE_SD_CACHE"):
         return Path(own)
@@ -137,7 +137,7 @@ def is_encodable(text: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` in UTF-8; RunError for text that has none, such as the name of a foreign file."""
+    """`write_bytes` in UTF-8; RunError for text that cannot be encoded, as in some foreign file names."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:

@@ -24,8 +24,8 @@ PACKAGE = Path(__file__).parent
 class JsonProcess:
     """The process, which begins at once; `module` has a `main` that calls `serve`.
 
-    `what` names it in messages, with the `field` and `value` of an error. The variable `home` of its
-    environment, if given, names a folder of its own. Raises ModelError if it cannot be started.
+    `what` is its name in messages, `named` are the `field` and `value` of its errors. The environment
+    variable `home`, if given, is set to a folder of its own. Raises ModelError if it cannot be started.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class JsonProcess:
             raise ModelError(f"{what} cannot start ({reason(error)})", **named) from None
 
     def ask(self, question: object) -> Any:
-        """The answer. Raises the EraseError that the process answers, and ModelError if it has ended; it is
-        of no use after either."""
+        """The answer. Raises the EraseError that the process reports, or ModelError if it has ended; after
+        either, it cannot be asked again."""
         assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(OSError):  # it has ended, as the empty answer says
+        with contextlib.suppress(OSError):  # if it has ended, the answer is empty
             print(json.dumps(question), file=self._process.stdin, flush=True)
         if not (line := self._process.stdout.readline()):
             raise ModelError(f"{self._what}'s process failed ({self._why()})", **self._named)
@@ -112,7 +112,7 @@ class Kept:
                 self._key = key
             try:
                 yield process
-            except BaseException:  # a signal: the next answer would be that to the question before
+            except BaseException:  # after a signal, the next answer would belong to this question
                 self._end()
                 raise
 
@@ -140,11 +140,11 @@ def isolated(module: str, *arguments: str) -> list[str]:
 
 
 def serve(prepare: Callable[[Any], Callable[[Any], object]]) -> None:
-    """In the process: answers each question by the function that `prepare(setup)` returns, until standard
-    input ends. An EraseError, be it of `prepare`, is the last answer."""
+    """Runs in the process: the function that `prepare(setup)` returns answers each question, until standard
+    input ends. An EraseError, also one of `prepare`, is the last answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the parent too
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # whatever a library prints
+    os.dup2(2, 1)  # so that what a library prints is no answer
 
     def reply(**line: object) -> None:
         print(json.dumps(line), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""Files as they were left: bytes of regular files, JSON as an object or as a checked record."""
+"""Readers that trust no file: bytes of regular files, JSON as an object or as a checked record."""
 
 from __future__ import annotations
 

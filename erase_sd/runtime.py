@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PACKAGES = ("erase-sd", "torch", "transformers", "diffusers", "ultralytics", "pillow")
 
 log = logging.getLogger("erase_sd")
-"""News and survived problems that no result records; the command line prints them on stderr."""
+"""Progress and non-fatal problems that no result records; the command line prints them on stderr."""
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -40,7 +40,7 @@ class Progress(Protocol):
 class Approval(Protocol):
     """Called before a long run with the number of images and the seconds they may take, if known.
 
-    Whoever asks a person raises an exception if the answer is no.
+    An implementation that asks the user raises an exception if the answer is no.
     """
 
     def __call__(self, images: int, seconds: float | None, /) -> None: ...
@@ -61,9 +61,9 @@ def device() -> torch.device:
 
 
 def processes() -> tuple[int, int]:
-    """Number of this process, from 0, and of how many, by the variables of `erase-sd launch` and torchrun.
+    """Rank and count of the processes, from the variables that `erase-sd launch` and torchrun set.
 
-    A launcher also sets MASTER_ADDR; without it the others are left over, and there is no other process.
+    A launcher also sets MASTER_ADDR; without it, the other variables are leftovers and this process is alone.
     Raises SettingError for variables that contradict each other.
     """
     if "MASTER_ADDR" not in os.environ:
@@ -105,7 +105,7 @@ def precision(name: Precision = "auto") -> Precision:
     """The precision of training and of image generation.
 
     `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32:
-    read from the processor rather than timed, so that a machine always answers the same.
+    the processor is asked, not timed, so that the answer on a machine is always the same.
     """
     import torch
 
@@ -153,8 +153,8 @@ def deterministic() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Returns memory that nothing uses to the system and the device: after a failed allocation, and
-    between stages, of which the next would otherwise add to the freed memory of the last."""
+    """Returns unused memory to the system and the device: after a failed allocation, and between stages,
+    so that the next stage does not come on top of what the last one has freed."""
     import torch
 
     gc.collect()

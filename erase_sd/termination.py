@@ -1,4 +1,4 @@
-"""Ending on a signal, as a cluster sends it before it takes the machine away: at once, or between steps."""
+"""Ending on a signal, such as a cluster sends before it reclaims a machine: at once, or between steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNALS = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(sig
 class TerminatedError(BaseException):
     """A signal ends the program; `signal` is its number.
 
-    Not an Exception, so that nothing survives it: files that are being written stay as they were.
+    Not an Exception, so that no `except Exception` stops it; files that are being replaced stay as they were.
     """
 
     def __init__(self, number: int) -> None:
@@ -47,7 +47,7 @@ def _handle(number: int, _frame: object) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Inside, a signal waits; the function that is yielded tells whether one did.
+    """Inside, signals are held back; the function that is yielded says whether one has arrived.
 
     TerminatedError is raised at the end of the block.
     """
@@ -62,7 +62,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def wait_for_signal(seconds: float) -> None:
-    """Waits; raises TerminatedError as soon as a signal arrives, even where signals are deferred."""
+    """Sleeps; raises TerminatedError as soon as a signal arrives, even where signals are deferred."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if _arrived is not None:
@@ -71,7 +71,7 @@ def wait_for_signal(seconds: float) -> None:
 
 
 def end_with(parent: BaseProcess) -> None:
-    """Has this process end, as on SIGTERM, as soon as its parent has, even by SIGKILL."""
+    """Ends this process, as SIGTERM does, as soon as its parent has ended, even by SIGKILL."""
 
     def watch() -> None:
         parent.join()

@@ -33,7 +33,7 @@ class Claims:
     def take(
         self, names: Sequence[str], is_done: Callable[[int], bool], progress: Progress | None = None
     ) -> Iterator[int]:
-        """Numbers of the pieces that this process is to do; ends when all are done, by whichever process.
+        """Yields the numbers of the pieces that this process is to do, until all are done, by any process.
 
         The caller finishes a piece before it asks for the next number; from then on, `is_done` has to be
         true of that piece in every process.
@@ -58,7 +58,7 @@ class Claims:
                 time.sleep(POLL_SECONDS)
 
     def fail(self, name: str, why: str) -> None:
-        """Records that a piece failed, so that no process now at work tries it again."""
+        """Records that a piece failed, so that no process that is running now tries it again."""
         write_text(self._failed(name), why)
 
     def failure(self, name: str) -> str:

@@ -79,8 +79,8 @@ def alone() -> Iterator[None]:
 
 
 def each(items: Sequence[Item], work: Callable[[Item], Answer]) -> list[Answer]:
-    """`work` of every item, in order; each of n processes does every n-th item. Answers must not hold GPU
-    tensors."""
+    """The answers of `work` to all items, in order; each of n processes does every n-th item. Answers must
+    not hold GPU tensors."""
     number, total = place()
     with alone():
         own = [work(item) for item in items[number::total]]
@@ -104,7 +104,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(work: Callable[[], Answer]) -> Answer:
-    """What `work` returns in the first process, the only one that calls it; for files that may change."""
+    """What `work` returns in the first process, which alone calls it; for reading files that may change."""
     if _count == 1:
         return work()
     import torch.distributed as dist

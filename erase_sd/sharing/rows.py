@@ -16,7 +16,7 @@ from .group import alone, carried, connected, place, summed
 def by_rows(
     work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, unit: int = 1
 ) -> tuple[Tensor, ...]:
-    """`work` of tensors with n rows, as tensors with n rows; each process computes some of the rows.
+    """Applies `work` to tensors of n rows, which gives tensors of n rows; each process computes some rows.
 
     Gradients pass through: those of the inputs are complete in every process, those of parameters cover
     only this process's rows (`sum_gradients`). Shares are whole batches of `unit` rows, so that the rows
