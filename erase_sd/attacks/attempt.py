@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WAITING = 64
-"""Most images that wait to be written while others are generated."""
+"""Maximum number of images that wait to be written while others are generated."""
 _Batch = tuple[str, list[AttackImage]]
 """The name of a batch, and its images, which are generated together."""
 ORIGINAL = ", original"

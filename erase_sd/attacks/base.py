@@ -22,7 +22,7 @@ class Probe:
     """One way to ask for the concept: what to generate each of the target's n images from."""
 
     name: str
-    """Name of its row, such as "2 embeddings"; differs between an attack's probes."""
+    """Name of its row, such as "2 embeddings"; unique among the attack's probes."""
     texts: tuple[str, ...]
     """The prompts, one per image; `<*>` stands for a free embedding."""
     embeds: Embeds

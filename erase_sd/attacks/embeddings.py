@@ -33,7 +33,7 @@ class FittedEmbeddings(Attack):
     counts: tuple[int, ...] = at_least(1, (1, 2, 4))
     """Free embeddings, one row each (ours)."""
     steps: int = at_least(1, 120)
-    """Steps of Adam (ours: the loss has settled)."""
+    """Steps of Adam (ours: by then the loss has settled)."""
     learning_rate: float = at_least(0, 0.01)
     """Learning rate at its peak, on a cosine schedule (ours: half the spread of CLIP's embeddings)."""
     captions: int = at_least(1, 24)

@@ -18,8 +18,8 @@ class Relearning(Attack):
     """This project: whoever has the weights can teach the concept again; how fast?
 
     The erased encoder is fine-tuned on a few photographs with their captions, by the U-Net's loss.
-    The same is done with a word that the model has never seen in the name's place: by how
-    much the name is faster shows what the weights still hold; the rest any model learns from photographs.
+    The same is done with a word that the model has never seen in the name's place. How much
+    faster the name is learned shows what the weights still hold; the rest, any model learns from photographs.
     """
 
     access: ClassVar[Access] = "white box"

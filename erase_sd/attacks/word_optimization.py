@@ -40,7 +40,7 @@ def optimized_words(
 
 
 def prompts_probe(target: Target, name: str, prompts: list[str]) -> Probe:
-    """Prompts that take turns until there is one per image."""
+    """A probe of prompts that are repeated in turn, one per image."""
     texts = tuple(prompts[i % len(prompts)] for i in range(target.n))
     rows = token_rows(target, [(text, (), "") for text in texts])
     with torch.no_grad():

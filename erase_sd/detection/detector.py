@@ -38,7 +38,7 @@ CONTAINED = {
 
 _kept = Kept()
 _keeping = 0
-"""How many blocks of `detector_kept` the program is in."""
+"""How many nested blocks of `detector_kept` the program is in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def detect(
 def start_detector(
     detector: Path, targets: Sequence[str] = (), text_encoder: Path | None = None
 ) -> None:
-    """Lets the process of a later `detect` begin to load; of use in a block of `detector_kept` only."""
+    """Starts to load the detector for a later `detect`; useful only in a block of `detector_kept`."""
     with _process(detector, targets, text_encoder):
         pass
 
@@ -112,7 +112,7 @@ def start_detector(
 def _process(
     detector: Path, targets: Sequence[str], text_encoder: Path | None
 ) -> Iterator[tuple[JsonProcess, dict[str, Any]]]:
-    """The process, and a question to it without images. The kept one, if its files are still the same."""
+    """The process, which is the kept one if its files are still the same, and a question without images."""
     question = {
         "folder": str(Path.cwd()),  # which the paths are relative to
         "detector": str(detector),
@@ -128,7 +128,7 @@ def _process(
 
 
 def _state(path: Path) -> tuple[object, ...]:
-    """What tells a file or folder from another one in its place."""
+    """What distinguishes a file or folder from one that has replaced it."""
     status = path.stat() if path.exists() else None
     return path.absolute(), status and (status.st_ino, status.st_mtime_ns, status.st_size)
 

@@ -84,8 +84,8 @@ def _untrained(architecture: re.Match[str], weights: Mapping[str, Tensor]) -> An
     name = {"": "DetectionModel", "-seg": "SegmentationModel"}.get(kind, "WorldModel")
     if family.startswith("yoloe"):
         name = "YOLOESegModel" if kind else "YOLOEModel"
-    # The number of classes that a model was trained with decides how wide its class branch is; that of
-    # an open vocabulary ends in embeddings, and its inner width is that number or stands for it.
+    # The width of the class branch depends on the number of classes in training. In an open vocabulary
+    # the branch ends in embeddings; taking its inner width for that number gives the same branch.
     last = next(n for n in weights if n.endswith(".cv3.0.2.weight") and "one2one" not in n)
     classes = weights[last].shape[1 if "World" in name or "YOLOE" in name else 0]
     scaled = YAML.load(config) | {"scale": architecture["scale"]}

@@ -1,4 +1,4 @@
-"""Classes of an open-vocabulary detector, YOLO-World or YOLOE: embeddings that a text encoder writes.
+"""Classes of an open-vocabulary detector, YOLO-World or YOLOE: embeddings by a text encoder.
 
 YOLO-World (Cheng et al., CVPR 2024, arXiv 2401.17270) reads the features of OpenAI's CLIP ViT-B/32;
 YOLOE (Wang et al., ICCV 2025, arXiv 2503.07465) those of MobileCLIP, which it changes first. A file holds
@@ -21,7 +21,7 @@ from ..errors import ModelError, SettingError, reason
 from ..models import unpickle
 
 MIN_COSINE = 0.5
-"""Least median cosine similarity of a file's embeddings and the text encoder's, if it is the right one."""
+"""Minimum median cosine similarity between a file's embeddings and those of the right text encoder."""
 SCRIPT_TOKENS = 77
 """Context length of MobileCLIP's text encoder; shorter texts are padded with zeros."""
 CLIP_VOCABULARY = 49408

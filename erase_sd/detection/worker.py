@@ -58,8 +58,8 @@ class Detector:
     ) -> list[tuple[Detection, ...]]:
         """Detections in RGB images, most probable first.
 
-        `several_classes` keeps every class of a box that is probable enough, not only the best. Smaller
-        batches if memory runs out; ModelError if one image does not fit.
+        `several_classes` keeps every class of a box that is probable enough, not only the best. If memory
+        runs out, batches get smaller; ModelError if a single image does not fit.
         """
         from .. import runtime
 
@@ -106,7 +106,7 @@ class Detector:
 
 
 class Answers:
-    """Answers the questions of `detect`, by a detector that is loaded before the first."""
+    """Answers the questions of `detect` with a detector that is loaded before the first one."""
 
     def __init__(self, question: dict[str, Any]) -> None:
         self._load(question)

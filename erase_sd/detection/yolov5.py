@@ -1,5 +1,5 @@
-"""A detector from a file: YOLOv5 of both generations, the original, anchor-based, and ultralytics'
-anchor-free; ultralytics' later ones by `ultralytics_file`.
+"""Reads a detector from its file: YOLOv5 of both generations, the anchor-based original and ultralytics'
+anchor-free one; ultralytics' later detectors are built by `ultralytics_file`.
 
 The layers are ultralytics', the anchor head is ours. ultralytics is imported only when a model is
 built, so only in the processes that detect.
@@ -45,7 +45,7 @@ class LoadedDetector:
     kind: str
     """Such as "yolov5n anchor-based"."""
     vocabulary: Vocabulary | None = None
-    """Takes more classes; only of an open-vocabulary detector."""
+    """Accepts more classes; None unless the detector has an open vocabulary."""
 
 
 class AnchorHead(nn.Module):
@@ -229,7 +229,7 @@ def _build(scale: str, classes: int, anchor_based: bool) -> nn.Module:
 def _load_weights(
     path: Path, model: nn.Module, tensors: dict[str, Tensor], expected: str = EXPECTED
 ) -> None:
-    """Loads exactly the model's tensors; raises ModelError if one is missing or too many.
+    """Loads exactly the model's tensors; raises ModelError if one is missing or unknown.
 
     Batch counters of training are ignored.
     """

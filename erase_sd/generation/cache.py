@@ -1,4 +1,4 @@
-"""Batches of images as folders, file names carry hashes; the original's are cached for all runs."""
+"""Batches of images as folders of files with hashes in their names; the original's are cached for all runs."""
 
 from __future__ import annotations
 

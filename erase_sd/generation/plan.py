@@ -37,8 +37,8 @@ def plan(
 ) -> list[PlannedImage]:
     """The images of prompt files; image k of prompt p has seed `seed + p * images_per_prompt + k`.
 
-    Raises DataError if a file shares its name with another or has one that no image can have, or if
-    there are too many images.
+    Raises DataError if two files have the same name, if no image can be named after a file, or if there
+    are too many images.
     """
     names = [file.stem for file in prompts]
     for name in names:

@@ -52,7 +52,7 @@ class GenerateSettings:
             raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
 
     def with_defaults_of(self, models: Models) -> dict[str, Any]:
-        """The settings, with those of `models` where they are None; the batch may still be."""
+        """The settings, with those of `models` where they are None; only the batch may still be None."""
         return asdict(self) | {
             "steps": self.steps or models.steps,
             "sampler": self.sampler or models.sampler,
@@ -62,7 +62,7 @@ class GenerateSettings:
 
 
 def cost_line(images: int, seconds: float | None) -> str:
-    """How many images are to be generated, and in what time."""
+    """How many images are to be generated, and how long that may take."""
     line = f"{images:,} images are to be generated"
     if seconds is None:
         return line

@@ -27,9 +27,9 @@ FOLDER = ".batches"
 """Folder in the run in which the other processes leave their batches for the first."""
 POLL_SECONDS = 0.05
 ABSENT_SECONDS = 300.0
-"""After so long without a batch the writer looks whether the process that owes it is still there."""
+"""Wait for a batch after which the writer checks whether the process that owes it is still there."""
 _NO_LOCK = (filelock.Timeout, OSError, NotImplementedError)
-"""What FileLock raises if another process has the lock, or the file system knows none."""
+"""What FileLock raises if another process has the lock, or the file system has no locks."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Share:
     def pngs(
         self, index: int, batch: ImageBatch, pipe: DiffusionPipeline, stopped: threading.Event
     ) -> Pngs:
-        """Generates the pass's batch number `index` if it is this process's; the result encodes it.
+        """Generates batch number `index` of the pass if it is this process's; the result encodes it.
 
-        In the writer, the result of another process's batch waits for it, and raises CancelledError once
-        `stopped` is set, or RunError if that process is not there. The launcher ends all if one fails.
+        For another process's batch, the writer's result waits for that process. It raises CancelledError
+        once `stopped` is set, and RunError if that process is not there; if it fails, the launcher ends all.
         """
         size = len(batch.texts)
         if (owner := index % self.count) != self.number:
@@ -72,7 +72,7 @@ class Share:
 
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
-        """Inside, a lock shows the writer that this process is there; it goes however the process ends."""
+        """Inside, a lock shows the writer that this process is there; it is released however the process ends."""
         lock = filelock.FileLock(self._presence(self.number))
         with contextlib.suppress(*_NO_LOCK):
             lock.acquire(blocking=False)

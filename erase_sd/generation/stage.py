@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 MANY_IMAGES = 2_000
-"""From here on their number and the time they may take are said before the first one is generated."""
+"""From this many on, their number and the time they may take are logged before the first is generated."""
 BYTES_PER_PIXEL = 2.0
 """Approximate size of a generated image as PNG."""
 
@@ -66,9 +66,8 @@ def generate(
     The original's images are shared between runs through the cache. If memory runs out, every variant
     starts over with batches of half the size. Of several processes (`Share`), the first writes the run,
     and the others return nothing. Before MANY_IMAGES or more, their number and time are logged and
-    `approve` is called. Raises RunError if the run is not unlearned from
-    `models`, DataError if a prompt file cannot be used, and SettingError if a kind file belongs to
-    none of the run's concepts.
+    `approve` is called. Raises RunError if the run was not unlearned from `models`, DataError if a prompt
+    file cannot be used, and SettingError if a kind file belongs to none of the run's concepts.
     """
     concepts = run.unlearned().concepts
     check_kind_files(prompts, [concept.name for concept in concepts])

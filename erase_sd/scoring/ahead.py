@@ -1,4 +1,4 @@
-"""The detector runs over a run's images while others are generated."""
+"""Detects objects in a run's finished images while others are still being generated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .detections import Detections
 class Ahead:
     """Detects objects in the images of a run that another process generates.
 
-    Lets the detector begin to load, unless a scored run is repeated. That alone helps on a CPU, whose
-    cores are busy with the U-Net; on another `device`, `look` takes images too. What goes wrong with them
-    goes wrong again in the score stage, which says so.
+    The detector starts to load at once, unless the run is already scored. On a CPU, whose cores are busy
+    with the U-Net, nothing more is done; on another `device`, `look` also runs it over images. Errors are
+    left to the score stage, which meets and reports them again.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Ahead:
             )
 
     def look(self) -> None:
-        """Detects objects in the images that are recorded by now, in whole chunks."""
+        """Detects objects in the next chunk of recorded images, once there are enough to fill it."""
         if self._ended or not self.images.is_file():
             return
         try:
@@ -65,7 +65,7 @@ class Ahead:
 def detecting_ahead(
     folder: Path, device: str, detector_class: Sequence[str], **sources: Any
 ) -> Iterator[Ahead]:
-    """The images of the run in `folder` can be looked at while they are generated on `device`.
+    """Inside, the images of the run in `folder` can be looked at while they are generated on `device`.
 
     The detector is kept until the end of the block. `sources` are arguments of `models_of_run`.
     """

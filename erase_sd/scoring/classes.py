@@ -15,8 +15,7 @@ REMEDY = "name the class that shows the concept, or a detector that has one"
 def classes_of(concepts: Sequence[Concept], options: Sequence[str]) -> dict[str, str]:
     """The detector's class of each concept: its own name, unless an option says otherwise.
 
-    An option is `concept=class`, or just the class for a run with one concept. Upper and lower case
-    are the same.
+    An option is `concept=class`, or just the class for a run with one concept. Case does not matter.
     """
     classes = {concept.name: concept.name.lower() for concept in concepts}
     for option in options:
@@ -36,7 +35,7 @@ def classes_of(concepts: Sequence[Concept], options: Sequence[str]) -> dict[str,
 def checked_classes(
     models: Models, concepts: Sequence[Concept], options: Sequence[str], remedy: str = REMEDY
 ) -> dict[str, str]:
-    """`classes_of`, for work that ends with detections, before it begins.
+    """`classes_of`, checked before work that ends with detections begins.
 
     Raises ModelError if the detector cannot be loaded, and SettingError, which ends in the `remedy`, if
     it lacks a class. A preset's own `.safetensors` is known to load; only its header is read.

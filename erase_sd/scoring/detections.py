@@ -26,10 +26,10 @@ from ..sharing import each, from_first, place
 
 
 class Detections:
-    """Rows of `detections.jsonl`, by what a detector sees in images with the same file and hash.
+    """Rows of `detections.jsonl`, by file and hash of the image.
 
-    Rows of the file count if they were made with the same detector and settings, and if it knows the
-    `targets`.
+    Rows that are already there count if they were made with the same detector and settings, and if that
+    detector knows the `targets`.
     """
 
     def __init__(self, run: Run, models: Models, targets: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def match_images(
 
     `detections` maps the images' files to what they show, `classes` every concept of the run to its
     class of the detector, `names` are all classes. Prompts of another concept's kind files, and plain
-    prompts that mention other concepts only, are left to those. Raises SettingError if the concept's
+    prompts that mention other concepts only, count for those concepts instead. Raises SettingError if the concept's
     class is not one of the detector's, RunError if a variant's image is missing.
     """
     check_class(classes[concept], names)

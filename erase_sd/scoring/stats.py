@@ -12,7 +12,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided exact p-value (McNemar, 1947) of as many hits being lost as gained."""
+    """Two-sided exact p-value (McNemar, 1947) for a hit being as likely to be lost as to be gained."""
     from scipy.stats import binomtest
 
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0

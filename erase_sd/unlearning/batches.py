@@ -107,7 +107,7 @@ class Batches:
     def _original(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The original's features and hidden states of captions, without a gradient.
 
-        None are kept from step to step: that would take more memory than it saves time.
+        They are not kept from step to step: the time that this saves is not worth the memory.
         """
         text, hidden_states = by_rows(self.original.encode_texts, ids)
         return text, hidden_states

@@ -30,13 +30,13 @@ from ..runtime import log
 _T = TypeVar("_T")
 
 SHARE = 0.7
-"""Least drop along the concept's direction, as a share of the mean drop when the name is removed."""
+"""Minimum drop along the concept's direction, as a share of the mean drop when the name is removed."""
 NAMED = 512
-"""Most captions that the direction is the mean of."""
+"""Maximum number of captions that the direction is averaged over."""
 SCORED = 24
-"""Most captions that a phrase is removed from."""
+"""Maximum number of captions that a phrase is removed from."""
 MAX_CAPTIONS = 4000
-"""Most captions of forget images that are searched."""
+"""Maximum number of captions of forget images that are searched."""
 
 Mentions = Mapping[str, Mapping[str, int]]
 """By concept: phrases that mean it, and in how many training captions each was found."""
@@ -45,7 +45,7 @@ Mentions = Mapping[str, Mapping[str, int]]
 def mine_mentions(clip: Clip, sets: ConceptSets, concepts: Sequence[Concept]) -> Mentions:
     """The phrases that mean each concept, by the training captions alone.
 
-    A phrase that holds a kept sense is not among them.
+    Phrases that contain a sense to keep are left out.
     """
     pairs = _fitting(clip, sets.pairs("forget", "train"))
     retain = [pair.caption for pair in sets.pairs("retain", "train")]
@@ -134,8 +134,8 @@ def concept_direction(clip: Clip, captions: Sequence[str], concept: Concept) -> 
 def _drops(
     clip: Clip, captions: Sequence[str], trees: Sequence[Tree], rows: Rows, direction: Tensor
 ) -> dict[Phrase, Tensor]:
-    """By how much some captions of each phrase fall back without it, as a share of the mean drop when
-    the name is removed, (captions,)."""
+    """How far captions move back along the direction when a phrase is removed from them, as a share of the
+    mean drop when the name is removed, (captions,), by phrase."""
     scored = [(phrase, row) for phrase, own in rows.items() for row in _spread(own, SCORED)]
     if not scored:
         return {}
@@ -165,7 +165,7 @@ def sufficient(drops: Mapping[Phrase, Tensor]) -> list[Phrase]:
 
 
 def _spread(items: Sequence[_T], most: int) -> list[_T]:
-    """At most so many items, evenly spread."""
+    """At most `most` of the items, evenly spread."""
     step = max(len(items) / most, 1)
     return [items[int(i * step)] for i in range(min(len(items), most))]
 

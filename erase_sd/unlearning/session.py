@@ -110,7 +110,7 @@ def open_session(
     if settings.towers == "text" and "image_tower" not in method.needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
     of_unet = method.unlearns == "unet"
-    # A U-Net in bf16 is proved on CUDA only.
+    # Training a U-Net in bf16 has been tested on CUDA only.
     dtype = runtime.dtype(settings.dtype if of_unet else runtime.precision(settings.dtype))
     denoiser = None
     if not isinstance(encoder, LoneTowers):

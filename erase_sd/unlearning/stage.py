@@ -189,7 +189,7 @@ def _finished(
 ) -> dict[str, float] | None:
     """Metrics of a finished run; None if its weights are damaged and have to be made again.
 
-    Later stages find models and data where they lie now. Raises RunError if it has other settings.
+    Records where models and data are now, for later stages. Raises RunError if it has other settings.
     """
     record = run.unlearned()
     refuse_other(run.folder, record, settings, **entry)
@@ -222,7 +222,7 @@ def _unlearn_module(
     parses.forget()  # all captions are tokens now, and the batches need the memory
     runtime.free_memory()
     if method.unlearns == "text_encoders":
-        session.encoded("validation")  # later it would lie amid the batches' memory, and split it
+        session.encoded("validation")  # later it would fragment the batches' memory
     if isinstance(method, ClosedFormMethod):
         weights, result = solve(method, session)
     else:

@@ -20,8 +20,8 @@ KEY_BIASES = (".k_proj.bias", ".self.key.bias")
 them: their gradient is rounding error, which Adam would scale up to full steps, and which differs with the
 batch size."""
 LARGE = 500_000_000
-"""Parameters of a text tower from which on its activations are computed anew in the backward pass: those
-of SDXL's second encoder (695 million) would take 15 GB at the default batch sizes."""
+"""A text tower with more parameters recomputes its activations in the backward pass: those of SDXL's second
+encoder (695 million parameters) would take 15 GB at the default batch sizes."""
 
 
 class ClipStudent:
@@ -83,7 +83,7 @@ class ClipStudent:
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         """Encodes caption pairs, and class prompts if there are any. Images are encoded if their tower
-        trains, else the original's used."""
+        trains; otherwise the original's features are used."""
         if "hidden_states" in self.needs:
             text, hidden_states = self.text(pairs.ids)
         else:

@@ -25,7 +25,7 @@ from .session import Session
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 SLOW_CHECKPOINT = 1.0
-"""Seconds of writing from which on checkpoints are rarer: on a GPU, a few take as long as all training."""
+"""Checkpoints that take longer than this, seconds, are rarer: on a GPU, a few take as long as all training."""
 
 
 class Trainer:

@@ -71,10 +71,9 @@ def predict_originals(
 def unet_metrics(student: Denoiser, original: OriginalPredictions) -> ErasureMetrics:
     """Metrics of the student's U-Net; both are 1 before unlearning.
 
-    The residual is the share of the change that mentioning the concept makes to the original's
-    prediction and that still reaches the student's; below 0 the concept is repelled. The fidelity is 1
-    minus the mean squared change of the retain captions' predictions, over that which another caption
-    makes.
+    Mentioning the concept changes the original's prediction; the residual is the share of that change that
+    is left in the student's, below 0 if the concept is repelled. The fidelity is 1 minus the mean squared
+    change of the retain captions' predictions, relative to the change that another caption makes.
     """
     change = original.with_concept - original.without
     now = _predictions(student, original.forget, original.forget_prompts) - original.without
