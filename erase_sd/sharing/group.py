@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import runtime
-from ..errors import RunError
+from ..errors import RunError, reason
 from ..termination import wait_for_signal
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _join() -> None:
         )
     except (RuntimeError, ValueError) as error:  # torch's errors are RuntimeErrors
         raise RunError(
-            f"the processes cannot connect ({str(error).splitlines()[0]}); start all with erase-sd "
+            f"the processes cannot connect ({reason(error)}); start all with erase-sd "
             "launch, or unset RANK, WORLD_SIZE and MASTER_ADDR"
         ) from None
     atexit.register(dist.destroy_process_group)
@@ -160,7 +160,7 @@ def connected() -> Iterator[None]:
     except RuntimeError as error:
         wait_for_signal(GRACE)
         raise RunError(
-            f"another process has ended ({str(error).splitlines()[0]}); the same command resumes"
+            f"another process has ended ({reason(error)}); the same command resumes"
         ) from None
 
 
