@@ -13,13 +13,13 @@ from PIL import Image
 from report_run import known_answers, scored_run
 from test_ladder import attack_record
 
-from erase_sd.attacks import stage
 from erase_sd.attacks.registry import build_attacks
 from erase_sd.attacks.settings import AttackSettings
 from erase_sd.attacks.stage import attack
 from erase_sd.attacks.target import Target
 from erase_sd.errors import RunError, SettingError
 from erase_sd.files import write_json
+from erase_sd.generation import cost
 from erase_sd.models.presets import Models
 from erase_sd.report.data import read_report_data
 from erase_sd.report.ladder_pictures import ladder_section
@@ -196,7 +196,7 @@ def test_a_long_attack_is_announced_and_can_be_declined(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     decline = Decline()
-    monkeypatch.setattr(stage, "MANY_IMAGES", 2)
+    monkeypatch.setattr(cost, "MANY_IMAGES", 2)
     with faults("long runs", "attack: declined"), caplog.at_level(logging.INFO):
         with pytest.raises(DeclinedError):
             attack(finished, tiny, SMALL, approve=decline)

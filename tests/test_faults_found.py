@@ -447,10 +447,10 @@ def test_a_long_run_is_announced_and_can_be_declined(
     finished: Run, tiny: Models, faults: Faults, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    from erase_sd.generation import stage
+    from erase_sd.generation import cost
 
     decline = Decline()
-    monkeypatch.setattr(stage, "MANY_IMAGES", 4)
+    monkeypatch.setattr(cost, "MANY_IMAGES", 4)
     Path("apple.txt").write_text("an apple\nan apple pie\n")
     before = (finished.folder / "run.json").read_bytes()
     with faults("long runs", "generate: declined"), caplog.at_level("INFO"):

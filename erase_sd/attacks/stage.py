@@ -11,13 +11,11 @@ from typing import Any
 from .. import runtime
 from ..detection.detector import detector_kept
 from ..errors import RunError
-from ..files import check_space, check_writable, write_json, write_records, write_text
-from ..generation.settings import cost_line
-from ..generation.stage import BYTES_PER_PIXEL, MANY_IMAGES
+from ..files import check_writable, write_json, write_records, write_text
+from ..generation.cost import announce, check_image_space
 from ..models.features import report_unreadable
 from ..models.pipeline import encoders_of, image_size
 from ..models.presets import Models
-from ..models.sampling import seconds_per_image
 from ..models.unet import UNET
 from ..reading import read_records
 from ..run import Run
@@ -138,13 +136,10 @@ def _announce(run: Run, targets: Sequence[Target], images: int, approve: Approva
 
     Counts one row per attempt; how many more an attack has depends on its budgets.
     """
-    pipe, count = targets[0].pipe, len(targets) * images
-    check_space(run.folder, BYTES_PER_PIXEL * image_size(pipe) ** 2 * count)
-    if writes() and count >= MANY_IMAGES:
-        seconds = count * seconds_per_image(pipe, targets[0].steps, targets[0].guidance)
-        runtime.log.info("%s: at least %s", run.folder, cost_line(count, seconds))
-        if approve:
-            approve(count, seconds)
+    first, count = targets[0], len(targets) * images
+    check_image_space(run.folder, count, image_size(first.pipe))
+    if writes():
+        announce(run.folder, first.pipe, count, first.steps, first.guidance, approve, at_least=True)
 
 
 def _targets(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SettingError
-from ..generation.settings import cost_line
+from ..generation.cost import MANY_IMAGES, cost_line
 from ..models.choices import Sampler
 from ..models.presets import Preset
 from ..runtime import Approval, Precision
@@ -180,8 +180,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Hide the progress bars.")]
 
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before a long run.")]
-MANY_IMAGES = 2_000
-"""A terminal's user is asked before as many images."""
 
 
 def approval(yes: bool) -> Approval:

@@ -59,14 +59,3 @@ class GenerateSettings:
             "guidance": self.guidance or models.guidance,
             "dtype": runtime.precision(self.dtype),
         }
-
-
-def cost_line(images: int, seconds: float | None) -> str:
-    """How many images are to be generated, and how long that may take."""
-    line = f"{images:,} images are to be generated"
-    if seconds is None:
-        return line
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{line}, in about {seconds / length:.0f} {unit}"
-    return f"{line}, in about {seconds:.0f} s"

@@ -15,28 +15,23 @@ from ..data.concept import Concept
 from ..data.kinds import check_kind_files
 from ..data.prompts import read_prompt_file
 from ..errors import ModelError
-from ..files import check_space, key_of, write_records
+from ..files import key_of, write_records
 from ..models import erased
 from ..models.pipeline import image_size, open_pipeline, pipeline_token_limit, swap
 from ..models.presets import Models
-from ..models.sampling import default_batch, seconds_per_image
+from ..models.sampling import default_batch
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
 from ..runtime import Approval, Progress, log
 from .batch import ImageBatch, Pngs, hashes_on_disk, write_batch
+from .cost import announce, check_image_space
 from .plan import PlannedImage, batches_of, plan, reference_texts
-from .settings import GenerateSettings, cost_line
+from .settings import GenerateSettings
 from .share import Share
 from .write_behind import WriteBehind
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-MANY_IMAGES = 2_000
-"""From this many on, their number and the time they may take are logged before the first is generated."""
-BYTES_PER_PIXEL = 2.0
-"""Approximate size of a generated image as PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +84,12 @@ def generate(
         "reference": reference,
     }
     total = sum(len(variant.texts) for variant in variants)
-    check_space(run.folder, BYTES_PER_PIXEL * shape["size"] ** 2 * total)
+    check_image_space(run.folder, total, shape["size"])
     share = Share.of_process(run.folder)
     if not share.writes:
         with share.present():
             return _generate_all(pipe, variants, images, shape, run, None, share)
-    if total >= MANY_IMAGES:
-        seconds = total * seconds_per_image(pipe, shape["steps"], shape["guidance"])
-        log.info("%s: %s", run.folder, cost_line(total, seconds))
-        if approve:
-            approve(total, seconds)
+    announce(run.folder, pipe, total, shape["steps"], shape["guidance"], approve)
     with run.stage("generate", stage) as entry:
         records = _generate_all(pipe, variants, images, shape, run, progress, share)
         entry["batch"] = shape["batch"]
