@@ -83,7 +83,7 @@ def test_the_next_batch_begins_before_the_last_one_is_written(
 ) -> None:
     began = threading.Event()
     before(monkeypatch, "generate_batch", lambda call: began.set() if call == 2 else None)
-    for name in ("_png", "write_bytes"):  # the first batch cannot be written until then
+    for name in ("png_of", "write_bytes"):  # the first batch cannot be written until then
         before(monkeypatch, name, lambda call: None if began.wait(GENEROUS) else pytest.fail(name))
     records = generate(PROMPTS, QUICK, tiny, erased_run)
     assert len(records) == 10
@@ -164,7 +164,7 @@ def test_a_pass_that_ends_early_writes_the_batch_it_has_generated(
 
     with monkeypatch.context() as patch:
         before(patch, "generate_batch", end)
-        before(patch, "_png", lambda call: None if ended.wait(GENEROUS) else pytest.fail("waits"))
+        before(patch, "png_of", lambda call: None if ended.wait(GENEROUS) else pytest.fail("waits"))
         with pytest.raises(type(error)):
             generate(PROMPTS, QUICK, tiny, erased_run)
     assert writing_threads() == []

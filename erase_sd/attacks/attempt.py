@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..data.concept import slug
-from ..data.images import hash_image
+from ..data.images import hash_image, png_of
 from ..detection.detector import text_encoder_hash
 from ..files import digest, key_of, write_bytes
 from ..generation.write_behind import WriteBehind
@@ -181,10 +180,9 @@ class Attempt:
         self, images: list[AttackImage], image: Image, file: str, text: str, seed: int
     ) -> None:
         """Writes an image and adds it to `images`; it is judged later."""
-        png = io.BytesIO()
-        image.save(png, "PNG", compress_level=1)
-        write_bytes(self.run.folder / file, png.getvalue())
-        sha256 = digest(png.getvalue())
+        png = png_of(image)
+        write_bytes(self.run.folder / file, png)
+        sha256 = digest(png)
         images.append(AttackImage(file=file, sha256=sha256, text=text, seed=seed, probability=0.0))
 
     def _judged(self, batches: Sequence[_Batch]) -> dict[str, list[AttackImage]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ import torch
 
 from .. import runtime
 from ..data.concept import Concept
+from ..data.images import png_of
 from ..methods.base import Task
 from ..methods.projection import Projection
 from ..models.clip import Clip
@@ -170,7 +170,7 @@ class Bench:
             seconds = timed(lambda: pipe.vae.decode(latents), 2) / len(latents)
         self.add("VAE", seconds, "s an image")
         [image] = sample_images(pipe, 1, 1)
-        png = timed(lambda: image.save(io.BytesIO(), "PNG", compress_level=1), 3)
+        png = timed(lambda: png_of(image), 3)
         self.add("PNG", png, "s an image", pixels=image_size(pipe))
 
     def attention(self) -> None:

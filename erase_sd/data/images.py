@@ -1,4 +1,4 @@
-"""Images: the formats that are read, where they can lie, and one way to open them."""
+"""Images: the formats that are read, where they can be, and one way to open and to encode them."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ def open_image(source: ImageSource, data: bytes | None = None) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         why = re.sub(r" ?<_io[^>]*>", "", reason(error))  # bytes have no name
         raise DataError(f"{source}: not a readable image ({why})") from None
+
+
+def png_of(image: Image.Image) -> bytes:
+    """The image as a PNG, compressed fast rather than well."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def hash_image(source: ImageSource) -> str:

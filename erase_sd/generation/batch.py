@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.images import png_of
 from ..files import digest, hash_file, key_of, write_bytes
 from ..models.sampling import generate_batch
 from ..run import Run
@@ -113,7 +113,7 @@ def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> Pngs:
 
 def _encode(batch: ImageBatch, images: Sequence[Image]) -> list[bytes]:
     """The images as PNGs; the original's are cached."""
-    pngs = [_png(image) for image in images]
+    pngs = [png_of(image) for image in images]
     if batch.cacheable:
         try:
             store_batch(image_cache(), batch.key, pngs)
@@ -126,9 +126,3 @@ def _encode(batch: ImageBatch, images: Sequence[Image]) -> list[bytes]:
 def _say_not_cached(folder: Path, why: str) -> None:
     """Once, not for every batch."""
     log.warning("%s: the original's images are not cached (%s)", folder, why)
-
-
-def _png(image: Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
