@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 WAITING = 64
 """Maximum number of images that wait to be written while others are generated."""
-_Batch = tuple[str, list[AttackImage]]
-"""The name of a batch, and its images, which are generated together."""
-ORIGINAL = ", original"
-"""Ending of the name of a batch that the original model generates."""
+_Images = tuple[list[AttackImage], list[AttackImage]]
+"""A probe's images by the attacked model, and by the original from the same input if it can read it."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,8 @@ class Attempt:
         """Runs the attack; returns one row per probe."""
         began = time.monotonic()
         probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
-        batches = [batch for probe in probes for batch in self._batches(probe)]
-        judged = self._judged(batches)
-        rows = [self._record(probe, judged) for probe in probes]
+        judged = self._judged([self._generated(probe) for probe in probes])
+        rows = [self._record(probe, *images) for probe, images in zip(probes, judged, strict=True)]
         seconds = round(time.monotonic() - began, 1)
         return [replace(row, seconds=seconds) for row in rows]
 
@@ -145,36 +142,39 @@ class Attempt:
             original=encode_rows(self.target, self.target.original, rows),
         )
 
-    def _batches(self, probe: Probe) -> list[_Batch]:
-        """Generates and writes a probe's images: of the attacked model, and of the original from the same
-        input."""
-        n = probe.images or self.target.n
-        folder = f"attacks/{self.name}/{slug(self.target.concept.name)}-{slug(probe.name)}"
-        empty = probe.empty or self.target.empty(self.target.erased)
-        batches = [self._batch(probe.name, folder, probe.texts, probe.embeds, empty, n)]
-        if probe.original is not None:
-            n, empty = (
-                n if self.attack is None else (n + 1) // 2,
-                self.target.empty(self.target.original),
-            )
-            name = f"{probe.name}{ORIGINAL}"
-            batches.append(
-                self._batch(name, f"{folder}-original", probe.texts, probe.original, empty, n)
-            )
-        return batches
+    def _generated(self, probe: Probe) -> _Images:
+        """Generates and writes a probe's images."""
+        target, n = self.target, probe.images or self.target.n
+        folder = f"attacks/{self.name}/{slug(target.concept.name)}-{slug(probe.name)}"
+        empty = probe.empty or target.empty(target.erased)
+        attacked = self._batch(folder, probe.texts, probe.embeds, empty, n)
+        if probe.original is None:
+            return attacked, []
+        n = n if self.attack is None else (n + 1) // 2
+        empty, folder = target.empty(target.original), f"{folder}-original"
+        return attacked, self._batch(
+            folder, probe.texts, probe.original, empty, n, by_original=True
+        )
 
     def _batch(
-        self, name: str, folder: str, texts: Sequence[str], embeds: Embeds, empty: Embeds, n: int
-    ) -> _Batch:
+        self,
+        folder: str,
+        texts: Sequence[str],
+        embeds: Embeds,
+        empty: Embeds,
+        n: int,
+        *,
+        by_original: bool = False,
+    ) -> list[AttackImage]:
+        """The first `n` images, by the attacked model or the original."""
         rows = {key: tensor[:n] for key, tensor in embeds.items()}
-        original = name.endswith(ORIGINAL)
-        generated = self.target.images(rows, empty, self.target.seeds[:n], original=original)
+        generated = self.target.images(rows, empty, self.target.seeds[:n], original=by_original)
         images: list[AttackImage] = []
         with WriteBehind(WAITING) as behind:
             for number, image in enumerate(generated):
                 file, seed = f"{folder}/{number:04}.png", self.target.seeds[number]
                 behind.add(functools.partial(self._write, images, image, file, texts[number], seed))
-        return name, images
+        return images
 
     def _write(
         self, images: list[AttackImage], image: Image, file: str, text: str, seed: int
@@ -185,20 +185,26 @@ class Attempt:
         sha256 = digest(png)
         images.append(AttackImage(file=file, sha256=sha256, text=text, seed=seed, probability=0.0))
 
-    def _judged(self, batches: Sequence[_Batch]) -> dict[str, list[AttackImage]]:
-        """The images by the name of their batch, with the concept's detection probability."""
-        files = [self.run.folder / image.file for _, images in batches for image in images]
+    def _judged(self, generated: Sequence[_Images]) -> list[_Images]:
+        """The images with the concept's detection probability."""
+        files = [
+            self.run.folder / image.file
+            for pair in generated
+            for images in pair
+            for image in images
+        ]
         shown = iter(self.target.probabilities(files))
-        return {
-            name: [replace(image, probability=next(shown)) for image in images]
-            for name, images in batches
-        }
 
-    def _record(self, probe: Probe, judged: Mapping[str, list[AttackImage]]) -> AttackRecord:
-        """A row; `added_to` fills in the rates without an attack."""
-        images = judged[probe.name]
+        def judged(images: Sequence[AttackImage]) -> list[AttackImage]:
+            return [replace(image, probability=next(shown)) for image in images]
+
+        return [(judged(attacked), judged(original)) for attacked, original in generated]
+
+    def _record(
+        self, probe: Probe, images: Sequence[AttackImage], same: Sequence[AttackImage]
+    ) -> AttackRecord:
+        """A row; `same` are the original's images, `added_to` fills in the rates without an attack."""
         attacked = _rate(images)
-        same = judged.get(f"{probe.name}{ORIGINAL}")
         return AttackRecord(
             attack=self.name,
             concept=self.target.concept.name,
@@ -212,7 +218,7 @@ class Attempt:
             same_input=_rate(same) if same else None,
             found=probe.found,
             images=tuple(images),
-            original_images=tuple(same or ()),
+            original_images=tuple(same),
             seconds=0.0,
             settings=self.settings,
         )
