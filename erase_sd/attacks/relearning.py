@@ -10,7 +10,7 @@ import torch
 
 from .base import Access, Attack, Probe, at_least, descend
 from .target import Target, copy_of
-from .tokens import encode_rows, token_rows
+from .tokens import encode_rows, text_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Relearning(Attack):
         probes = []
         for step in range(1, max(self.steps) + 1):
             chosen = torch.randperm(len(texts), generator=generator)[: self.batch]
-            rows = token_rows(target, [(texts[i], (), "") for i in chosen])
+            rows = text_rows(target, [texts[i] for i in chosen])
             own, embeds = latents[chosen.to(latents.device)], encode_rows(target, student, rows)
             descend(optimizer, target.denoising_loss(own, embeds, generator))
             if step in self.steps:
@@ -64,7 +64,7 @@ class Relearning(Attack):
     ) -> Probe:
         captions = target.captions
         texts = tuple(c.text if word is None else c.with_phrase(word) for c in captions)
-        rows = token_rows(target, [(text, (), "") for text in texts])
+        rows = text_rows(target, texts)
         with torch.no_grad():
             return Probe(
                 name=f"{step} step{'s' * (step > 1)}{'' if word is None else ', new word'}",

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..data.removal import remove_concepts
 from .base import Access, Attack, Probe, at_least
+from .probes import prompts_probe
 from .target import Target
-from .tokens import encode_rows, filled, token_rows, typeable_words
-from .word_optimization import prompts_probe
+from .tokens import encode_rows, filled, text_rows, token_rows, typeable_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class RingABell(Attack):
     @torch.no_grad()
     def _states(self, target: Target, texts: list[str]) -> Tensor:
         """The original's hidden states of the texts, (n, tokens, width)."""
-        rows = token_rows(target, [(text, (), "") for text in texts])
+        rows = text_rows(target, texts)
         return encode_rows(target, target.original, rows)["prompt_embeds"]
 
     def _search(

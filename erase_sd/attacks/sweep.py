@@ -8,17 +8,18 @@ from typing import ClassVar
 import torch
 
 from .base import Access, Attack, Probe, at_least
+from .probes import words_probe
 from .target import Target
 from .tokens import (
     counterparts,
     encode_rows,
     in_place_of_name,
     state_loss,
+    text_rows,
     token_rows,
     typeable_words,
     with_name,
 )
-from .word_search import words_probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class VocabularySweep(Attack):
         texts = [
             captions[i % len(captions)].with_phrase(" ".join(p)) for i, p in enumerate(phrases)
         ]
-        rows = token_rows(target, [(text, (), "") for text in texts])
+        rows = text_rows(target, texts)
         with torch.no_grad():
             embeds = encode_rows(target, target.erased, rows)
         # Seeds beyond the target's, so that no image that counts shares one.

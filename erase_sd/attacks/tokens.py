@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,11 @@ def token_rows(target: Target, parts: Sequence[Part]) -> TokenRows:
         ]
         ids[name] = torch.tensor(padded)
     return TokenRows(ids, torch.tensor(start), torch.tensor([len(part[1]) for part in parts]))
+
+
+def text_rows(target: Target, texts: Iterable[str]) -> TokenRows:
+    """The rows of texts without a stretch under attack."""
+    return token_rows(target, [(text, (), "") for text in texts])
 
 
 def filled(rows: TokenRows, stretches: Tensor) -> TokenRows:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .base import Access, Attack, Probe, at_least
+from .probes import prompts_probe
 from .target import Target
 from .tokens import embedding_table, token_rows, typeable_words
-from .word_optimization import Words, optimized_words, prompts_probe
+from .word_optimization import Words, optimized_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import Probe, descend
+from .base import descend
 from .target import AttackedCaption, Embeds, Target
-from .tokens import TokenRows, encode_rows, token_rows
+from .tokens import TokenRows, encode_rows
 
 Words = tuple[Tensor, Mapping[str, Tensor]]
 """Numbers of the words that a variable stands for, (n, length), and their embeddings by encoder, (n,
@@ -37,17 +37,3 @@ def optimized_words(
         embeds = encode_rows(target, target.erased, rows, words(variable)[1])
         descend(optimizer, loss(latents, embeds))
     return words(variable)[0].cpu()
-
-
-def prompts_probe(target: Target, name: str, prompts: list[str]) -> Probe:
-    """A probe of prompts that are repeated in turn, one per image."""
-    texts = tuple(prompts[i % len(prompts)] for i in range(target.n))
-    rows = token_rows(target, [(text, (), "") for text in texts])
-    with torch.no_grad():
-        return Probe(
-            name=name,
-            texts=texts,
-            embeds=encode_rows(target, target.erased, rows),
-            original=encode_rows(target, target.original, rows),
-            found=tuple(prompts),
-        )

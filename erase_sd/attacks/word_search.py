@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Access, Attack, Probe, at_least
+from .probes import words_probe
 from .target import AttackedCaption, Embeds, Target
 from .tokens import (
     counterparts,
@@ -110,20 +111,3 @@ class WordSearch(Attack):
                 loss = state_loss(own, wanted, source.repeat(len(chunk), 1))
                 losses += loss.view(len(chunk), n).mean(1).tolist()
         return losses
-
-
-def words_probe(target: Target, name: str, phrases: list[list[str]]) -> Probe:
-    """The target's captions with words in the name's place; several phrases take turns."""
-    texts = [
-        caption.with_phrase(" ".join(phrases[i % len(phrases)]))
-        for i, caption in enumerate(target.captions)
-    ]
-    rows = token_rows(target, [(text, (), "") for text in texts])
-    with torch.no_grad():
-        return Probe(
-            name=name,
-            texts=tuple(texts),
-            embeds=encode_rows(target, target.erased, rows),
-            original=encode_rows(target, target.original, rows),
-            found=tuple(map(" ".join, phrases)),
-        )
