@@ -25,11 +25,11 @@ MIN_COSINE = 0.5
 SCRIPT_TOKENS = 77
 """Context length of MobileCLIP's text encoder; shorter texts are padded with zeros."""
 CLIP_VOCABULARY = 49408
-NEEDS = {
-    "WorldModel": "a folder or hub id of openai/clip-vit-base-patch32 with safetensors",
-    "YOLOEModel": "mobileclip_blt.ts (mobileclip2_b.ts for YOLOE-26), which runs its own code, and "
-    "beside it the tokenizer files of a CLIP",
-}
+WORLD_NEEDS = "a folder or hub id of openai/clip-vit-base-patch32 with safetensors"
+YOLOE_NEEDS = (
+    "mobileclip_blt.ts (mobileclip2_b.ts for YOLOE-26), which runs its own code, and beside it the "
+    "tokenizer files of a CLIP"
+)
 
 
 @dataclass
@@ -41,19 +41,29 @@ class Vocabulary:
     """Classes whose embeddings the model has."""
 
     @property
+    def _is_world(self) -> bool:
+        """Whether it is YOLO-World; the other kind is YOLOE."""
+        return hasattr(self.model, "txt_feats")
+
+    @property
+    def _attribute(self) -> str:
+        """Where the model keeps the embeddings of its classes, (1, classes, width)."""
+        return "txt_feats" if self._is_world else "pe"
+
+    @property
     def needs(self) -> str:
         """The text encoder of this kind of detector, in words."""
-        return NEEDS["WorldModel" if hasattr(self.model, "txt_feats") else "YOLOEModel"]
+        return WORLD_NEEDS if self._is_world else YOLOE_NEEDS
 
     @property
     def embeddings(self) -> Tensor:
         """Embeddings of the classes, (classes, width)."""
-        own: Tensor = self.model.txt_feats if hasattr(self.model, "txt_feats") else self.model.pe
+        own: Tensor = getattr(self.model, self._attribute)
         return own[0]
 
     def restore(self, stored: Inert, names: Sequence[str]) -> None:
         """Takes the embeddings of `names` from a pickled model, if it has them."""
-        record = stored.state.get("txt_feats" if hasattr(self.model, "txt_feats") else "pe")
+        record = stored.state.get(self._attribute)
         own = unpickle.tensor(record) if isinstance(record, Inert) else torch.zeros(1, 0, 1)
         norms = own.norm(dim=-1)
         if own.ndim == 3 and own.shape[1] == len(names) and ((norms - 1).abs() < 0.02).all():
@@ -87,7 +97,7 @@ class Vocabulary:
 
     def _embed(self, words: Sequence[str], encoder: Path) -> Tensor:
         """What the model compares boxes with, (words, width)."""
-        world = hasattr(self.model, "txt_feats")
+        world = self._is_world
         if world != encoder.is_dir():
             raise ModelError(f"needs {self.needs}", field="detector_text", value=encoder)
         features = _clip_features(words, encoder) if world else _script_features(words, encoder)
@@ -103,7 +113,7 @@ class Vocabulary:
 
     def _set(self, embeddings: Tensor, names: list[str]) -> None:
         """Makes `names` the classes; `embeddings` are (1, names, width)."""
-        setattr(self.model, "txt_feats" if hasattr(self.model, "txt_feats") else "pe", embeddings)
+        setattr(self.model, self._attribute, embeddings)
         self.model.model[-1].nc = len(names)
         self.names = names
 
