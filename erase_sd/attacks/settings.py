@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ..data.pair import Split
 from ..errors import SettingError
-from ..generation.settings import MAX_SEED, MOST
+from ..generation.settings import MOST, check_ranges
 from .registry import ATTACKS
 
 MAX_IMAGES = 10_000  # per row
@@ -45,14 +45,7 @@ class AttackSettings:
         if self.split not in get_args(Split):
             rule = f"needs one of {', '.join(get_args(Split))}"
             raise SettingError(rule, field="split", value=self.split)
-        for name, most in {"images": MAX_IMAGES, "steps": MOST["steps"]}.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
-        if self.guidance is not None and not 1 <= self.guidance <= 100:
-            raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
-        if not 0 <= self.seed < MAX_SEED:
-            raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
+        check_ranges(self, {"images": MAX_IMAGES, "steps": MOST["steps"]})
 
 
 def is_recorded(wanted: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:

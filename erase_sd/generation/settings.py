@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +39,11 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         runtime.check_precision(self.dtype)
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise SettingError(f"needs 1 to {most:,}, got {value}", field=name)
+        check_ranges(self, MOST)
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise SettingError(
                 f"needs one of {', '.join(SAMPLERS)}", field="sampler", value=self.sampler
             )
-        if self.guidance is not None and not 1 <= self.guidance <= 100:
-            raise SettingError(f"needs 1 to 100, got {self.guidance}", field="guidance")
-        if not 0 <= self.seed < MAX_SEED:
-            raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {self.seed}", field="seed")
 
     def with_defaults_of(self, models: Models) -> dict[str, Any]:
         """The settings, with those of `models` where they are None; only the batch may still be None."""
@@ -59,3 +53,15 @@ class GenerateSettings:
             "guidance": self.guidance or models.guidance,
             "dtype": runtime.precision(self.dtype),
         }
+
+
+def check_ranges(settings: Any, most: Mapping[str, int]) -> None:
+    """Raises SettingError unless guidance, seed and the settings of `most`, from 1 on, are in range."""
+    for name, bound in most.items():
+        value = getattr(settings, name)
+        if value is not None and not 1 <= value <= bound:
+            raise SettingError(f"needs 1 to {bound:,}, got {value}", field=name)
+    if settings.guidance is not None and not 1 <= settings.guidance <= 100:
+        raise SettingError(f"needs 1 to 100, got {settings.guidance}", field="guidance")
+    if not 0 <= settings.seed < MAX_SEED:
+        raise SettingError(f"needs 0 to {MAX_SEED - 1}, got {settings.seed}", field="seed")
