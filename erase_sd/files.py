@@ -101,24 +101,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     partial = Path(name)
     try:
-        yield partial
-        _sync(partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-        _sync(path.parent)
-    except SafetensorError as error:
-        raise RunError(f"{path}: cannot be written ({reason(error)})") from None
-    except OSError as error:
-        _name_path(error, path, partial)
-        raise
+        with _errors_naming(path, partial):
+            yield partial
+            _sync(partial)
+            partial.chmod(0o644)
+            partial.replace(path)
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _name_path(error: OSError, path: Path, partial: Path) -> None:
-    """Has an error about writing name the file that the user knows; a full disk names none at all."""
-    if error.filename is None or str(error.filename).startswith(str(partial)):
-        error.filename, error.filename2 = str(path), None
+@contextlib.contextmanager
+def _errors_naming(path: Path, partial: Path) -> Iterator[None]:
+    """Has errors about writing `partial` name `path`, which the user knows; a full disk names no file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise RunError(f"{path}: cannot be written ({reason(error)})") from None
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -183,33 +186,34 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
-        old.replace(path)  # killed between the two renames below
+        old.replace(path)  # killed between the two renames of `_put_in_place`
     partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
     try:
-        yield partial
-        for path_inside in partial.rglob("*"):
-            path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
-            _sync(path_inside)
-        partial.chmod(0o755)
-        _sync(partial)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.replace(old)
-        try:
-            partial.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise RunError(f"{path}: cannot be written ({reason(error)})") from None
-    except OSError as error:
-        _name_path(error, path, partial)
-        raise
+        with _errors_naming(path, partial):
+            yield partial
+            for path_inside in partial.rglob("*"):
+                path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
+                _sync(path_inside)
+            partial.chmod(0o755)
+            _sync(partial)
+            _put_in_place(partial, path, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path, old: Path) -> None:
+    """Renames `partial` to `path`; the folder there now becomes `old` first, and comes back on an error."""
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+    try:
+        partial.replace(path)
+    except OSError:
+        if old.exists():
+            old.replace(path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
