@@ -42,13 +42,13 @@ class JsonProcess:
         self._what, self._named = what, named
         self._folder = tempfile.TemporaryDirectory()
         own = {home: self._folder.name} if home else {}
-        stderr = Path(self._folder.name, "stderr")
-        self._errors = stderr.open("w+", encoding="utf-8", errors="replace")
+        log = Path(self._folder.name, "stderr")
+        self._stderr = log.open("w+", encoding="utf-8", errors="replace")
         try:
             self._process = subprocess.Popen(  # noqa: S603
                 isolated(module, json.dumps(setup)),
                 env=os.environ | (environment or {}) | own,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             )  # fmt: skip
         except OSError as error:
             self._clean_up()
@@ -76,18 +76,18 @@ class JsonProcess:
 
     def _clean_up(self) -> None:
         with contextlib.suppress(OSError):
-            self._errors.close()
+            self._stderr.close()
             self._folder.cleanup()
 
     def _why(self) -> str:
         """The last line on its stderr, or its exit status."""
         status = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().strip().splitlines()
         return lines[-1] if lines else f"exit status {status}"
 
 
-class Kept:
+class KeptProcess:
     """One process, kept from use to use; threads take turns.
 
     It ends with this process, after an error, and when another is asked for. A fork has its own.

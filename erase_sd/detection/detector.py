@@ -16,7 +16,7 @@ from typing import Any
 from ..checked import hash_folder
 from ..errors import SettingError
 from ..files import hash_file
-from ..json_process import JsonProcess, Kept
+from ..json_process import JsonProcess, KeptProcess
 from ..run.measurements import Detection
 from ..runtime import Progress
 
@@ -36,7 +36,7 @@ CONTAINED = {
 }
 """Environment that keeps ultralytics off the network and from installing packages."""
 
-_kept = Kept()
+_kept = KeptProcess()
 _keeping = 0
 """How many nested blocks of `detector_kept` the program is in."""
 
