@@ -158,7 +158,7 @@ def test_what_images_and_attacks_need_is_known_before_anything_starts(
         SettingError, match=r"detector_class zebra: .*; name the class that shows the concept"
     ):
         run_grid(tiny, ["apple", "zebra"], ["ga"], images=True)
-    with pytest.raises(SettingError, match="concept=class, with one of .*: apple, zebra"):
+    with pytest.raises(SettingError, match=r"concept=class, with one of .*: apple, zebra"):
         run_grid(tiny, ["apple", "zebra"], ["ga"], images=True, detector_class=["dog=cow"])
     alone = resolve(clip=tiny.clips[0], data=tiny.data)
     with pytest.raises(SettingError, match="is alone; needs a Stable Diffusion"):
