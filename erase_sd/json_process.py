@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,9 +41,10 @@ class JsonProcess:
         self.owner = os.getpid()
         """The process that may ask; a fork of it may not."""
         self._what, self._named = what, named
-        self._folder = tempfile.TemporaryDirectory()
-        own = {home: self._folder.name} if home else {}
-        log = Path(self._folder.name, "stderr")
+        # Not a TemporaryDirectory, which would go with the copy of this object that a fork drops.
+        self._folder = tempfile.mkdtemp()
+        own = {home: self._folder} if home else {}
+        log = Path(self._folder, "stderr")
         self._stderr = log.open("w+", encoding="utf-8", errors="replace")
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -77,7 +79,7 @@ class JsonProcess:
     def _clean_up(self) -> None:
         with contextlib.suppress(OSError):
             self._stderr.close()
-            self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _why(self) -> str:
         """The last line on its stderr, or its exit status."""

@@ -189,13 +189,13 @@ def test_a_detector_is_kept_in_a_block_until_an_error(
         with detector_kept():
             detect(tiny.detector_file(), [picture])
         process = detector._kept._process
-        assert process is not None and Path(process._folder.name).is_dir()
+        assert process is not None and Path(process._folder).is_dir()
         detect(tiny.detector_file(), [picture])
         assert detector._kept._process is process
         with pytest.raises(SettingError, match="no such class"):
             detect(tiny.detector_file(), [picture], ["pear"])
         assert detector._kept._process is None
-        assert not Path(process._folder.name).exists() and process._process.returncode is not None
+        assert not Path(process._folder).exists() and process._process.returncode is not None
         detect(tiny.detector_file(), [picture])
         assert detector._kept._process is not None
     assert detector._kept._process is None

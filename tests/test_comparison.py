@@ -155,9 +155,11 @@ def test_what_images_and_attacks_need_is_known_before_anything_starts(
 ) -> None:
     folder = write_prompts("apple", "zebra")
     with pytest.raises(
-        SettingError, match=r"detector_class zebra: .*; name a detector that has it"
+        SettingError, match=r"detector_class zebra: .*; name the class that shows the concept"
     ):
         run_grid(tiny, ["apple", "zebra"], ["ga"], images=True)
+    with pytest.raises(SettingError, match=r"concept=class, with one of .*: apple, zebra"):
+        run_grid(tiny, ["apple", "zebra"], ["ga"], images=True, detector_class=["dog=cow"])
     alone = resolve(clip=tiny.clips[0], data=tiny.data)
     with pytest.raises(SettingError, match="is alone; needs a Stable Diffusion"):
         run_grid(tiny, ["apple"], ["ga"], images=True, models=alone)
@@ -312,6 +314,13 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_settings_c
     write_json(cell.folder / "scores.json", other)
     assert not is_done(cell, setup_of(tiny))
     (cell.folder / "scores.json").write_text(scores)
+    as_couch = {"images": True, "detector_class": ["chair=couch"]}
+    assert not run_grid(tiny, ["apple+chair"], ["ga:steps=2"], **as_couch).failed
+    assert Run(cell.folder).scored().classes == {"apple": "apple", "chair": "couch"}
+    assert " --detector-class chair=couch " in read_text("comparison.md")
+    assert not is_done(cell, setup_of(tiny))
+    assert not run_grid(tiny, ["apple+chair"], ["ga:steps=2"], images=True).failed
+    assert is_done(cell, setup_of(tiny))
     (folder / "apple.txt").write_text("an apple\n")
     assert not is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
 

@@ -172,8 +172,10 @@ def test_forked_processes_have_parsers_of_their_own() -> None:
             assert parser.parse_texts([texts[number]]) == expected[number]
         parser.end_parser()
 
+    process = parser._kept._process
     assert side_by_side(4, work) == [0] * 4
     assert parser.parse_texts(texts[:1]) == expected[0]  # the forks have not ended ours
+    assert process is parser._kept._process is not None and Path(process._folder).is_dir()
 
 
 @pytest.mark.usefixtures("own_parser")

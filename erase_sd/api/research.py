@@ -103,6 +103,8 @@ def compare(
     clip: Source | Sequence[Source] | None = None,
     data: str | Path | None = None,
     detector: str | Path | None = None,
+    detector_text: Source | None = None,
+    detector_class: str | Sequence[str] = (),
     progress: Progress | None = None,
     approve: Approval | None = None,
 ) -> Comparison:
@@ -111,8 +113,9 @@ def compare(
     Concepts joined by "+" are erased in one run; a method may carry settings, `cliperase:towers=both`.
     `seeds` counts training seeds; data split, prompts and image seeds are the same in all runs. `dtype`
     is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks`
-    are names. `approve` is called with the number of images. Finished runs are reused. Each run is a process of its own, so a script needs `if __name__ == "__main__":`.
-    Raises EraseError before anything starts; a run that fails later is listed in the result.
+    are names. `detector_class` and `detector_text` are those of `score`. `approve` is called with the
+    number of images. Finished runs are reused. Each run is a process of its own, so a script needs
+    `if __name__ == "__main__":`. Raises EraseError before anything starts; a run that fails later is listed in the result.
     """
     from ..comparison.runner import compare as run_grid
     from ..models.presets import resolve
@@ -120,7 +123,7 @@ def compare(
     return run_grid(
         concepts,
         methods,
-        models=resolve(preset, model, clip, data, detector, revision),
+        models=resolve(preset, model, clip, data, detector, revision, detector_text),
         seeds=seeds,
         out=Path(out),
         prompts_folder=None if prompts_folder is None else Path(prompts_folder),
@@ -128,6 +131,7 @@ def compare(
         dtype=dtype,
         images=images,
         attacks=attacks,
+        detector_class=[detector_class] if isinstance(detector_class, str) else detector_class,
         progress=progress,
         approve=approve,
     )

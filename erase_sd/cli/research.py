@@ -100,6 +100,8 @@ def compare(
     clip: opt.ClipFolders = None,
     data: opt.Data = None,
     detector: opt.DetectorFile = None,
+    detector_text: opt.DetectorText = None,
+    detector_class: opt.DetectorClasses = None,
     yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -111,6 +113,7 @@ def compare(
     settings = opt.chosen(
         seeds=seeds, out=out, prompts_folder=prompts_folder, images_per_prompt=images_per_prompt,
         dtype=dtype, model=model, revision=revision, clip=clip, data=data, detector=detector,
+        detector_text=detector_text, detector_class=detector_class,
     )  # fmt: skip
     with Bar("compare", quiet) as progress:
         comparison = api.compare(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..attacks.registry import build_attacks
@@ -42,11 +43,18 @@ class GridSetup:
     """Whether images are generated and scored."""
     attacks: AttackSettings | None = None
     """Attacks on every erased encoder; None: none."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """The detector's class of each concept; none without images."""
 
     def prompt_files(self, cell: Cell) -> list[Path]:
         """The cell's prompt files, `retain.txt` last."""
         files = [self.prompts[concept] for concept in cell.concepts]
         return [*files, files[0].with_name("retain.txt")]
+
+    def detector_class(self, cell: Cell) -> list[str]:
+        """The classes of the cell's concepts, as `classes_of` reads them."""
+        names = [concept.name for concept in cell.settings().concepts]
+        return [f"{name}={self.classes[name]}" for name in names if name in self.classes]
 
 
 def attempt(cell: Cell, setup: GridSetup) -> str:
@@ -68,9 +76,9 @@ def _run(cell: Cell, setup: GridSetup) -> None:
     unlearn(cell.settings(), setup.models, run)
     if setup.images:
         generate(setup.prompt_files(cell), setup.generation, setup.models, run)
-        score(run, setup.models)
+        score(run, setup.models, setup.detector_class(cell))
     if setup.attacks:
-        attack(run, setup.models, setup.attacks)
+        attack(run, setup.models, setup.attacks, setup.detector_class(cell))
     try:
         evaluated = _is_evaluated(run)
     except RunError:
@@ -87,7 +95,10 @@ def is_done(cell: Cell, setup: GridSetup) -> bool:
             run.status("unlearn") == "done"
             and _is_evaluated(run)
             and _is_erased(cell, setup, run)
-            and (setup.attacks is None or _is_attacked(run, setup.attacks, setup.models))
+            and (
+                setup.attacks is None
+                or _is_attacked(run, setup.attacks, setup.models, setup.detector_class(cell))
+            )
             and (not setup.images or _is_scored(cell, setup, run))
         )
     except RunError:  # damaged: made again, or refused with the reason by the stage
@@ -104,7 +115,7 @@ def _is_scored(cell: Cell, setup: GridSetup, run: Run) -> bool:
     text = text_encoder_hash(setup.models.detector_text_path())
     return (
         wanted.items() <= run.generated().settings.items()
-        and run.scored().classes == classes_of(run.unlearned().concepts, ())
+        and run.scored().classes == classes_of(run.unlearned().concepts, setup.detector_class(cell))
         and run.scored().settings.get("detector_sha256") == setup.models.detector_hash()
         and all(own.text_encoder_sha256 == text for own in run.scores().detectors)
     )
@@ -138,7 +149,9 @@ def _is_evaluated(run: Run) -> bool:
     return held_out and own_clip and about.get("templates") == list(TEMPLATES)
 
 
-def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
+def _is_attacked(
+    run: Run, settings: AttackSettings, models: Models, detector_class: Sequence[str] = ()
+) -> bool:
     """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector, its
     class and text encoder, its sampler, and all of `settings`."""
     record = run.attacks()
@@ -152,7 +165,7 @@ def _is_attacked(run: Run, settings: AttackSettings, models: Models) -> bool:
     }  # fmt: skip
     attacks = build_attacks(settings.attacks, settings.budgets)
     wanted = {name: shape | {"budgets": own.budgets_json()} for name, own in attacks.items()}
-    classes = classes_of(run.unlearned().concepts, ())
+    classes = classes_of(run.unlearned().concepts, detector_class)
     done = {
         (r.attack, r.concept)
         for r in record.rows

@@ -33,7 +33,7 @@ from .own_process import in_own_process
 from .results import measures_of, write_results
 from .tables import Table
 
-NO_CLASS = "name a detector that has it, or skip the images"
+NO_CLASS = "name the class that shows the concept, a detector that has one, or skip the images"
 CLAIMS = ".claims"
 """Folder in `out` with the claims of the cells."""
 
@@ -60,6 +60,7 @@ def compare(
     dtype: Precision,
     images: bool,
     attacks: Sequence[str] = (),
+    detector_class: Sequence[str] = (),
     progress: Progress | None = None,
     approve: Approval | None = None,
 ) -> Comparison:
@@ -79,14 +80,13 @@ def compare(
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder) if images else {}
     start = _origin(models)
-    if images:
-        _check_images(models, prompts)
+    classes = _checked_images(models, prompts, detector_class) if images else {}
     if attacks:
         check_unet(models)
     check_writable(out)
     setup = GridSetup(
         models=models, origin=start, prompts=prompts, generation=generation, images=images,
-        attacks=AttackSettings(attacks=tuple(attacks)) if attacks else None,
+        attacks=AttackSettings(attacks=tuple(attacks)) if attacks else None, classes=classes,
     )  # fmt: skip
     if approve and images and writes():
         approve(_images_to_make(cells, setup), None)
@@ -97,9 +97,11 @@ def compare(
     return _collect(cells, reasons, setup, out, command)
 
 
-def _check_images(models: Models, prompts: dict[str, Path]) -> None:
-    """Raises whatever `generate` or `score` would in every cell: for a CLIP alone, a prompt file that
-    cannot be used, and a concept that the detector has no class for."""
+def _checked_images(
+    models: Models, prompts: dict[str, Path], detector_class: Sequence[str]
+) -> dict[str, str]:
+    """The detector's class of each concept. Raises whatever `generate` or `score` would in every cell: for
+    a CLIP alone, a prompt file that cannot be used, and a concept that the detector has no class for."""
     limit = token_limit_of(models)
     _ = models.folder  # a CLIP alone has none: SettingError
     files = (own for file in prompts.values() for own in (file, file.with_name("retain.txt")))
@@ -107,7 +109,7 @@ def _check_images(models: Models, prompts: dict[str, Path]) -> None:
         prompt_file = read_prompt_file(file)
         limit.check(prompt_file.texts, prompt_file.stem)
     concepts = [concept for name in prompts for concept in parse_concepts((name,))]
-    checked_classes(models, concepts, (), NO_CLASS)
+    return checked_classes(models, concepts, detector_class, NO_CLASS)
 
 
 def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:
@@ -187,7 +189,13 @@ def _command(
     for option, value in setup.models.overrides.items():
         for one in value if isinstance(value, list) else [value]:
             if one != "mini":
-                words += [f"--{option}", Path(one).name if Path(one).exists() else str(one)]
+                words += [
+                    f"--{option.replace('_', '-')}",
+                    Path(one).name if Path(one).exists() else str(one),
+                ]
+    for name, own in setup.classes.items():
+        if own != name.lower():
+            words += ["--detector-class", f"{name}={own}"]
     if setup.attacks:
         words += ["--attacks", *setup.attacks.attacks]
     if not setup.images:

@@ -55,6 +55,9 @@ slower=1; [ "$device" = cpu ] && slower=4 # limits are those of a GPU
 
 step versions 60 python3 "$root/tests/gpu/checks.py" versions
 step "main job" 150 bash -c "job runs/apple auto"
+step "scores of a second detection" 60 bash -c "
+  cp runs/apple/scores.md first.md; rm runs/apple/detections.jsonl
+  erase score --run apple && diff first.md runs/apple/scores.md"
 step "main job again, warm" 150 bash -c "job runs/warm auto"
 step "bench sd15" 190 python3 -m erase_sd.bench --preset sd15 --random-weights --device "$device" $small --seconds 150 --out "$out/sd15.json"
 step "bench sdxl: both encoders" 60 python3 -m erase_sd.bench --preset sdxl --random-weights --device "$device" $small --out "$out/sdxl.json"
