@@ -22,7 +22,7 @@ from erase_sd.files import hash_file, write_records
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.scoring import detections
-from erase_sd.scoring.ahead import Ahead, detecting_ahead
+from erase_sd.scoring.ahead import DetectionAhead, detecting_ahead
 from erase_sd.scoring.stage import score
 
 PAIR = CaptionPair(
@@ -77,9 +77,9 @@ def test_what_was_detected_while_images_are_generated_is_not_detected_again(
     rows = run.detections()
     (run.folder / "detections.jsonl").unlink()
     seen.clear()
-    ahead = Ahead(run, tiny, (), "cuda")
+    ahead = DetectionAhead(run, tiny, (), "cuda")
     for _ in range(4):
-        ahead.look()
+        ahead.detect_new()
     assert seen == [3, 3] and not (run.folder / "detections.jsonl").exists()
     ahead.write()
     assert score(run, tiny) == expected
@@ -89,8 +89,8 @@ def test_what_was_detected_while_images_are_generated_is_not_detected_again(
 def test_a_cpu_leaves_the_images_to_the_score_stage(
     tiny: Models, run: Run, seen: list[int]
 ) -> None:
-    ahead = Ahead(run, tiny, (), "cpu")
-    ahead.look()
+    ahead = DetectionAhead(run, tiny, (), "cpu")
+    ahead.detect_new()
     ahead.write()
     assert not seen and not (run.folder / "detections.jsonl").exists()
 
@@ -98,9 +98,9 @@ def test_a_cpu_leaves_the_images_to_the_score_stage(
 def test_images_that_are_generated_anew_are_detected_anew(
     tiny: Models, run: Run, seen: list[int]
 ) -> None:
-    ahead = Ahead(run, tiny, (), "cuda")
+    ahead = DetectionAhead(run, tiny, (), "cuda")
     for _ in range(2):
-        ahead.look()
+        ahead.detect_new()
     file = run.folder / run.images()[0].file
     Image.new("RGB", (32, 32), "red").save(file)
     rows = [
@@ -117,9 +117,9 @@ def test_what_goes_wrong_ahead_is_said_by_the_score_stage(
     tiny: Models, run: Run, seen: list[int]
 ) -> None:
     (run.folder / run.images()[1].file).write_bytes(b"no image")
-    ahead = Ahead(run, tiny, (), "cuda")
+    ahead = DetectionAhead(run, tiny, (), "cuda")
     for _ in range(3):
-        ahead.look()
+        ahead.detect_new()
     ahead.write()
     assert seen == [3] and not (run.folder / "detections.jsonl").exists()
     with pytest.raises(DataError, match="not a readable image"):
@@ -133,7 +133,7 @@ def test_a_scored_run_lets_no_detector_begin_until_one_is_needed(tiny: Models, r
     score(run, tiny)
     detector._kept.end()
     with detecting_ahead(run.folder, "cuda", ()) as ahead:
-        ahead.look()
+        ahead.detect_new()
         assert detector._kept._process is None
     assert first
 

@@ -97,7 +97,7 @@ def test_a_model_that_is_no_preset_s_may_need_any_package(monkeypatch: pytest.Mo
         return Path("runs/apple"), "cpu"
 
     monkeypatch.setattr(job, "in_stage_process", stage)
-    nothing = contextlib.nullcontext(SimpleNamespace(look=None))
+    nothing = contextlib.nullcontext(SimpleNamespace(detect_new=None))
     monkeypatch.setattr(ahead, "detecting_ahead", lambda *_, **__: nothing)
     for model in (None, "folder"):
         with pytest.raises(KilledError):

@@ -84,7 +84,7 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
 @pytest.mark.parametrize(
     ("small", "message"),
     [
-        ("forget", "no caption of the held-out split can do without the concept"),
+        ("forget", "no caption of the held-out split is left once the concept is removed"),
         (
             "retain",
             "the held-out split needs at least 2 different captions without the concept, got 1",

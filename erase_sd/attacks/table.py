@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..run.measurements import AttackRecord, AttacksRecord, Rate
+from ..run.measurements import AttackRecord, AttacksRecord
+from ..scoring.rates import percent
 
 ATTACK_HEADINGS = (
     "attack", "concept", "reads", "n", "attacked %", "no attack %", "original %",
@@ -20,8 +21,8 @@ def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
         first = before is None or (before.attack, before.concept) != (row.attack, row.concept)
         lines.append(
             [
-                label_of(row), row.concept, row.access, str(row.attacked.n), _percent(row.attacked),
-                _percent(row.no_attack), _percent(row.original), _percent(row.same_input),
+                label_of(row), row.concept, row.access, str(row.attacked.n), percent(row.attacked),
+                percent(row.no_attack), percent(row.original), percent(row.same_input) if row.same_input else "",
                 f"{row.seconds:.0f}" if first else "",
             ]
         )  # fmt: skip
@@ -33,12 +34,6 @@ def label_of(row: AttackRecord) -> str:
     label = row.row if row.attack == "none" else f"{row.attack}, {row.row}"
     split = row.settings.get("split", "held-out")
     return label if split == "held-out" else f"{label} ({split} captions)"
-
-
-def _percent(rate: Rate | None) -> str:
-    if rate is None:
-        return ""
-    return f"{100 * rate.value:.0f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
 def found_lines(rows: Sequence[AttackRecord]) -> list[str]:

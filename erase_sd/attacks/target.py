@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..data.coco import COCO, named_classes
 from ..data.concept import Concept, Span
 from ..data.dataset import Dataset
-from ..data.images import ImageSource
+from ..data.images import ImageSource, as_files
 from ..data.split import ConceptSets, hash_order
 from ..detection.detector import detect
 from ..errors import DataError, ModelError
@@ -174,11 +173,7 @@ class Target:
 
     def shown(self, images: Iterable[Image]) -> list[float]:
         """`probabilities` of images that are not written to the run."""
-        with tempfile.TemporaryDirectory() as folder:
-            files = []
-            for number, image in enumerate(images):
-                files.append(Path(folder) / f"{number:05}.png")
-                image.save(files[-1], "PNG", compress_level=1)
+        with as_files(images) as files:
             return self.probabilities(files)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from .. import runtime
 from ..data.coco import named_classes
+from ..data.images import as_files
 from ..data.prompts import find_prompts, read_prompts
 from ..detection.detector import detect
 from ..models.pipeline import open_pipeline
@@ -103,10 +104,7 @@ def compare_generation(repeats: int, count: int) -> SideBySide:
 
 def _detected(models: Models, prompts: Sequence[str], images: Sequence[Image]) -> float:
     """Share of the objects that the prompts name which are detected in the images."""
-    with tempfile.TemporaryDirectory() as name:
-        files = [Path(name, f"{i}.png") for i in range(len(images))]
-        for image, file in zip(images, files, strict=True):
-            image.save(file)
+    with as_files(images) as files:
         answer = detect(models.detector_file(), files)
     hits = [
         any(d.name == named and d.probability >= THRESHOLD for d in detections)

@@ -110,7 +110,7 @@ def score(
 ) -> None:
     """Detect objects in the images of a run, by default of all runs, and print the detection rates.
 
-    Of all runs, those that cannot be scored are named; the table has the others, and the exit status is 1.
+    A run that cannot be scored is named and left out of the table of all runs; the exit status is then 1.
     """
     scores = _score(
         quiet, run=run, preset=preset, detector=detector, detector_text=detector_text,
@@ -174,7 +174,7 @@ def run(
     detection["detector_class"] = detector_class or ()
     with detecting_ahead(folder, device, **detection) as ahead:
         in_stage_process(
-            unused_by_images, ahead.look, _generate, quiet, prompts=files, run=folder, kinds=kinds,
+            unused_by_images, ahead.detect_new, _generate, quiet, prompts=files, run=folder, kinds=kinds,
             reference=reference, **shape, **precision,
         )  # fmt: skip
         ahead.write()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import tempfile
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +83,17 @@ def png_of(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def as_files(images: Iterable[Image.Image]) -> Iterator[list[Path]]:
+    """Images as files in a temporary folder, in their order."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number, image in enumerate(images):
+            files.append(Path(folder, f"{number:05}.png"))
+            files[-1].write_bytes(png_of(image))
+        yield files
 
 
 def hash_image(source: ImageSource) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ..attacks.table import label_of
 from ..data.coco import named_classes
 from ..data.pair import PromptKind
-from ..run.measurements import AttackRecord, Rate
+from ..run.measurements import AttackRecord
 from ..run.records import ImageRecord
+from ..scoring.rates import percent
 from ..scoring.table import object_of
 from .data import SHOWN_VARIANTS, ReportData
 
@@ -18,6 +20,7 @@ _ADDED: dict[PromptKind, str] = {
     "synonym": "synonym prompts",
     "name-free": "name-free prompts",
 }
+_percent = functools.partial(percent, unit=" %")
 
 
 def ladder_lines(data: ReportData) -> list[list[str]]:
@@ -81,10 +84,6 @@ def _attack_line(row: AttackRecord) -> list[str]:
         f"{row.concept}, attack: {label_of(row)}", str(row.attacked.n), _percent(row.original),
         _percent(row.attacked),
     ]  # fmt: skip
-
-
-def _percent(rate: Rate) -> str:
-    return f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
 def _added_lines(data: ReportData, concept: str) -> list[list[str]]:

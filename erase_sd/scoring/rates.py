@@ -76,3 +76,9 @@ def _change(before: Sequence[bool], after: Sequence[bool]) -> Change:
     gained = sum(a and not b for b, a in zip(before, after, strict=True))
     difference = (sum(after) - sum(before)) / len(before)
     return Change(difference=difference, p_value=mcnemar(lost, gained))
+
+
+def percent(rate: Rate, decimals: int = 0, unit: str = "") -> str:
+    """A rate in per cent with its interval, "94 [83, 98]"; the `unit` follows the rate."""
+    value, low, high = (f"{100 * x:.{decimals}f}" for x in (rate.value, rate.low, rate.high))
+    return f"{value}{unit} [{low}, {high}]"

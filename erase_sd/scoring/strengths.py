@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plotting, runtime
+from ..data.images import as_files
 from ..detection.detector import detect, text_encoder_hash
 from ..errors import EraseError, RunError
 from ..files import write_bytes, write_json
@@ -35,6 +35,7 @@ from .rates import compare_rates
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 GROUPS: dict[RateGroup, str] = {
@@ -120,14 +121,14 @@ def _detections(
     targets: Sequence[str],
 ) -> dict[str, Sequence[Detection]]:
     """What the images show if the pipeline generates them, by the files of `images`."""
-    with tempfile.TemporaryDirectory() as folder:
-        files: list[Path] = []
+
+    def pictures() -> Iterator[Image]:
         for _, group in groupby(images, key=lambda image: image.batch):
             batch = list(group)
             prompts, seeds = [image.text for image in batch], [image.seed for image in batch]
-            for picture in generate_batch(pipe, prompts, seeds, batch[0].steps, batch[0].guidance):
-                files.append(Path(folder, f"{len(files):05}.png"))
-                picture.save(files[-1], compress_level=1)
+            yield from generate_batch(pipe, prompts, seeds, batch[0].steps, batch[0].guidance)
+
+    with as_files(pictures()) as files:
         answer = detect(
             models.detector_file(), files, targets, text_encoder=models.detector_text_path()
         )

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..run.measurements import Change, Rate, RateComparison, ScoresRecord
+from .rates import percent
 
 HEADINGS = ("run", "object", "n", "original %", "erased %", "change", "p")
 REFERENCE_HEADINGS = ("reference %", "erased - reference", "p vs. reference")
@@ -28,8 +29,8 @@ def table_of(rates: Sequence[RateComparison]) -> tuple[tuple[str, ...], list[lis
             rate.run,
             object_of(rate),
             str(rate.erased.n),
-            _percent(rate.original),
-            _percent(rate.erased),
+            percent(rate.original, 1),
+            percent(rate.erased, 1),
             *_change(rate.change),
         ]
         + _reference(rate) * with_reference
@@ -50,11 +51,7 @@ def object_of(rate: RateComparison) -> str:
 def _reference(rate: RateComparison) -> list[str]:
     if rate.reference is None or rate.reference_change is None:
         return [""] * len(REFERENCE_HEADINGS)
-    return [_percent(rate.reference), *_change(rate.reference_change)]
-
-
-def _percent(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return [percent(rate.reference, 1), *_change(rate.reference_change)]
 
 
 def _change(change: Change) -> tuple[str, str]:

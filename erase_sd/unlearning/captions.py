@@ -54,7 +54,7 @@ def tokenize_sets(
     for split in SPLITS:
         if not forget[split].mask.any():
             raise DataError(
-                f"no caption of the {split} split can do without the concept; needs longer captions",
+                f"no caption of the {split} split is left once the concept is removed; needs longer captions",
                 field="concept", value=", ".join(concept.name for concept in concepts),
             )  # fmt: skip
         # Captions that are all the same have no variance to compare a change with.

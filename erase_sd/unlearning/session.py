@@ -19,6 +19,7 @@ from ..models.denoiser import Denoiser, open_denoiser
 from ..models.features import readable, report_unreadable
 from ..models.text_encoder import TextEncoder
 from ..models.towers import LoneTowers
+from ..models.unet import UNET
 from ..run import Run
 from ..run.records import Origin, TrainRecord
 from ..sharing import writes
@@ -116,12 +117,16 @@ def open_session(
     if not isinstance(encoder, LoneTowers):
         precision = ("fp32", dtype) if of_unet else ()  # trained weights are fp32
         denoiser = functools.cache(lambda: open_denoiser(encoder.folder.parent, *precision))
-    module = "unet" if of_unet else encoder.name
+    student: ClipStudent
+    if of_unet:
+        assert denoiser  # a CLIP alone is refused before
+        module, student = UNET, UNetStudent(clip, denoiser(), dtype, method.trains)
+    else:
+        module = encoder.name
+        student = ClipStudent(clip, settings.towers, dtype, method.needs)
     return Session(
         settings=settings,
-        student=UNetStudent(clip, denoiser(), dtype, method.trains)
-        if of_unet and denoiser
-        else ClipStudent(clip, settings.towers, dtype, method.needs),
+        student=student,
         original=original_of(clip, settings.towers),
         pairs=pairs,
         checkpoint=Checkpoint(run.checkpoint(module), identity_of(settings, started_from)),

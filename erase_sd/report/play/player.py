@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import runtime
+from ...data.images import as_files
 from ...detection.detector import DetectorAnswer, detect
 from ...errors import SettingError
 from ...models import erased as artifact
@@ -72,8 +71,5 @@ class Player:
                 images += sampling.generate_batch(
                     self.pipe, [prompt], [seed], self.steps, self.guidance
                 )
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, f"{variant}.png") for variant in SHOWN_VARIANTS]
-            for image, file in zip(images, files, strict=True):
-                image.save(file)
+        with as_files(images) as files:
             return images, detect(self.detector, files, self.words, text_encoder=self.detector_text)
