@@ -102,15 +102,15 @@ def tokenize_pairs(
     once = list(distinct.values())
     removed_ids, source, mask = concept_removed_ids(clip, once, ids, concepts)
     return TokenizedPairs(
-        kept,
-        ids[rows],
-        torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None,
-        [data.path_of(_image(pair)) for pair in kept],
-        removed_ids[rows],
-        source[rows],
-        mask[rows],
-        mention_ends(clip, once, concepts)[rows],
-        _labels(data, kept),
+        pairs=kept,
+        ids=ids[rows],
+        image=torch.stack([table[_image(pair)] for pair in kept]) if images and kept else None,
+        paths=[data.path_of(_image(pair)) for pair in kept],
+        concept_removed_ids=removed_ids[rows],
+        source=source[rows],
+        mask=mask[rows],
+        mention_end=mention_ends(clip, once, concepts)[rows],
+        label=_labels(data, kept),
     )
 
 
