@@ -53,9 +53,12 @@ def in_child(
 
 
 def _begin(prepare: Callable[[], None]) -> None:
-    if parent := multiprocessing.parent_process():
-        end_with(parent)
-    prepare()
+    try:
+        if parent := multiprocessing.parent_process():
+            end_with(parent)
+        prepare()
+    except TerminatedError as error:
+        os._exit(128 + error.signal)
 
 
 def _call(work: Callable[..., T], arguments: tuple[Any, ...], options: dict[str, Any]) -> T:

@@ -20,6 +20,8 @@ from . import errors
 from .errors import EraseError, ModelError, reason
 
 PACKAGE = Path(__file__).parent
+REPLY = "erase-sd reply "
+"""Beginning of a line of standard output that is a reply; a start-up hook of Python may print others."""
 
 
 class JsonProcess:
@@ -42,29 +44,30 @@ class JsonProcess:
         """The process that may ask; a fork of it may not."""
         self._what, self._named = what, named
         # Not a TemporaryDirectory, which would go with the copy of this object that a fork drops.
-        self._folder = tempfile.mkdtemp()
-        own = {home: self._folder} if home else {}
-        log = Path(self._folder, "stderr")
-        self._stderr = log.open("w+", encoding="utf-8", errors="replace")
+        self._folder = tempfile.mkdtemp() if home else None
+        own = {home: self._folder} if home and self._folder else {}
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                isolated(module, json.dumps(setup)),
+                isolated(module),
                 env=os.environ | (environment or {}) | own,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
             )  # fmt: skip
         except OSError as error:
             self._clean_up()
             raise ModelError(f"{what} cannot start ({reason(error)})", **named) from None
+        self._send(setup)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone: after an error, or because something killed it."""
+        return self._process.poll() is not None
 
     def ask(self, question: object) -> Any:
         """The answer. Raises the EraseError that the process reports, or ModelError if it has ended; after
         either, it cannot be asked again."""
-        assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(OSError):  # if it has ended, the answer is empty
-            print(json.dumps(question), file=self._process.stdin, flush=True)
-        if not (line := self._process.stdout.readline()):
-            raise ModelError(f"{self._what}'s process failed ({self._why()})", **self._named)
-        reply = json.loads(line)
+        self._send(question)
+        reply = self._reply()
         if error := reply.get("error"):
             kind: type[EraseError] = getattr(errors, error.pop("kind"))
             raise kind(**error)
@@ -76,10 +79,24 @@ class JsonProcess:
             process.kill()  # the block's end closes the pipes
         self._clean_up()
 
+    def _send(self, message: object) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(OSError):  # if it has ended, the reply is empty
+            print(json.dumps(message), file=self._process.stdin, flush=True)
+
+    def _reply(self) -> dict[str, Any]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith(REPLY) and line.endswith("\n"):
+                reply: dict[str, Any] = json.loads(line.removeprefix(REPLY))
+                return reply
+        raise ModelError(f"{self._what}'s process failed ({self._why()})", **self._named)
+
     def _clean_up(self) -> None:
         with contextlib.suppress(OSError):
             self._stderr.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _why(self) -> str:
         """The last line on its stderr, or its exit status."""
@@ -107,16 +124,19 @@ class KeptProcess:
     def process(self, key: Hashable, start: Callable[[], JsonProcess]) -> Iterator[JsonProcess]:
         """The process of this `key`, which `start` starts unless it is there."""
         with self._lock:
-            process = self._process
-            if process is None or process.owner != os.getpid() or self._key != key:
+            if not self._is_usable(key):
                 self._end()
-                process = self._process = start()
-                self._key = key
+                self._process, self._key = start(), key
+            assert self._process
             try:
-                yield process
+                yield self._process
             except BaseException:  # after a signal, the next answer would belong to this question
                 self._end()
                 raise
+
+    def _is_usable(self, key: Hashable) -> bool:
+        own = self._process
+        return bool(own and own.owner == os.getpid() and self._key == key and not own.has_ended)
 
     def end(self) -> None:
         """Ends the process; the next use starts another."""
@@ -145,14 +165,14 @@ def serve(prepare: Callable[[Any], Callable[[Any], object]]) -> None:
     """Runs in the process: the function that `prepare(setup)` returns answers each question, until standard
     input ends. An EraseError, also one of `prepare`, is the last answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the parent too
-    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # so that what a library prints is no answer
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # for whatever a library prints
 
     def reply(**line: object) -> None:
-        print(json.dumps(line), file=answers, flush=True)
+        print(REPLY + json.dumps(line), file=replies, flush=True)
 
     try:
-        answer = prepare(json.loads(sys.argv[1]))
+        answer = prepare(json.loads(sys.stdin.buffer.readline()))
         for line in sys.stdin.buffer:
             reply(answer=answer(json.loads(line)))
     except EraseError as error:

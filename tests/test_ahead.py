@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty import side_by_side
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_scoring import grey_image, unlearned
 
 from erase_sd.cli.stage_process import in_stage_process
@@ -174,10 +177,12 @@ def test_a_detector_is_loaded_once_and_again_when_its_file_changes(
     ) == dataclasses.replace(answer, detections=answer.detections[:1])
     assert pid() == first
     os.chdir("..")
-    shutil.copy(tiny.detector_file(), "other.safetensors")
-    Path("other.safetensors").replace(own)
-    detect(own, [picture])
-    assert pid() != first
+    with safe_open(own, "pt") as file:
+        metadata = file.metadata() | {"size": "32"}
+    times = own.stat().st_atime_ns, own.stat().st_mtime_ns
+    save_file(load_file(own), own, metadata=metadata)
+    os.utime(own, ns=times)
+    assert detect(own, [picture]).size == 32 and answer.size == 64
 
 
 @pytest.mark.usefixtures("own_detector")
@@ -189,7 +194,7 @@ def test_a_detector_is_kept_in_a_block_until_an_error(
         with detector_kept():
             detect(tiny.detector_file(), [picture])
         process = detector._kept._process
-        assert process is not None and Path(process._folder).is_dir()
+        assert process is not None and process._folder and Path(process._folder).is_dir()
         detect(tiny.detector_file(), [picture])
         assert detector._kept._process is process
         with pytest.raises(SettingError, match="no such class"):
@@ -201,3 +206,40 @@ def test_a_detector_is_kept_in_a_block_until_an_error(
     assert detector._kept._process is None
     detect(tiny.detector_file(), [picture])
     assert detector._kept._process is None
+
+
+@pytest.mark.usefixtures("own_detector")
+def test_a_fork_and_many_words_leave_a_kept_detector_as_it_is(tiny: Models, picture: Path) -> None:
+    def work(_: int) -> None:
+        detect(tiny.detector_file(), [picture])
+        detector._kept.end()
+
+    detect(tiny.detector_file(), [picture])
+    process = detector._kept._process
+    assert process is not None and process._folder
+    assert side_by_side(1, work) == [0]
+    assert detector._kept._process is process and Path(process._folder).is_dir()
+    with pytest.raises(SettingError, match="no such class"):  # more than fits into an argument
+        detect(tiny.detector_file(), [], ["x" * 140_000])
+
+
+def test_rows_of_other_words_are_not_mixed_with_new_ones(
+    tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[tuple[str, ...]] = [("apple", "dog")]
+
+    def known(_: Path, files: list[Path], *more: object, **options: object) -> object:
+        empty: list[tuple[()]] = [() for _ in files]
+        return detector.DetectorAnswer(names=names[0], size=64, kind="known", detections=empty)
+
+    monkeypatch.setattr(detections, "detect", known)
+    rows = run.images()
+    own = detections.Detections(run, tiny, ["apple"])
+    own.of(rows[:4])
+    names[0] = ("apple",)
+    assert {row.names for row in own.of(rows)} == {("apple",)}
+    own.write(rows)
+    written = run.detections()
+    mixed = [dataclasses.replace(written[0], names=("apple", "dog")), *written[1:]]
+    write_records(run.folder / "detections.jsonl", mixed)
+    assert detections.Detections(run, tiny, ["apple"]).missing(rows) == rows

@@ -72,6 +72,28 @@ def test_a_child_that_is_ended_is_an_error(signal: str) -> None:
     assert ended == "('KilledError', 'the child process was killed (out of memory?)', None)"
 
 
+def test_a_signal_before_the_work_begins_leaves_no_traceback() -> None:
+    Path("work.py").write_text(WORK)
+    code = """
+from work import *
+from erase_sd.child import in_child
+import multiprocessing
+
+def prepare():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
+
+handle_signals()
+try:
+    in_child(multiprocessing.get_context("fork"), prepare, None, os.getpid)
+except errors.RunError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the child process was killed" in done.stdout and done.stderr == ""
+
+
 def test_a_parent_that_is_terminated_ends_its_child() -> None:
     child, ended = run("handle_signals()\nprint(outcome(end, os.getpid(), signal.SIGTERM))")
     assert ended == "('TerminatedError', '15', None)"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from erase_sd.data.concept import Concept
-from erase_sd.detection.detector import detect
+from erase_sd.detection.detector import detect, detector_kept
 from erase_sd.detection.worker import Detector
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.mini import WEIGHTS
@@ -140,6 +140,10 @@ def test_any_word_is_a_class_of_yolo_world_once_its_text_encoder_is_named(
     answer = detect(tmp_path / "world.pt", [picture], ["golf ball"], text_encoder=clip)
     assert answer.names == (*NAMES, "golf ball")
     assert answer.kind == "yolov8n-world open-vocabulary"
+    with detector_kept():
+        for words in (["golf ball"], ["kite"]):
+            names = detect(tmp_path / "world.pt", [picture], words, text_encoder=clip).names
+            assert names == (*NAMES, *words)
     detector = Detector(tmp_path / "world.pt", ["golf ball", "dog"], clip)
     expected = own.encode_texts(own.tokens([*NAMES, "golf ball"]))[0]
     assert torch.allclose(detector.model.model.txt_feats[0], expected, atol=1e-5)

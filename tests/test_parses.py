@@ -21,6 +21,7 @@ from erase_sd.data import parser, parses, syntax
 from erase_sd.data.syntax import parse
 from erase_sd.data.tree import Parsed, Token, Tree
 from erase_sd.errors import ModelError
+from erase_sd.json_process import JsonProcess
 from erase_sd.mini.captions import training_captions
 from erase_sd.mini.scenes import sample
 from erase_sd.models.presets import Models
@@ -127,15 +128,42 @@ def own_parser() -> Iterator[None]:
 
 @pytest.mark.usefixtures("own_parser")
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-def test_a_parser_that_is_killed_is_one_line_and_the_next_call_starts_another() -> None:
+def test_a_parser_that_was_killed_while_idle_is_started_again() -> None:
     [before] = parser.parse_texts(["a dog"])
     worker = parser._kept._process
     assert worker is not None
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
-    with pytest.raises(ModelError, match=r"the English parser's process failed \(exit status -9\)"):
-        parser.parse_texts(["a dog"])
     assert parser.parse_texts(["a dog"]) == [before]
+
+
+@pytest.mark.usefixtures("own_parser")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_parser_that_is_killed_at_work_is_one_line_and_the_next_call_starts_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(worker: JsonProcess, _: object) -> None:
+        os.kill(worker._process.pid, signal.SIGKILL)
+
+    [before] = parser.parse_texts(["a dog"])
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonProcess, "_send", killed)
+        with pytest.raises(
+            ModelError, match=r"the English parser's process failed \(exit status -9\)"
+        ):
+            parser.parse_texts(["a dog"])
+    assert parser.parse_texts(["a dog"]) == [before]
+
+
+@pytest.mark.usefixtures("own_parser")
+def test_what_start_up_hooks_of_python_print_is_no_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = parser.parse_texts(["a dog"])
+    (tmp_path / "sitecustomize.py").write_text("print('hello'); print('{}')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    parser.end_parser()
+    assert parser.parse_texts(["a dog"]) == expected
 
 
 @pytest.mark.usefixtures("own_parser")
@@ -175,7 +203,7 @@ def test_forked_processes_have_parsers_of_their_own() -> None:
     process = parser._kept._process
     assert side_by_side(4, work) == [0] * 4
     assert parser.parse_texts(texts[:1]) == expected[0]  # the forks have not ended ours
-    assert process is parser._kept._process is not None and Path(process._folder).is_dir()
+    assert process is parser._kept._process
 
 
 @pytest.mark.usefixtures("own_parser")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checked import hash_folder
-from ..errors import SettingError
+from ..errors import EraseError, SettingError
 from ..files import hash_file
 from ..json_process import JsonProcess, KeptProcess
 from ..run.measurements import Detection
@@ -123,14 +123,17 @@ def _process(
         JsonProcess, "the detector", "erase_sd.detection.worker", question,
         CONTAINED, "YOLO_CONFIG_DIR", field="detector", value=detector,
     )  # fmt: skip
-    with _kept.process((_state(detector), text_encoder and _state(text_encoder)), start) as process:
+    with _kept.process(tuple(map(_content, (detector, text_encoder))), start) as process:
         yield process, question
 
 
-def _state(path: Path) -> tuple[object, ...]:
-    """What distinguishes a file or folder from one that has replaced it."""
-    status = path.stat() if path.exists() else None
-    return path.absolute(), status and (status.st_ino, status.st_mtime_ns, status.st_size)
+def _content(path: Path | None) -> str | None:
+    """What tells a detector or text encoder from another one in its place: a hash, or the path of what
+    cannot be read."""
+    try:
+        return text_encoder_hash(path)
+    except (EraseError, OSError):
+        return str(path)
 
 
 def text_encoder_hash(path: Path | None) -> str | None:

@@ -41,6 +41,8 @@ class Detections:
             for row in from_first(lambda: _rows_of(run))
             if _shape(row.detector) == now and set(targets) <= set(row.names)
         }
+        if len({row.names for row in self._rows.values()}) > 1:
+            self._rows.clear()
 
     def missing(self, images: Sequence[ImageRecord]) -> list[ImageRecord]:
         """The images that have no row."""
@@ -53,22 +55,18 @@ class Detections:
 
         A launcher's processes each run it over whole chunks of images.
         """
-        if missing := self.missing(images):
-            names = self._add(missing, progress)
-            if any(self._row(image).names != names for image in images):
-                self._add(images, progress)  # an open vocabulary has other words now
-        return [self._row(image) for image in images]
+        while missing := self.missing(images):  # again if earlier rows are dropped
+            self._add(missing, progress)
+        return [self._rows[image.file, image.sha256] for image in images]
 
     def write(self, images: Sequence[ImageRecord]) -> None:
         """Writes the images' rows, as far as they are known, to `detections.jsonl`."""
         known = (self._rows.get((image.file, image.sha256)) for image in images)
         write_records(self.run.folder / "detections.jsonl", [row for row in known if row])
 
-    def _row(self, image: ImageRecord) -> DetectionRecord:
-        return self._rows[image.file, image.sha256]
-
-    def _add(self, images: Sequence[ImageRecord], progress: Progress | None) -> tuple[str, ...]:
-        """Detects objects in images; returns the detector's classes."""
+    def _add(self, images: Sequence[ImageRecord], progress: Progress | None) -> None:
+        """Detects objects in images. Rows of an open vocabulary with other words are dropped: the words
+        compete for each object."""
         named = progress and (lambda done, total, _: progress(done, total, self.run.name))
         files = [self.run.folder / image.file for image in images]
         answer = _detect(files, self.models, self.targets, named)
@@ -82,6 +80,8 @@ class Detections:
             max_detections=MAX_DETECTIONS,
             text_encoder_sha256=self._text,
         )
+        if any(row.names != answer.names for row in self._rows.values()):
+            self._rows.clear()
         for image, detections in zip(images, answer.detections, strict=True):
             self._rows[image.file, image.sha256] = DetectionRecord(
                 file=image.file,
@@ -90,7 +90,6 @@ class Detections:
                 names=answer.names,
                 detector=detector,
             )
-        return answer.names
 
 
 def _detect(
