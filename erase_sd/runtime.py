@@ -169,6 +169,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     texts = "DefaultCPUAllocator|not enough memory|std::bad_alloc|out of memory|map segment"
+    texts += "|could not create a primitive(?! descriptor)"  # oneDNN names no reason
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and re.search(texts, str(error)) is not None
     )

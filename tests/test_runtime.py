@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from erase_sd import runtime
+
 # How many blocks glibc has mapped for a large allocation: field `hblks` of malloc.h's mallinfo2.
 COUNT = """
 import ctypes
@@ -51,3 +53,15 @@ def test_large_tensors_are_no_longer_mapped_one_by_one() -> None:
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all cores")
 def test_test_processes_do_not_compete_for_cores() -> None:
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("could not create a primitive", True),  # oneDNN, for a buffer of its own
+        ("could not create a primitive descriptor for a matmul primitive", False),  # unsupported
+        ("expected scalar type Half but found Float", False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(message: str, expected: bool) -> None:
+    assert runtime.is_out_of_memory(RuntimeError(message)) == expected
