@@ -68,8 +68,8 @@ def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
         "--size",
         "--compare",
         "--repeats",
+        "--job",
         "--counts",
-        "--stages",
         "--strengths",
     }  # torchrun, pytest, benchmarks, the strengths of a LoRA
     for text in TEXTS.values():
