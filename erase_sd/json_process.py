@@ -25,7 +25,7 @@ REPLY = "erase-sd reply "
 
 
 class JsonProcess:
-    """The process, which begins at once; `module` has a `main` that calls `serve`.
+    """A process that is started at once and runs `main` of `module`, which calls `serve`.
 
     `what` is its name in messages, `named` are the `field` and `value` of its errors. The environment
     variable `home`, if given, is set to a folder of its own. Raises ModelError if it cannot be started.
@@ -60,7 +60,7 @@ class JsonProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is gone: after an error, or because something killed it."""
+        """Whether the process has ended, after an error or because something killed it."""
         return self._process.poll() is not None
 
     def ask(self, question: object) -> Any:
@@ -74,7 +74,7 @@ class JsonProcess:
         return reply["answer"]
 
     def end(self) -> None:
-        """Kills the process; its memory and its folder are then gone."""
+        """Kills the process and removes its folder."""
         with contextlib.suppress(OSError), self._process as process:
             process.kill()  # the block's end closes the pipes
         self._clean_up()

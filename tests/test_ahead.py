@@ -119,14 +119,19 @@ def test_images_that_are_generated_anew_are_detected_anew(
 def test_what_goes_wrong_ahead_is_said_by_the_score_stage(
     tiny: Models, run: Run, seen: list[int]
 ) -> None:
-    (run.folder / run.images()[1].file).write_bytes(b"no image")
+    file = run.folder / run.images()[1].file
+    file.write_bytes(b"no image")
+    rows = [
+        dataclasses.replace(row, sha256=hash_file(run.folder / row.file)) for row in run.images()
+    ]
+    write_records(run.folder / "images.jsonl", rows)
     ahead = DetectionAhead(run, tiny, (), "cuda")
     for _ in range(3):
         ahead.detect_new()
     ahead.write()
     assert seen == [3] and not (run.folder / "detections.jsonl").exists()
     with pytest.raises(DataError, match="not a readable image"):
-        detect(tiny.detector_file(), [run.folder / run.images()[1].file])
+        score(run, tiny)
 
 
 @pytest.mark.usefixtures("own_detector")

@@ -65,15 +65,15 @@ def test_a_cell_is_attacked_only_with_all_attacks_settings_and_concepts(
     monkeypatch.setattr(Run, "unlearned", lambda _: SimpleNamespace(concepts=concepts))
     monkeypatch.setattr(Models, "detector_hash", lambda _: "")
     wanted = AttackSettings(attacks=("p4d", "sweep"))
-    assert _is_attacked(attacked, wanted, tiny)
+    assert _is_attacked(attacked, wanted, tiny, ())
     for other in (
         AttackSettings(attacks=("p4d", "embeddings")), AttackSettings(attacks=("p4d",), images=100),
         AttackSettings(attacks=("p4d",), seed=7), AttackSettings(attacks=("p4d",), steps=3),
         AttackSettings(attacks=("p4d",), budgets={"steps": 1}),
     ):  # fmt: skip
-        assert not _is_attacked(attacked, other, tiny)
+        assert not _is_attacked(attacked, other, tiny, ())
     concepts.append(Concept("chair"))  # killed before its attacks
-    assert not _is_attacked(attacked, wanted, tiny)
+    assert not _is_attacked(attacked, wanted, tiny, ())
     concepts.pop()
     judged = {"detector_class": "apple", "detector_text_sha256": None, "sampler": tiny.sampler}
     record = attacked.attacks()
@@ -87,6 +87,6 @@ def test_a_cell_is_attacked_only_with_all_attacks_settings_and_concepts(
         other = dataclasses.replace(record, rows=tuple(rows))
         with monkeypatch.context() as patch:
             patch.setattr(Run, "attacks", lambda _, own=other: own)
-            assert _is_attacked(attacked, wanted, tiny) == (not change), change
+            assert _is_attacked(attacked, wanted, tiny, ()) == (not change), change
     monkeypatch.setattr(Models, "detector_hash", lambda _: "of another detector")
-    assert not _is_attacked(attacked, wanted, tiny)
+    assert not _is_attacked(attacked, wanted, tiny, ())

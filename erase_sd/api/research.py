@@ -115,7 +115,8 @@ def compare(
     is the precision of image generation; without `images` only CLIP-side measures are taken; `attacks`
     are names. `detector_class` and `detector_text` are those of `score`. `approve` is called with the
     number of images. Finished runs are reused. Each run is a process of its own, so a script needs
-    `if __name__ == "__main__":`. Raises EraseError before anything starts; a run that fails later is listed in the result.
+    `if __name__ == "__main__":`. Raises EraseError before anything starts; a run that fails later is
+    listed in the result.
     """
     from ..comparison.runner import compare as run_grid
     from ..models.presets import resolve

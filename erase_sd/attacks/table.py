@@ -19,10 +19,11 @@ def attack_lines(rows: Sequence[AttackRecord]) -> list[list[str]]:
     lines = []
     for row, before in zip(rows, [None, *rows], strict=False):
         first = before is None or (before.attack, before.concept) != (row.attack, row.concept)
+        same_input = percent(row.same_input) if row.same_input else ""
         lines.append(
             [
                 label_of(row), row.concept, row.access, str(row.attacked.n), percent(row.attacked),
-                percent(row.no_attack), percent(row.original), percent(row.same_input) if row.same_input else "",
+                percent(row.no_attack), percent(row.original), same_input,
                 f"{row.seconds:.0f}" if first else "",
             ]
         )  # fmt: skip

@@ -150,7 +150,7 @@ def _is_evaluated(run: Run) -> bool:
 
 
 def _is_attacked(
-    run: Run, settings: AttackSettings, models: Models, detector_class: Sequence[str] = ()
+    run: Run, settings: AttackSettings, models: Models, detector_class: Sequence[str]
 ) -> bool:
     """Whether `attacks.json` has rows of every attack on every concept, with the setup's detector, its
     class and text encoder, its sampler, and all of `settings`."""

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _UNUSED = ("ner", "lemmatizer", "senter")
 _BATCH = 256  # texts
 _UNUSED_PACKAGES = ("torch", "tensorflow", "cupy", "mxnet")
-"""spaCy imports them if they are installed, for models that are not used here: half a gigabyte, and a
-second."""
+"""spaCy imports them if they are installed, for models that are not used here. That would take half a
+gigabyte, and a second."""
 
 
 def main() -> None:
-    """Answers texts with their `Parsed`, each the list of its fields, by the model that is its setup."""
+    """Parses lists of texts with the model that it is started with; answers the fields of each `Parsed`."""
     for package in _UNUSED_PACKAGES:
         sys.modules[package] = None  # type: ignore[assignment]  # imports then fail
     serve(_parser)

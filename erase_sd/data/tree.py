@@ -29,7 +29,7 @@ class Parsed:
 
     @classmethod
     def of_json(cls, row: Sequence[Any]) -> Self:
-        """From its fields as JSON, of whose words and labels most are those of other texts."""
+        """From its fields as JSON. Words and labels recur in many texts, so equal strings are shared."""
         return cls(*(list(map(_shared, field)) for field in row))
 
 

@@ -57,8 +57,8 @@ class DetectorAnswer:
 
 @contextlib.contextmanager
 def detector_kept() -> Iterator[None]:
-    """Inside, `detect` keeps its process from call to call, as long as the detector is the same: loading
-    takes seconds."""
+    """Inside, `detect` keeps its process from call to call, as long as the detector is the same, because
+    loading one takes seconds."""
     global _keeping
     _keeping += 1
     try:

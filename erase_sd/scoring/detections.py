@@ -65,8 +65,8 @@ class Detections:
         write_records(self.run.folder / "detections.jsonl", [row for row in known if row])
 
     def _add(self, images: Sequence[ImageRecord], progress: Progress | None) -> None:
-        """Detects objects in images. Rows of an open vocabulary with other words are dropped: the words
-        compete for each object."""
+        """Detects objects in images. Rows with other words of an open vocabulary are dropped, because the
+        words compete for each object."""
         named = progress and (lambda done, total, _: progress(done, total, self.run.name))
         files = [self.run.folder / image.file for image in images]
         answer = _detect(files, self.models, self.targets, named)
