@@ -83,16 +83,12 @@ def _variable(name: str, default: int) -> int:
 
 
 def dtype(name: Precision = "auto") -> torch.dtype:
-    """The torch dtype of a precision; `auto` is bfloat16 on CUDA and float32 elsewhere.
-
-    Raises SettingError for an unknown name.
-    """
+    """The torch dtype of a precision. Raises SettingError for an unknown name."""
     import torch
 
     check_precision(name)
-    if name == "auto":
-        name = "bf16" if device().type == "cuda" else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return kinds[precision(name)]
 
 
 def check_precision(name: str) -> None:
@@ -102,9 +98,9 @@ def check_precision(name: str) -> None:
 
 
 def precision(name: Precision = "auto") -> Precision:
-    """The precision of training and of image generation.
+    """What `auto` stands for on this machine; any other precision is returned as it is.
 
-    `auto` is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32:
+    It is bf16 on CUDA and on a CPU with bfloat16 instructions (AVX-512 BF16 or AMX), else fp32:
     the processor is asked, not timed, so that the answer on a machine is always the same.
     """
     import torch

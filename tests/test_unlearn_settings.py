@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from unlearn_runs import APPLE, short
 
+from erase_sd import runtime
 from erase_sd.errors import SettingError
 from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.emmn import EMMN
 from erase_sd.methods.lipschitz import Lipschitz
+from erase_sd.methods.registry import MethodName
 from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
 
 
@@ -104,3 +107,21 @@ def test_settings_and_the_list_of_methods_import_no_torch() -> None:
         "assert 'ga' in METHODS and len(list(METHODS)) == 19; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "method", "precision"),
+    [
+        ("cuda", "esd", "bf16"),
+        ("cuda", "cliperase", "bf16"),
+        ("cpu", "esd", "fp32"),
+        ("cpu", "cliperase", "bf16"),
+    ],
+)
+def test_auto_trains_a_unet_in_bf16_on_cuda_only(
+    device: str, method: MethodName, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert short(method=method).precision == precision
+    assert short(method=method, dtype="fp32").precision == "fp32"

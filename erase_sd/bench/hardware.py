@@ -234,7 +234,7 @@ def step_seconds(clip: Clip, forget: int, retain: int, steps: int) -> list[float
     with tempfile.TemporaryDirectory() as name:
         session = Session(
             settings=settings,
-            student=ClipStudent(clip, "text", runtime.dtype(settings.dtype), method.needs),
+            student=ClipStudent(clip, "text", runtime.dtype(settings.precision), method.needs),
             original=original_of(clip, "text"),
             pairs=random_pairs(clip, 2_000, CAPTIONS if clip.device.type == "cuda" else 2_000),
             checkpoint=Checkpoint(Path(name, "checkpoint.safetensors"), {}),

@@ -64,7 +64,7 @@ def open_pipeline(
     try:
         pipe: DiffusionPipeline = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True,
-            dtype=runtime.dtype(runtime.precision(dtype)),
+            dtype=runtime.dtype(dtype),
             variant=variant_of(folder / ("unet" if has_unet else "transformer")),
             **{name: value for name, value in omitted.items() if name in parameters},
         )  # fmt: skip

@@ -79,7 +79,7 @@ def identity_of(settings: UnlearnSettings, origin: Origin) -> dict[str, Any]:
     """Everything that has to be the same for training to resume, as plain JSON by name."""
     values = dataclasses.asdict(settings) | dataclasses.asdict(origin)
     values |= {f"version of {package}": v for package, v in runtime.versions().items()}
-    values |= {"device": runtime.device().type, "dtype": runtime.precision(settings.dtype)}
+    values |= {"device": runtime.device().type, "dtype": settings.precision}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

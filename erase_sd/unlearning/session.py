@@ -111,8 +111,7 @@ def open_session(
     if settings.towers == "text" and "image_tower" not in method.needs:
         clip.model.vision_model.cpu()  # no longer used, and the text tower needs the memory
     of_unet = method.unlearns == "unet"
-    # Training a U-Net in bf16 has been tested on CUDA only.
-    dtype = runtime.dtype(settings.dtype if of_unet else runtime.precision(settings.dtype))
+    dtype = runtime.dtype(settings.precision)
     denoiser = None
     if not isinstance(encoder, LoneTowers):
         precision = ("fp32", dtype) if of_unet else ()  # trained weights are fp32

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from .. import runtime
 from ..data.coco import COMPOUNDS
 from ..data.concept import Concept
 from ..errors import SettingError
@@ -82,8 +83,8 @@ class UnlearnSettings:
     """Whether methods with concept-removed captions also erase what else the captions of the forget
     images call the concept, found with CLIP (`unlearning.mentions`)."""
     dtype: TrainingPrecision = "auto"
-    """Precision of the passes through the model: auto (bf16 on CUDA and on CPUs with bfloat16
-    instructions, else fp32), fp32 or bf16; weights and optimizer states are always fp32."""
+    """Precision of the passes through the model: auto (bf16 on CUDA and, for text encoders, on CPUs
+    with bfloat16 instructions; else fp32), fp32 or bf16; weights and optimizer states are always fp32."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -107,6 +108,14 @@ class UnlearnSettings:
                 f"{self.method} unlearns the U-Net and neither tower; needs text",
                 field="towers", value=self.towers,
             )  # fmt: skip
+
+    @property
+    def precision(self) -> runtime.Precision:
+        """`dtype` on this machine, where no `auto` is left."""
+        on_cpu = runtime.device().type == "cpu"
+        if self.dtype == "auto" and on_cpu and METHODS[self.method].unlearns == "unet":
+            return "fp32"  # bf16 on a CPU has been tested with text encoders only
+        return runtime.precision(self.dtype)
 
     def _check_choices(self) -> None:
         if not self.concepts:
