@@ -22,6 +22,13 @@ from erase_sd.models.presets import Models
 from erase_sd.run import Run
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pretend-card", action="store_true",
+        help="Run all tests on a pretend GPU, on which tensors of two devices do not mix.",
+    )  # fmt: skip
+
+
 def pytest_collection_finish() -> None:
     """Imported modules are left out of garbage collections, which erasures ask for: 0.4 s each."""
     gc.freeze()
@@ -33,6 +40,18 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ERASE_SD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The pretend GPU, if it was asked for."""
+    if not request.config.getoption("--pretend-card"):
+        yield
+        return
+    from pretend_card import pretend_card
+
+    with pretend_card():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,12 +18,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from erase_sd import runtime
+
 aten = torch.ops.aten
 CARD = torch.device("cuda", 0)
 ACROSS_DEVICES = {
     aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put.default,
     aten.index_put_.default,
 }  # fmt: skip
+OF_VALUES = (Tensor.tolist, Tensor.__repr__, Tensor.data_ptr, Tensor.untyped_storage)
+"""What needs the values in memory; `untyped_storage` is asked by safetensors before it copies them."""
 
 
 class CardTensor(Tensor):
@@ -63,7 +68,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_card and on_cpu and func not in ACROSS_DEVICES and not by_engine:
         raise RuntimeError(f"{func}: expected all tensors on one device, got cuda and cpu")
     if kwargs.get("device") is not None:
-        on_card = torch.device(kwargs["device"]).type == "cuda"
+        # To the engine, which casts gradients back, everything is on the CPU.
+        on_card = on_card if by_engine else torch.device(kwargs["device"]).type == "cuda"
         kwargs = kwargs | ({"device": "cpu"} if on_card else {})
     args_held, kwargs_held = tree_map(
         lambda leaf: leaf.held if isinstance(leaf, CardTensor) else leaf, (args, kwargs)
@@ -92,7 +98,7 @@ class _Moves(TorchFunctionMode):
             device = kwargs.pop("device")
             return torch.tensor(*args, **kwargs).to(device)
         tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        if func in (Tensor.tolist, Tensor.__repr__) and isinstance(tensor, CardTensor):
+        if func in OF_VALUES and isinstance(tensor, CardTensor):
             return func(tensor.held)
         if tensor is None or func not in (Tensor.numpy, Tensor.cpu, Tensor.to):
             return func(*args, **kwargs)
@@ -103,8 +109,24 @@ class _Moves(TorchFunctionMode):
         device, dtype, layout = _place(tensor, "cpu" if func is Tensor.cpu else None, args, kwargs)
         if device.type == tensor.device.type and dtype == tensor.dtype and not layout:
             return tensor
-        layout = layout or torch.preserve_format
+        return _Move.apply(tensor, device, dtype, layout or torch.preserve_format)
+
+
+class _Move(torch.autograd.Function):
+    """A copy on another device, whose gradient comes back to the first one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Tensor, device: torch.device, dtype: torch.dtype, layout: Any
+    ) -> Tensor:
+        ctx.device, ctx.dtype = tensor.device, tensor.dtype
         return aten._to_copy(tensor, device=device, dtype=dtype, memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        values = gradient.held if isinstance(gradient, CardTensor) else gradient
+        values = values.to(ctx.dtype)
+        return CardTensor(values) if ctx.device == CARD else values, None, None, None
 
 
 def _place(
@@ -120,16 +142,33 @@ def _place(
     return device or tensor.device, dtype or tensor.dtype, layout
 
 
+class _Autocast(torch.autocast):
+    """Lower precision on the card is lower precision on the CPU, where the values are."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+def _enter_without_gradients(self: Any) -> None:
+    """`torch.inference_mode`, whose tensors could not be held by another tensor."""
+    self._inference_mode_context = torch.no_grad()
+    self._inference_mode_context.__enter__()
+
+
 @contextlib.contextmanager
 def pretend_card() -> Iterator[None]:
-    """Inside, `cuda` is a pretend card, also for modules that are moved to it."""
-    initialize = torch.cuda._lazy_init
-    torch.cuda._lazy_init = lambda: None
+    """Inside, `cuda` is a pretend card, the device of the package, and modules can be moved to it."""
     torch._C._ensureCUDADeviceGuardSet()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with _Operations(), _Moves():
+        with (
+            patch("torch.cuda._lazy_init", lambda: None),
+            patch("torch.autocast", _Autocast),
+            patch.object(torch.inference_mode, "__enter__", _enter_without_gradients),
+            patch.object(runtime, "device", lambda: CARD),
+            _Operations(),
+            _Moves(),
+        ):
             yield
     finally:
-        torch.cuda._lazy_init = initialize
         torch.__future__.set_swap_module_params_on_conversion(False)

@@ -159,7 +159,7 @@ class Trainer:
         for name, parameter in self.parameters.items():
             if adam := snapshot.adam(name, parameter.device):
                 self.optimizer.state[parameter] = adam
-        self.memory = dict(snapshot.memory)
+        self.memory = {name: t.to(runtime.device()) for name, t in snapshot.memory.items()}
         self.log = list(snapshot.log)
         self.session.write_log(self.log)
 
