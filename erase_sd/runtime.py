@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args
 
 from .errors import ModelError, SettingError
 
@@ -54,6 +54,9 @@ def device() -> torch.device:
     import torch
 
     if torch.cuda.is_available():
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # For `deterministic`; cuBLAS reads it at its first use.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if "LOCAL_RANK" not in os.environ:
             return torch.device("cuda")
         return torch.device("cuda", _variable("LOCAL_RANK", 0) % torch.cuda.device_count())
@@ -126,25 +129,26 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Inside, training on CUDA gives the same bits in every run, at a small cost in speed.
+    """Inside, gradients on CUDA have the same bits in every run, at a small cost in speed.
 
-    Elsewhere it does so anyway. An operation without such a kernel warns.
+    Elsewhere they do so anyway. An operation without such a kernel raises RuntimeError, or warns if this
+    program used CUDA before this package did, without the setting that cuBLAS needs.
     """
     import torch
 
     if device().type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-    was = torch.are_deterministic_algorithms_enabled()
-    debugging: Any = torch.utils.deterministic
+    mode, debugging = torch.get_deterministic_debug_mode(), cast(Any, torch.utils.deterministic)
     filled = debugging.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Attention has no deterministic gradient where other operations only warn.
+    warn_only = "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
     debugging.fill_uninitialized_memory = False  # a help for debugging, and slow
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was)
+        torch.set_deterministic_debug_mode(mode)
         debugging.fill_uninitialized_memory = filled
 
 

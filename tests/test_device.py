@@ -67,9 +67,19 @@ def test_classes_are_unlearned_from_a_clip_or_blip_alone_on_a_card(
     assert (run.erased / "model.safetensors").is_file()
 
 
-def test_training_on_a_card_uses_deterministic_kernels(card: None) -> None:
+@pytest.mark.parametrize("began", [True, False])
+def test_only_a_program_that_used_cuda_before_has_warnings_instead_of_errors(
+    began: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS, which is then set up for speed, would otherwise end all training."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what device() sets is undone
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: began)
+    assert runtime.device() == torch.device("cuda")
     with runtime.deterministic():
         assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is began
     assert not torch.are_deterministic_algorithms_enabled()
 
 

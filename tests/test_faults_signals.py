@@ -79,9 +79,9 @@ def test_a_signal_at_any_step_leaves_a_checkpoint_of_it(
 def test_a_signal_leaves_a_checkpoint_also_where_writing_one_is_slow(
     tiny: Models, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from erase_sd.unlearning import trainer
+    from erase_sd.unlearning import checkpoint
 
-    monkeypatch.setattr(trainer, "SLOW_CHECKPOINT", 0.0)  # every one after the first is too early
+    monkeypatch.setattr(checkpoint, "BYTES_PER_SECOND", 1.0)  # every one is too early
     with faults("signals", "SIGTERM where checkpoints are slow"):
         run = Run(Path("runs/apple"))
         with pytest.raises(TerminatedError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .. import runtime
 from ..data.concept import slug
 from ..data.images import hash_image, png_of
 from ..detection.detector import text_encoder_hash
@@ -115,7 +116,8 @@ class Attempt:
     def outcome(self) -> list[AttackRecord]:
         """Runs the attack; returns one row per probe."""
         began = time.monotonic()
-        probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
+        with runtime.deterministic():
+            probes = self.attack.run(self.target) if self.attack else [self._no_attack()]
         judged = self._judged([self._generated(probe) for probe in probes])
         rows = [self._record(probe, *images) for probe, images in zip(probes, judged, strict=True)]
         seconds = round(time.monotonic() - began, 1)

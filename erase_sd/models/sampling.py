@@ -6,13 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
 from .pipeline import embed, image_size
-from .t5 import denoising_model, flux_images
+from .t5 import denoising_model, flux_pixels
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,27 +50,38 @@ def generate_embedded(
     FLUX.1 reads no empty prompt: its guidance is an input of its transformer. Raises ModelError for
     pixels that are not finite, which would become black images.
     """
-    denoiser = denoising_model(pipe)
-    try:
-        with np.errstate(invalid="raise"):  # NaN as a pixel of 8 bits
-            if type(pipe).__name__ == "FluxPipeline":
-                return flux_images(pipe, embeds, seeds, steps, guidance)
-            return _images(pipe, embeds, empty, seeds, steps, guidance)
-    except FloatingPointError:
+    if type(pipe).__name__ == "FluxPipeline":
+        pixels = flux_pixels(pipe, embeds, seeds, steps, guidance)
+    else:
+        pixels = _pixels(pipe, embeds, empty, seeds, steps, guidance)
+    if not pixels.isfinite().all():
         raise ModelError(
-            f"images are not finite in {str(denoiser.dtype)[6:]}; fp32 has the widest range",
+            f"images are not finite in {str(denoising_model(pipe).dtype)[6:]}; fp32 has the widest "
+            "range",
             field="dtype",
-        ) from None
+        )  # fmt: skip
+    return _images(pixels)
 
 
-def _images(
+def _images(pixels: Tensor) -> list[Image]:
+    """RGB images of pixels (n, 3, height, width), 0-1.
+
+    They become bytes on their device, so that no more is copied from it, and rounded as diffusers does.
+    """
+    import PIL.Image
+
+    bytes_ = (255 * pixels.float()).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return [PIL.Image.fromarray(image) for image in bytes_.cpu().numpy()]
+
+
+def _pixels(
     pipe: DiffusionPipeline,
     embeds: Mapping[str, Tensor],
     empty: Mapping[str, Tensor],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
-) -> list[Image]:
+) -> Tensor:
     denoiser = denoising_model(pipe)
     size = denoiser.config.sample_size
     shape = (1, denoiser.config.in_channels, size, size)
@@ -84,8 +94,10 @@ def _images(
         latents=torch.cat(noise).to(pipe.device, denoiser.dtype),
         num_inference_steps=steps,
         guidance_scale=guidance,
+        output_type="pt",
     )
-    return list(out.images)
+    pixels: Tensor = out.images
+    return pixels
 
 
 def seconds_per_image(pipe: DiffusionPipeline, steps: int, guidance: float) -> float:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
 
 DEV_LENGTH, SCHNELL_LENGTH = 512, 256
 """Context lengths of T5 in FLUX.1-dev, and in FLUX.1-schnell, which was distilled at half of it."""
@@ -33,17 +32,22 @@ def embed_with_t5(pipe: DiffusionPipeline, texts: list[str]) -> dict[str, Tensor
     return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
 
-def flux_images(
+def flux_pixels(
     pipe: DiffusionPipeline,
     embeds: Mapping[str, Tensor],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
-) -> list[Image]:
-    """FLUX.1's images, each from the noise of its own seed, which is sampled on the CPU.
+) -> Tensor:
+    """Pixels (n, 3, height, width), 0-1, of FLUX.1's images, each from the noise of its own seed, which
+    is sampled on the CPU.
 
     It reads no empty prompt: the guidance is an input of its transformer.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    out = pipe(**embeds, generator=generators, num_inference_steps=steps, guidance_scale=guidance)
-    return list(out.images)
+    out = pipe(
+        **embeds, generator=generators, num_inference_steps=steps, guidance_scale=guidance,
+        output_type="pt",
+    )  # fmt: skip
+    pixels: Tensor = out.images
+    return pixels

@@ -21,6 +21,8 @@ from ..run.records import Origin, TrainRecord
 from ..sharing import wait, writes
 from .settings import UnlearnSettings
 
+BYTES_PER_SECOND = 4e8
+"""Bytes of a checkpoint that are hashed and written in a second, until one has been timed."""
 Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
 
 
@@ -73,6 +75,11 @@ class _Written:
     state: TrainerState
     log: tuple[TrainRecord, ...]
     identity: dict[str, Any]
+
+
+def seconds_to_write(weights: Mapping[str, Tensor]) -> float:
+    """About how long a checkpoint of these weights takes, which also holds Adam's two moments."""
+    return 3 * sum(tensor.nbytes for tensor in weights.values()) / BYTES_PER_SECOND
 
 
 def identity_of(settings: UnlearnSettings, origin: Origin) -> dict[str, Any]:

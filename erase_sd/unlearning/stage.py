@@ -214,6 +214,7 @@ def _sets_of(data: Dataset, settings: UnlearnSettings) -> ConceptSets:
     return sets
 
 
+@runtime.deterministic()
 def _unlearn_module(
     session: Session, progress: Progress | None
 ) -> tuple[dict[str, Tensor], EncoderResult]:

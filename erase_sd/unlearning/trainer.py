@@ -18,14 +18,14 @@ from ..sharing import any_of
 from ..sharing.rows import sum_gradients
 from ..termination import deferred
 from .batches import Batches
-from .checkpoint import Snapshot, TrainerState
+from .checkpoint import Snapshot, TrainerState, seconds_to_write
 from .metrics import ErasureMetrics
 from .session import Session
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
-SLOW_CHECKPOINT = 1.0
-"""Checkpoints that take longer than this, seconds, are rarer: on a GPU, a few take as long as all training."""
+SLOW_CHECKPOINT = 0.2
+"""Checkpoints that take longer, in seconds, take a tenth of the time: one may take as long as training."""
 
 
 class Trainer:
@@ -46,10 +46,10 @@ class Trainer:
         )
         self.state = TrainerState(batch_sizes=self.batches.sizes)
         self.resumed_at = 0
-        self.saved_at = self.save_seconds = 0.0  # seconds
         self.log: list[TrainRecord] = []
         self.memory: dict[str, Tensor] = {}
         self.accepted = self.student.weights()
+        self.saved_at, self.save_seconds = time.monotonic(), seconds_to_write(self.accepted)
         self.validated = True
         """Whether the current weights are the accepted ones."""
         self.begin(method)
@@ -92,8 +92,7 @@ class Trainer:
 
     def _advance(self, progress: Progress | None, began: float, first: int) -> None:
         """Takes a step, and validates if it is due; training `began` at the step `first`, seconds."""
-        with runtime.deterministic():
-            terms = self._take_step()
+        terms = self._take_step()
         if self.state.stopped:
             return
         self.state.step += 1
