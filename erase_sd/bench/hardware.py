@@ -53,10 +53,10 @@ class Bench:
 
     def run(self) -> None:
         """All sections, the most important first; exits with an error at the end if one failed."""
-        self.figures.section("matrix product", self.matmul)
         if self.preset == "sdxl":
-            self.figures.section("unlearning of SDXL, both encoders", self.unlearn)
+            self.figures.section("unlearning of both encoders", self.unlearn)
         else:
+            self.figures.section("matrix product", self.matmul)
             self.figures.section("unlearning", self.unlearn)
             self.figures.section("closed form", self.closed_form, needs=10)
             ImageSpeed(self.figures).run()

@@ -99,7 +99,7 @@ export small steps denoising prompts checks tests_log root tests work
 bench="python3 -m erase_sd.bench --random-weights --device $device $small"
 
 step versions 60 python3 "$checks" versions "$device" || exit 1
-step "bench sd15" 235 $bench --preset sd15 --seconds $((215 * slower)) --out "$out/sd15.json"
+step "bench sd15" 255 $bench --preset sd15 --seconds $((240 * slower)) --out "$out/sd15.json"
 step "bench sdxl" 100 $bench --preset sdxl --seconds $((100 * slower)) --out "$out/sdxl.json"
 step "main job" 100 bash -c "job runs/apple auto"
 step "generate, then score" 60 bash -c apart
