@@ -34,31 +34,29 @@ VISION = {
     "num_attention_heads": 1,
     "num_hidden_layers": 1,
 }
-SMALL_UNET = {"sample_size": 16, "cross_attention_dim": 64, "block_out_channels": (32, 32, 32, 32)}
+SMALL_UNET = {
+    "sample_size": 16, "cross_attention_dim": 64, "block_out_channels": (32, 32, 32, 32),
+    "layers_per_block": 1,
+}  # fmt: skip
 
 
-def random_clips(preset: str, small: bool) -> list[Clip]:
-    """The CLIPs of a preset with random text towers on the device; the image towers are not read."""
+def random_clip(preset: str, number: int, small: bool) -> Clip:
+    """A preset's CLIP with a random text tower on the device; its image tower is not read."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(resolve().clip_folder(0))
-    clips = []
-    for number, tower in enumerate(TOWERS[preset]):
-        tower = tower | (SMALL if small else {})
-        text: dict[str, Any] = tower | {
-            "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-        }  # fmt: skip
-        width = text["hidden_size"]
-        config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=width)
-        with torch.device(runtime.device()):
-            model = CLIPModel(config).eval().requires_grad_(False)
-        layers = int(text["num_hidden_layers"])
-        taps: tuple[Tap, ...] = (Tap(layers, norm=True),)
-        if len(TOWERS[preset]) > 1:
-            taps = (Tap(layers - 1, norm=False), *(taps if number else ()))
-        clips.append(Clip(model, tokenizer, CLIPImageProcessor(), "random", taps))
-    return clips
+    text: dict[str, Any] = TOWERS[preset][number] | (SMALL if small else {}) | {
+        "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    width, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=width)
+    with torch.device(runtime.device()):
+        model = CLIPModel(config).eval().requires_grad_(False)
+    taps: tuple[Tap, ...] = (Tap(layers, norm=True),)
+    if preset == "sdxl":
+        taps = (Tap(layers - 1, norm=False), *(taps if number else ()))
+    return Clip(model, tokenizer, CLIPImageProcessor(), "random", taps)
 
 
 def random_pipeline(dtype: torch.dtype, small: bool) -> DiffusionPipeline:
@@ -66,14 +64,15 @@ def random_pipeline(dtype: torch.dtype, small: bool) -> DiffusionPipeline:
     import diffusers
     from transformers import CLIPTextModel
 
-    [clip] = random_clips("sd15", small)
+    clip = random_clip("sd15", 0, small)
     size: dict[str, Any] = SMALL_UNET if small else {"sample_size": 64, "cross_attention_dim": 768}
     channels = (32, 32, 32, 32) if small else (128, 256, 512, 512)
     with torch.device(runtime.device()):
         encoder = CLIPTextModel(clip.model.config.text_config)
         unet = diffusers.UNet2DConditionModel(**size)
         vae = diffusers.AutoencoderKL(
-            block_out_channels=channels, layers_per_block=2, latent_channels=4,
+            block_out_channels=channels, layers_per_block=1 if small else 2,
+            latent_channels=4,
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
             sample_size=8 * size["sample_size"],
         )  # fmt: skip
@@ -89,13 +88,17 @@ def random_pipeline(dtype: torch.dtype, small: bool) -> DiffusionPipeline:
 
 
 def random_pairs(clip: Clip, forget: int, retain: int) -> TokenizedSets:
-    """Token ids of as many captions, 8 to 20 tokens each, in all splits."""
-    held_out_forget, held_out = _random_pairs(clip, 64, True), _random_pairs(clip, 64, False)
+    """Token ids of as many captions, 8 to 20 tokens each; the other splits are as large as the
+    metrics read."""
+    forgotten, retained = (_random_pairs(clip, 512, mentions) for mentions in (True, False))
     return TokenizedSets(
-        {"train": _random_pairs(clip, forget, True), "validation": held_out_forget,
-         "held-out": held_out_forget},
-        {"train": _random_pairs(clip, retain, False), "validation": held_out, "held-out": held_out},
-    )  # fmt: skip
+        {
+            "train": _random_pairs(clip, forget, True),
+            "validation": forgotten,
+            "held-out": forgotten,
+        },
+        {"train": _random_pairs(clip, retain, False), "validation": retained, "held-out": retained},
+    )
 
 
 def _random_pairs(clip: Clip, count: int, mentions: bool) -> TokenizedPairs:
@@ -107,13 +110,16 @@ def _random_pairs(clip: Clip, count: int, mentions: bool) -> TokenizedPairs:
     ids = torch.where(position < ends, words, tokenizer.pad_token_id)
     ids = ids.scatter(1, ends, tokenizer.eos_token_id)
     ids[:, 0] = tokenizer.bos_token_id
-    removed = ids.clone()
-    removed[:, 3] = 500  # another word in the place of the concept
-    width = int(clip.model.config.projection_dim)
-    image = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
+    removed = ids
+    image = None
+    if mentions:
+        removed = ids.clone()
+        removed[:, 3] = 500  # another word in the place of the concept
+        width = int(clip.model.config.projection_dim)
+        image = torch.randn(count, width, generator=generator)
+        image = torch.nn.functional.normalize(image, dim=-1)
     return TokenizedPairs(
         [None] * count,  # type: ignore[list-item]  # only their number is read
-        ids, image if mentions else None, [], removed if mentions else ids,
-        position.expand(count, -1),
+        ids, image, [], removed, position.expand(count, -1),
         torch.full((count, LENGTH), float(mentions)), torch.full((count,), 3 * int(mentions)),
     )  # fmt: skip

@@ -118,11 +118,6 @@ def prepare_pipeline(
     pipe.taps = taps
 
 
-def compile_unet(pipe: DiffusionPipeline) -> None:
-    """Compiles the U-Net's transformer blocks, which takes seconds instead of the minute of the whole."""
-    pipe.unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
-
-
 def _check_finite(pipe: DiffusionPipeline, folder: Path) -> None:
     """ModelError for NaN or infinity in any weight, from which every image would be black."""
     for part, module in pipe.components.items():

@@ -1,0 +1,86 @@
+"""The benchmark of this machine, with tiny models, on the CPU and on a pretend GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+from pretend_card import pretend_card
+
+from erase_sd.bench import image_speed
+from erase_sd.bench.figures import MARK, Figures
+from erase_sd.bench.hardware import Bench
+from erase_sd.bench.image_speed import ImageSpeed
+
+NAMES = ("synchronize", "reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved")
+
+
+@pytest.fixture
+def card() -> Iterator[None]:
+    """The pretend GPU, with what the benchmark asks of a real one; nothing is compiled on it."""
+    with ExitStack() as stack:
+        for name in NAMES:
+            stack.enter_context(patch(f"torch.cuda.{name}", lambda: 2_000_000_000))
+        about = SimpleNamespace(total_memory=80_000_000_000)
+        stack.enter_context(patch("torch.cuda.get_device_properties", lambda _: about))
+        stack.enter_context(patch("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3"))
+        stack.enter_context(patch.object(image_speed, "compile_unet", lambda *_, **__: None))
+        stack.enter_context(patch.object(image_speed, "KERNELS", ("FLASH_ATTENTION",)))
+        stack.enter_context(pretend_card())
+        yield
+
+
+def test_every_kind_of_section_has_its_figures_on_a_card(
+    card: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench("sd15", small=True, seconds=1000)
+    images = ImageSpeed(bench.figures)
+    for work in (
+        bench.matmul, bench.closed_form, lambda: images.images((1,), "blocks"),
+        images.critical_path, images.variants,
+    ):  # fmt: skip
+        bench.figures.section("one", work)
+    assert not bench.figures.failed
+    assert {
+        "bf16 matrix product", "closed form", "images", "PNG", "generate loop",
+        "a step of denoising, FLASH_ATTENTION", "a step of denoising, contiguous layout",
+    } <= {row["measure"] for row in bench.rows}  # fmt: skip
+    speed = next(row for row in bench.rows if row["measure"] == "images")
+    assert {"batch", "steps", "TFLOP/s", "of matrix product", "of H100"} <= speed.keys()
+    sections = [row for row in bench.rows if row["measure"].startswith("section")]
+    assert all(row["reserved"] == "2.00" and row["of the card"] == "2%" for row in sections)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(bench.rows) and all(line.startswith(MARK) for line in lines)
+
+
+def test_both_encoders_of_sdxl_are_unlearned_on_a_card(card: None) -> None:
+    bench = Bench("sdxl", small=True, seconds=1000)
+    bench.run()
+    epochs = [row for row in bench.rows if row["measure"].startswith("an epoch")]
+    assert [row["encoder"] for row in epochs] == [1, 2]
+
+
+def test_a_section_that_fails_or_has_no_time_left_says_so(
+    card: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = Figures(small=True, seconds=1000)
+
+    def broken() -> None:
+        raise ValueError("no kernel\nfor this")
+
+    figures.section("first", broken)
+    figures.section("second", broken, needs=2000)
+    assert figures.failed == ["first"]
+    failed, _, skipped = capsys.readouterr().out.splitlines()
+    assert failed == "* first: FAILED, ValueError: no kernel"
+    assert skipped.startswith("* second: SKIPPED, needs 2000 s")
+
+
+def test_a_bench_with_a_failed_section_exits_with_an_error() -> None:
+    bench = Bench("sdxl", small=True, seconds=1000)
+    with patch.object(bench, "unlearn", side_effect=RuntimeError("no memory")):
+        with pytest.raises(SystemExit, match="failed: unlearning of both encoders"):
+            bench.run()
