@@ -231,7 +231,7 @@ def pretend_card() -> Iterator[None]:
             patch("torch.amp.autocast", _Autocast),
             patch("torch.is_autocast_enabled", _is_autocast_enabled_there),
             patch.object(torch.inference_mode, "__enter__", _enter_without_gradients),
-            patch.object(runtime, "device", lambda: CARD),
+            patch.object(runtime, "device", lambda: torch.device("cuda")),
             _Operations(),
             _Moves(),
         ):

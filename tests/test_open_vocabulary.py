@@ -116,10 +116,10 @@ def test_a_file_gives_the_boxes_of_ultralytics_own_model(tmp_path: Path, archite
         model.model[-1].nc = len(NAMES)
     if model.end2end or getattr(model.model[-1], "one2one_cv2", None) is not None:
         model.end2end = False
-    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(detector.device)
     with torch.no_grad():
-        [boxes], expected = detector.model(x.to(detector.device)), model(x)[0]
-    assert torch.allclose(boxes.cpu(), expected, rtol=1e-3, atol=1e-3)
+        [boxes], expected = detector.model(x), model.to(detector.device)(x)[0]
+    assert torch.allclose(boxes, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture
