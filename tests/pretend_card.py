@@ -28,12 +28,9 @@ CARD = torch.device("cuda", 0)
 COPIES = (aten.copy_.default, aten._to_copy.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 FUNCTIONS = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
-SCALARS_MIX = frozenset(
-    re.findall(
-        r"func: ([\w.]+)\([^\n]*\n(?:  .*\n)*?  device_check: NoCheck", FUNCTIONS.read_text()
-    )
-)
-"""Operations that leave the check of devices to PyTorch's TensorIterator, which takes scalars of the CPU."""
+CHECKED_INSIDE = r"func: ([\w.]+)\([^\n]*\n(?:  .*\n)*?  device_check: NoCheck"
+SCALARS_MIX = {"allclose", *re.findall(CHECKED_INSIDE, FUNCTIONS.read_text())}
+"""Elementwise operations, whose devices PyTorch's TensorIterator checks: it takes scalars of the CPU."""
 CREATIONS = (torch.tensor, torch.as_tensor, torch.asarray)
 MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as)
 OF_VALUES = (Tensor.tolist, Tensor.__repr__, Tensor.data_ptr, Tensor.untyped_storage)
