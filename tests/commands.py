@@ -1,22 +1,26 @@
-"""Programs in a child that is forked from the test's process, and so begins with its imports."""
+"""Programs in a child that is forked from the test's process, and so begins with its imports.
+
+With a GPU, whose driver does not survive a fork, it is spawned.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from faulty import PRETEND_CARD, can_fork
 
 from erase_sd.cli import main
 
-# A GPU's driver does not survive a fork.
-FORKS = hasattr(os, "fork") and not torch.cuda.is_available()
-CONTEXT = multiprocessing.get_context("fork" if FORKS else "spawn")
+CONTEXT = multiprocessing.get_context("fork" if can_fork() else "spawn")
 OUTPUT = Path("stdout"), Path("stderr")
 
 
@@ -52,6 +56,7 @@ def start(
     **env: str,
 ) -> BaseProcess:
     """The process of `call`, which writes into the files of OUTPUT and may still run."""
+    pickle.dumps((before, program))  # as a child that is spawned needs them, on every machine
     child = CONTEXT.Process(target=_run, args=(words, env, before, program))
     child.start()
     return child
@@ -71,4 +76,17 @@ def _run(
     if before:
         before()
     sys.argv = ["erase-sd", *words]
-    program()
+    with _device():
+        program()
+
+
+@contextlib.contextmanager
+def _device() -> Iterator[None]:
+    """The pretend GPU, if the tests run on it."""
+    if PRETEND_CARD not in os.environ:
+        yield
+        return
+    from pretend_card import pretend_card
+
+    with pretend_card():
+        yield

@@ -13,7 +13,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, as below
 
-from faulty import Faults, write_table
+from faulty import PRETEND_CARD, Faults, can_fork, write_table
 
 from erase_sd.data import parses
 from erase_sd.detection import detector
@@ -29,6 +29,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--pretend-card"):
+        os.environ[PRETEND_CARD] = "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("forks")
+    if mark and not can_fork(**mark.kwargs):
+        pytest.skip("forks processes, which needs POSIX and, if they use tensors, no GPU")
+
+
 def pytest_collection_finish() -> None:
     """Imported modules are left out of garbage collections, which erasures ask for: 0.4 s each."""
     gc.freeze()
@@ -42,7 +53,7 @@ def isolated_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[None]:
     """The pretend GPU, if it was asked for."""
     if not request.config.getoption("--pretend-card"):

@@ -15,8 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
+PRETEND_CARD = "ERASE_SD_PRETEND_CARD"
+"""Environment variable that `pytest --pretend-card` sets, for the processes of tests."""
 CALLS = ("fsync", "replace", "mkdir", "unlink")
 """System calls before which `killed_at` ends a process."""
+
+
+def can_fork(tensors: bool = True) -> bool:
+    """Whether a test may fork processes that use `tensors`: a GPU's driver does not survive it."""
+    on_card = torch.cuda.is_available() or PRETEND_CARD in os.environ
+    return hasattr(os, "fork") and not (tensors and on_card)
 
 
 class Faults:

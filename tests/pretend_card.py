@@ -1,19 +1,22 @@
 """A pretend GPU: tensors that say they are on `cuda` and hold their values on the CPU.
 
-As on a card, an operation on tensors of both devices raises, except for those that PyTorch allows: an
-operand without dimensions, indices on the CPU, and copies. Unlike under `FakeTensorMode`, the values are
-real and gradients flow, so whole commands run on it.
+As on a card, an operation on tensors of both devices raises, except where PyTorch allows it: copies,
+indices on the CPU, and elementwise operations with a CPU operand that has no dimensions. Unlike under
+`FakeTensorMode`, the values are real and gradients flow, so whole commands run on it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+import torchgen
+from torch import Generator, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,10 +25,14 @@ from erase_sd import runtime
 
 aten = torch.ops.aten
 CARD = torch.device("cuda", 0)
-ACROSS_DEVICES = {
-    aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put.default,
-    aten.index_put_.default,
-}  # fmt: skip
+COPIES = (aten.copy_.default, aten._to_copy.default)
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+FUNCTIONS = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+CHECKED_INSIDE = r"func: ([\w.]+)\([^\n]*\n(?:  .*\n)*?  device_check: NoCheck"
+SCALARS_MIX = {"allclose", *re.findall(CHECKED_INSIDE, FUNCTIONS.read_text())}
+"""Elementwise operations, whose devices PyTorch's TensorIterator checks: it takes scalars of the CPU."""
+CREATIONS = (torch.tensor, torch.as_tensor, torch.asarray)
+MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as)
 OF_VALUES = (Tensor.tolist, Tensor.__repr__, Tensor.data_ptr, Tensor.untyped_storage)
 """What needs the values in memory; `untyped_storage` is asked by safetensors before it copies them."""
 
@@ -53,6 +60,13 @@ class CardTensor(Tensor):
     def is_cuda(self) -> bool:
         return True
 
+    @property
+    def is_cpu(self) -> bool:
+        return False
+
+    def get_device(self) -> int:
+        return 0
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -60,19 +74,21 @@ class CardTensor(Tensor):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Runs an operation on the values, and puts the result where a card would have it."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    on_card = any(isinstance(tensor, CardTensor) for tensor in tensors)
-    on_cpu = any(tensor.dim() and not isinstance(tensor, CardTensor) for tensor in tensors)
+    leaves = tree_leaves((args, kwargs))
+    on_card = any(map(_on_card, leaves))
     # The autograd engine fills in gradients that are zero on what it takes for their device, the CPU.
     by_engine = torch._C._current_graph_task_id() != -1
-    if on_card and on_cpu and func not in ACROSS_DEVICES and not by_engine:
-        raise RuntimeError(f"{func}: expected all tensors on one device, got cuda and cpu")
+    if on_card and not by_engine:
+        _check_devices(func, args, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
     if kwargs.get("device") is not None:
-        # To the engine, which casts gradients back, everything is on the CPU.
-        on_card = on_card if by_engine else torch.device(kwargs["device"]).type == "cuda"
+        moved = torch.device(kwargs["device"]).type == "cuda"
+        # To the engine, and to PyTorch's own casts in C++, everything is on the CPU.
+        on_card = moved or (on_card and (by_engine or func in COPIES))
         kwargs = kwargs | ({"device": "cpu"} if on_card else {})
+    if on_card and any(isinstance(leaf, Generator) for leaf in leaves):
+        raise RuntimeError(f"{func}: expected a cuda generator, got one of the cpu")
     args_held, kwargs_held = tree_map(
-        lambda leaf: leaf.held if isinstance(leaf, CardTensor) else leaf, (args, kwargs)
+        lambda leaf: leaf.held if _on_card(leaf) else leaf, (args, kwargs)
     )
     result = func(*args_held, **kwargs_held)
     if func._schema.is_mutable:
@@ -80,6 +96,27 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(
         lambda leaf: CardTensor(leaf) if on_card and isinstance(leaf, Tensor) else leaf, result
     )
+
+
+def _on_card(tensor: Any) -> bool:
+    return isinstance(tensor, CardTensor)
+
+
+def _check_devices(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+    """Raises where a card would, given that at least one of the tensors is on it."""
+    on_cpu = [tensor for tensor in tensors if not _on_card(tensor)]
+    if not on_cpu or func in COPIES:
+        return
+    target = args[0]
+    if func in INDEXING:
+        fits = _on_card(target) or not any(_on_card(index) for index in args[1])
+        fits = fits and all(_on_card(v) == _on_card(target) or not v.dim() for v in args[2:3])
+    else:
+        fits = func.name().removeprefix("aten::") in SCALARS_MIX
+        fits = fits and not any(tensor.dim() for tensor in on_cpu)
+        fits = fits and (_on_card(target) or not func._schema.is_mutable)
+    if not fits:
+        raise RuntimeError(f"{func}: expected all tensors on one device, got cuda and cpu")
 
 
 class _Operations(TorchDispatchMode):
@@ -94,22 +131,32 @@ class _Moves(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.tensor and kwargs.get("device") is not None:
-            device = kwargs.pop("device")
-            return torch.tensor(*args, **kwargs).to(device)
         tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        if func in OF_VALUES and isinstance(tensor, CardTensor):
+        if func is Tensor.new_tensor and tensor is not None:
+            kwargs = {"dtype": tensor.dtype, "device": tensor.device} | kwargs
+            func, args, tensor = torch.tensor, args[1:], None
+        if func in CREATIONS and kwargs.get("device") is not None:
+            created = func(*args, **{key: kwargs[key] for key in kwargs if key != "device"})
+            return _move(Tensor.to, created, (created, kwargs["device"]), {})
+        if tensor is not None and func in MOVES:
+            return _move(func, tensor, args, kwargs)
+        if isinstance(tensor, CardTensor) and func in OF_VALUES:
             return func(tensor.held)
-        if tensor is None or func not in (Tensor.numpy, Tensor.cpu, Tensor.to):
-            return func(*args, **kwargs)
-        if func is Tensor.numpy:
-            if isinstance(tensor, CardTensor):
-                raise TypeError("can't convert a cuda tensor to numpy")
-            return func(*args, **kwargs)
-        device, dtype, layout = _place(tensor, "cpu" if func is Tensor.cpu else None, args, kwargs)
-        if device.type == tensor.device.type and dtype == tensor.dtype and not layout:
-            return tensor
-        return _Move.apply(tensor, device, dtype, layout or torch.preserve_format)
+        if isinstance(tensor, CardTensor) and func in (Tensor.numpy, Tensor.__array__):
+            raise TypeError("can't convert a cuda tensor to numpy")
+        if isinstance(tensor, CardTensor) and func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise NotImplementedError("the pretend card cannot set `data`")
+        return func(*args, **kwargs)
+
+
+def _move(func: Any, tensor: Tensor, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """What one of MOVES returns."""
+    device, dtype, layout = _place(func, tensor, args, kwargs)
+    stays = device.type == tensor.device.type and dtype == tensor.dtype
+    if stays and not layout and not kwargs.get("copy"):
+        return tensor
+    moved: Tensor = _Move.apply(tensor, device, dtype, layout or torch.preserve_format)
+    return moved
 
 
 class _Move(torch.autograd.Function):
@@ -120,7 +167,11 @@ class _Move(torch.autograd.Function):
         ctx: Any, tensor: Tensor, device: torch.device, dtype: torch.dtype, layout: Any
     ) -> Tensor:
         ctx.device, ctx.dtype = tensor.device, tensor.dtype
-        return aten._to_copy(tensor, device=device, dtype=dtype, memory_format=layout)
+        values = tensor.held if isinstance(tensor, CardTensor) else tensor
+        to_card = device.type == "cuda"
+        place = torch.device("cpu") if to_card else device
+        copy: Tensor = aten._to_copy(values, device=place, dtype=dtype, memory_format=layout)
+        return CardTensor(copy) if to_card else copy
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -130,11 +181,11 @@ class _Move(torch.autograd.Function):
 
 
 def _place(
-    tensor: Tensor, device: Any, args: Any, kwargs: dict[str, Any]
+    func: Any, tensor: Tensor, args: Any, kwargs: dict[str, Any]
 ) -> tuple[torch.device, torch.dtype, Any]:
-    """The device, dtype and memory format that `Tensor.to` or `Tensor.cpu` asks for."""
-    if device:
-        return torch.device(device), tensor.dtype, None
+    """The device, dtype and memory format that one of MOVES asks for."""
+    if func in (Tensor.cpu, Tensor.cuda):
+        return CARD if func is Tensor.cuda else torch.device("cpu"), tensor.dtype, None
     if len(args) > 1 and isinstance(args[1], Tensor):
         return args[1].device, args[1].dtype, None
     known = {name: value for name, value in kwargs.items() if name != "copy"}
@@ -149,6 +200,13 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
 
+_is_autocast_enabled = torch.is_autocast_enabled
+
+
+def _is_autocast_enabled_there(device_type: str = "cuda") -> bool:
+    return _is_autocast_enabled("cpu" if device_type == "cuda" else device_type)
+
+
 def _enter_without_gradients(self: Any) -> None:
     """`torch.inference_mode`, whose tensors could not be held by another tensor."""
     self._inference_mode_context = torch.no_grad()
@@ -159,16 +217,21 @@ def _enter_without_gradients(self: Any) -> None:
 def pretend_card() -> Iterator[None]:
     """Inside, `cuda` is a pretend card, the device of the package, and modules can be moved to it."""
     torch._C._ensureCUDADeviceGuardSet()
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    # A moved module has new parameters. Swapping the tensors of the old ones would keep those, but is
+    # refused while a graph refers to them.
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with (
             patch("torch.cuda._lazy_init", lambda: None),
             patch("torch.autocast", _Autocast),
+            patch("torch.amp.autocast", _Autocast),
+            patch("torch.is_autocast_enabled", _is_autocast_enabled_there),
             patch.object(torch.inference_mode, "__enter__", _enter_without_gradients),
-            patch.object(runtime, "device", lambda: CARD),
+            patch.object(runtime, "device", lambda: torch.device("cuda")),
             _Operations(),
             _Moves(),
         ):
             yield
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
+        torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -213,6 +213,7 @@ def test_a_detector_is_kept_in_a_block_until_an_error(
     assert detector._kept._process is None
 
 
+@pytest.mark.forks(tensors=False)
 @pytest.mark.usefixtures("own_detector")
 def test_a_fork_and_many_words_leave_a_kept_detector_as_it_is(tiny: Models, picture: Path) -> None:
     def work(_: int) -> None:

@@ -91,7 +91,7 @@ def test_free_embeddings_take_the_place_of_the_name_only(victim: Target) -> None
         plain = encode_rows(victim, victim.original, rows)
     assert torch.allclose(same["prompt_embeds"], plain["prompt_embeds"], atol=1e-6)
     start = int(rows.start.min())
-    zero = {"text_encoder": torch.zeros(2, table.shape[1])}
+    zero = {"text_encoder": torch.zeros_like(table[:2])}
     other = encode_rows(victim, victim.original, rows, zero)["prompt_embeds"]
     assert torch.allclose(other[:, :start], plain["prompt_embeds"][:, :start], atol=1e-6)
     assert not torch.allclose(other[:, start:], plain["prompt_embeds"][:, start:], atol=1e-3)
@@ -136,6 +136,7 @@ def test_a_large_embedding_dominates_the_state_at_its_own_position(victim: Targe
     encoder = victim.erased["text_encoder"]
     rows = token_rows(victim, in_place_of_name(victim.captions, [0]))
     direction = torch.randn(1, encoder.config.hidden_size, generator=victim.generator())
+    direction = direction.to(encoder.device)
     large = {"text_encoder": 1e5 * direction}
     with torch.no_grad():
         states = encode_rows(victim, victim.erased, rows, large)["prompt_embeds"]
@@ -170,7 +171,7 @@ def test_no_word_that_is_tried_mentions_the_concept(victim: Target) -> None:
 def test_noise_is_what_the_unet_is_asked_for(victim: Target) -> None:
     latents = victim.denoiser.latents([caption.image for caption in victim.training[:4]])
     noisy, answer = victim.denoiser.add_noise(latents, victim.generator())
-    alpha = victim.pipe.scheduler.alphas_cumprod[noisy.times][:, None, None, None]
+    alpha = victim.pipe.scheduler.alphas_cumprod[noisy.times.cpu()][:, None, None, None].to(latents)
     back = (noisy.latents - (1 - alpha).sqrt() * answer) / alpha.sqrt()
     assert torch.allclose(back, latents, atol=0.05)
     assert len({int(time) // 250 for time in noisy.times}) == 4  # one timestep in each stratum

@@ -18,7 +18,7 @@ from erase_sd.models.presets import Models
 from erase_sd.sharing import claims as module
 from erase_sd.sharing.claims import Claims
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+pytestmark = pytest.mark.forks(tensors=False)
 NAMES = [f"piece {number}" for number in range(12)]
 
 
@@ -97,6 +97,7 @@ def test_a_process_that_has_done_its_pieces_leaves_the_claims_on_others() -> Non
     assert not Path("claims").exists()
 
 
+@pytest.mark.forks
 def test_a_comparison_s_cells_are_taken_over_from_a_killed_process(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

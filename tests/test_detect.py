@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from erase_sd import runtime
 from erase_sd.data.pickles import Inert
 from erase_sd.detection import worker
 from erase_sd.detection.benchmark import (
@@ -179,6 +180,7 @@ def test_an_anchor_free_file_gives_the_detections_of_ultralytics(
 ) -> None:
     path = tmp_path / "yolov5nu.pt"
     torch.save({"model": copy.deepcopy(ultralytics_model).half(), "ema": None}, path)
+    monkeypatch.setattr(runtime, "device", lambda: torch.device("cpu"))  # as ultralytics' below
     detector = Detector(path)
     assert (detector.kind, detector.names, detector.size) == (
         "yolov5n anchor-free", NAMES, 640,

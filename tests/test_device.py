@@ -1,7 +1,8 @@
-"""Every path on a GPU, by a pretend card: a tensor on the wrong device raises."""
+"""Unlearning, images, attacks and measures on a GPU, by a pretend card: a tensor on the wrong device raises."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,16 @@ import torch
 from blip_model import make_blip
 from labelled_data import write_class_folders
 from pretend_card import CARD, pretend_card
+from test_attacks import SMALL, recorded_run  # noqa: F401  (a fixture)
 
 from erase_sd import runtime
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.attacks.stage import attack
 from erase_sd.data.concept import Concept
+from erase_sd.evaluation.explain.stage import explain
+from erase_sd.evaluation.stage import evaluate
+from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.stage import generate
 from erase_sd.methods.registry import METHODS, MethodName
 from erase_sd.models import erased
 from erase_sd.models.presets import Models, resolve
@@ -35,8 +43,20 @@ def test_tensors_on_two_devices_raise() -> None:
         assert there.device == CARD
         assert here.device.type == there.cpu().device.type == "cpu"
         assert float((there @ there).sum()) == 8
-        with pytest.raises(RuntimeError, match="one device"):
-            there @ here
+        index, scalar = torch.tensor([0]), torch.tensor(1.0)
+        there[index] = scalar
+        assert (there + scalar)[index].device == index.type_as(there).device == CARD
+        for refused in (
+            lambda: there @ here,
+            lambda: here[index.to("cuda")],
+            lambda: there.index_put_((index,), here[:1]),
+            lambda: torch.stack([there[0, 0], scalar]),
+            lambda: scalar.add_(there[0, 0]),
+        ):
+            with pytest.raises(RuntimeError, match="one device"):
+                refused()
+        with pytest.raises(RuntimeError, match="cuda generator"):
+            torch.randn(2, device="cuda", generator=torch.Generator())
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
 
@@ -98,6 +118,41 @@ def test_an_interrupted_unlearning_resumes_on_a_card(tiny: Models, card: None) -
     unlearn(settings, tiny, broken)
     weights, resumed = (erased.load(run.folder).state_dict() for run in (straight, broken))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_images_are_generated_on_a_card_with_the_same_bytes_every_time(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch, card: None
+) -> None:
+    prompts = Path("apple.txt")
+    prompts.write_text("an apple\na dog\n")
+    files: list[dict[str, bytes]] = []
+    for cache in ("one", "another"):  # so that nothing is reused
+        monkeypatch.setenv("ERASE_SD_CACHE", cache)
+        images = generate([prompts], GenerateSettings(steps=2), tiny, erased_run)
+        files.append({image.file: erased_run.image_bytes(image) for image in images})
+        shutil.rmtree(erased_run.folder / "images")
+        (erased_run.folder / "images.jsonl").unlink()
+    assert len(files[0]) == 4 and files[0] == files[1]
+
+
+@pytest.mark.parametrize("name", ["unlearndiffatk", "textual-inversion"])
+def test_an_attack_takes_gradients_through_unet_and_encoder_on_a_card(
+    name: str,
+    tiny: Models,
+    recorded_run: Run,  # noqa: F811
+    card: None,
+) -> None:
+    budgets = {budget: value for budget, value in SMALL.items() if budget.startswith(f"{name}.")}
+    settings = AttackSettings(attacks=(name,), images=2, steps=1, budgets=budgets)
+    assert name in {row.attack for row in attack(recorded_run, tiny, settings).rows}
+
+
+def test_a_run_is_evaluated_and_explained_on_a_card(tiny: Models, card: None) -> None:
+    run = Run(Path("runs/apple"))
+    unlearn(settings_of("cliperase-anchored"), tiny, run)
+    rows = evaluate(run, tiny).measurements
+    assert {row.variant for row in rows} == {"original", "erased"}
+    assert all(figure.is_file() for figure in explain(run, tiny))
 
 
 def test_a_large_tower_trains_alike_with_its_activations_computed_anew(

@@ -27,6 +27,7 @@ from test_models import sd2, sdxl  # noqa: F401  (fixtures)
 from typer.testing import CliRunner
 
 import erase_sd
+from erase_sd import runtime
 from erase_sd.cli import app
 from erase_sd.data import grammar
 from erase_sd.data.classes import prompt_of
@@ -129,6 +130,7 @@ def test_gallery_is_the_held_out_split_of_the_run(tiny: Models) -> None:
 def test_retrieval_equals_a_count_over_clips_own_features(tiny: Models, run: Run) -> None:
     rows = table(evaluate(run, tiny))
     clip = load_clip(tiny.clips[0], text_encoders(tiny.folder)[0])
+    clip.model.to(runtime.device())
     data, forget, retain = held_out(tiny)
     items = [*forget, *retain]
     with torch.no_grad():
@@ -247,6 +249,7 @@ def test_zero_shot_prediction_is_clips_nearest_prompt(
     write_class_folders(tmp_path / "classes", {"apple": 6, "dog": 6, "red_car": 6})
     rows = table(evaluate(run, tiny, tmp_path / "classes", ["a {}"]))
     clip = load_clip(tiny.clips[0], text_encoders(tiny.folder)[0])
+    clip.model.to(runtime.device())
     paths = sorted((tmp_path / "classes").glob("*/*.jpg"))
     with torch.no_grad():
         images = clip.encode_image(clip.pixels(paths))

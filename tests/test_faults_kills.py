@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -31,10 +30,7 @@ from erase_sd.run import Run
 from erase_sd.scoring import stage as scoring
 from erase_sd.unlearning.stage import unlearn
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes; needs fork"),
-]
+pytestmark = [pytest.mark.faults, pytest.mark.forks]
 TIMES = ("seconds", "peak_memory_mb", "seconds_per_step", "resumed_at", "versions")
 OWN = (".lock", ".writer")  # a killed writer's stay, and the next one takes them over
 TIMED = ("attacks.md", "comparison.csv", "comparison.md", "pareto.png")  # hold seconds, megabytes
@@ -122,7 +118,7 @@ def contents(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     "stage",
     [
-        "unlearn", "generate", "score", "export",
+        "unlearn", "generate", pytest.param("score", marks=pytest.mark.forks(tensors=False)), "export",
         *(pytest.param(s, marks=pytest.mark.slow) for s in ("evaluate", "attack", "compare")),
     ],
 )  # fmt: skip

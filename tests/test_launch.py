@@ -14,13 +14,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erase_sd import runtime
 from erase_sd.cli import app
 from erase_sd.cli.launch import run_processes
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.runtime import device  # itself, on the pretend card too
 
 QUICK = GenerateSettings(steps=2, batch=2)
 PROMPTS = [Path("apple.txt")]
@@ -88,11 +88,11 @@ def test_each_process_knows_its_number_and_has_one_thread(
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert runtime.device() == torch.device("cuda")
+    assert device() == torch.device("cuda")
     devices = []
     for number in range(3):
         monkeypatch.setenv("LOCAL_RANK", str(number))
-        devices.append(runtime.device())
+        devices.append(device())
     assert devices == [torch.device("cuda", number) for number in (0, 1, 0)]
 
 

@@ -116,9 +116,9 @@ def test_a_file_gives_the_boxes_of_ultralytics_own_model(tmp_path: Path, archite
         model.model[-1].nc = len(NAMES)
     if model.end2end or getattr(model.model[-1], "one2one_cv2", None) is not None:
         model.end2end = False
-    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(detector.device)
     with torch.no_grad():
-        [boxes], expected = detector.model(x), model(x)[0]
+        [boxes], expected = detector.model(x), model.to(detector.device)(x)[0]
     assert torch.allclose(boxes, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -174,7 +174,7 @@ def test_yoloe_takes_words_from_a_script_that_the_user_names(tmp_path: Path, scr
         pe = model.model[-1].get_tpe(_script_features(["golf ball"], script)[None])
     assert torch.allclose(detector.model.model.pe, pe, atol=1e-4)
     with torch.no_grad():
-        [boxes] = detector.model(torch.rand(1, 3, 64, 64))
+        [boxes] = detector.model(torch.rand(1, 3, 64, 64).to(detector.device))
     assert boxes.shape == (1, 5, 84)  # without the coefficients of masks
 
 

@@ -190,7 +190,7 @@ def test_an_interrupted_question_is_not_answered_to_the_next(
 
 
 @pytest.mark.usefixtures("own_parser")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+@pytest.mark.forks(tensors=False)
 def test_forked_processes_have_parsers_of_their_own() -> None:
     texts = [f"a {thing} near a dog" for thing in ("man", "cat", "cup", "kite")]
     expected = [parser.parse_texts([text]) for text in texts]
@@ -230,7 +230,7 @@ def test_trees_are_complete_even_if_another_thread_forgets_them(
 
 
 @pytest.mark.usefixtures("own_parser")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its process")
+@pytest.mark.forks(tensors=False)
 def test_a_fork_parses_while_a_thread_that_it_lacks_was_parsing() -> None:
     parsing, ended = threading.Event(), threading.Event()
 

@@ -65,6 +65,7 @@ def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
         "--help",
         "--nproc_per_node",
         "--dist",
+        "--pretend-card",
         "--size",
         "--compare",
         "--repeats",

@@ -84,6 +84,7 @@ def test_shards_are_read_without_a_cache(
     assert len(read_dataset(shards).items) == len(CAPTIONS)
 
 
+@pytest.mark.forks
 def test_processes_index_shards_together(shards: Path) -> None:
     torch.set_num_threads(1)
     assert side_by_side(3, lambda _: read_dataset(shards, APPLE)) == [0] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from erase_sd.sharing import any_of, each, from_first, group, place, together
 from erase_sd.sharing.rows import by_rows, sum_gradients
 from erase_sd.unlearning.stage import unlearn
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+pytestmark = pytest.mark.forks
 
 
 @pytest.fixture(autouse=True)

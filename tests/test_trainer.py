@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from unlearn_runs import KilledError, kill_at, original_weights, same, short, weights
 
+from erase_sd import runtime
 from erase_sd.data.pair import Split
 from erase_sd.errors import DivergedError, RunError
 from erase_sd.methods.base import Batch, Student, Task
@@ -170,7 +171,7 @@ def test_a_run_that_diverges_later_keeps_the_last_accepted_weights(
     def late_nan(self: AnchoredCLIPErase, student: Student, batch: Batch) -> dict[str, Tensor]:
         late = batch.done >= 0.5  # from step 4 of 6 on
         terms = dict(ChainMap(*loss(self, student, batch)))
-        return terms | ({"bad": torch.tensor(math.nan)} if late else {})
+        return terms | ({"bad": torch.tensor(math.nan, device=runtime.device())} if late else {})
 
     with pytest.raises(KilledError):
         unlearn(short(learning_rate=1e-3), tiny, short_run, kill_at(3))
@@ -228,7 +229,7 @@ def test_projections_and_temperature_are_frozen(
 
     def watch(student: ClipStudent) -> dict[str, Tensor]:
         model = student.clip.model
-        parameters.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        parameters.update({n: p.detach().cpu().clone() for n, p in model.named_parameters()})
         return copy_weights(student)
 
     monkeypatch.setattr(ClipStudent, "weights", watch)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from unlearn_runs import original_weights, same, short, weights
 
+from erase_sd import runtime
 from erase_sd.checked import hash_folder
 from erase_sd.data.concept import Concept
 from erase_sd.data.split import ConceptSets, split_by_concept
@@ -66,13 +67,13 @@ def test_in_bf16_only_the_towers_run_in_lower_precision(
 
     def of_loss(self: Tensor, *dimensions: int) -> Tensor:
         if self.requires_grad:
-            autocast["loss"].add(torch.is_autocast_enabled("cpu"))
+            autocast["loss"].add(torch.is_autocast_enabled(runtime.device().type))
         return mean(self, *dimensions)
 
     def tower(
         self: Clip, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
     ) -> tuple[Tensor, Tensor]:
-        autocast["tower"].add(torch.is_autocast_enabled("cpu"))
+        autocast["tower"].add(torch.is_autocast_enabled(runtime.device().type))
         return encode_text(self, ids, unit, free)
 
     monkeypatch.setattr(Tensor, "mean", of_loss)

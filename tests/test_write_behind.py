@@ -227,7 +227,7 @@ def test_a_pass_that_ends_early_does_not_wait_for_another_process(
     assert [record.file for record in erased_run.images()] == files
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
+@pytest.mark.forks
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_side_by_side_leave_the_same_files_as_one(
