@@ -49,7 +49,7 @@ def test_every_kind_of_section_has_its_figures_on_a_card(
         "a step of denoising, FLASH_ATTENTION", "a step of denoising, contiguous layout",
     } <= {row["measure"] for row in bench.rows}  # fmt: skip
     speed = next(row for row in bench.rows if row["measure"] == "images")
-    assert {"batch", "steps", "TFLOP/s", "of matrix product", "of H100"} <= speed.keys()
+    assert {"batch", "steps", "TFLOP/s", "of matmul", "of H100"} <= speed.keys()
     sections = [row for row in bench.rows if row["measure"].startswith("section")]
     assert all(row["reserved"] == "2.00" and row["of the card"] == "2%" for row in sections)
     lines = capsys.readouterr().out.splitlines()

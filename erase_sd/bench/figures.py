@@ -44,13 +44,13 @@ class Figures:
         """Adds a figure."""
         self.rows.append({"measure": measure, "value": value, "unit": unit, **about})
         details = ", ".join(f"{name} {detail}" for name, detail in about.items())
-        print(f"{MARK} {measure}: {value:.4g} {unit}", f"({details})" * bool(details), flush=True)
+        print(f"{MARK} {measure}: {value:.4g} {unit}" + f" ({details})" * bool(about), flush=True)
 
-    def fail(self, measure: str, error: Exception) -> None:
+    def fail(self, measure: str, error: Exception, how: str = "failed") -> None:
         """Adds a row for a figure that could not be measured."""
-        lines = f"{type(error).__name__}: {error}".splitlines()
-        self.rows.append({"measure": measure, "failed": "\n".join(lines)[:2000]})
-        print(f"{MARK} {measure}: FAILED, {lines[0][:200]}", flush=True)
+        text = f"{type(error).__name__}: {error}"
+        self.rows.append({"measure": measure, how: text[:2000]})
+        print(f"{MARK} {measure}: {how.upper()}, {text.splitlines()[0][:200]}", flush=True)
 
     @property
     def failed(self) -> list[str]:
@@ -61,7 +61,7 @@ class Figures:
         """A rate in FLOP/s, and what share it is of the matrix product's and of the data sheet's."""
         about = {"TFLOP/s": f"{rate / 1e12:.3g}"}
         if self.matrix_rate:
-            about["of matrix product"] = f"{rate / self.matrix_rate:.1%}"
+            about["of matmul"] = f"{rate / self.matrix_rate:.1%}"
         if self.on_card:
             name = torch.cuda.get_device_name()
             about |= {
@@ -78,9 +78,9 @@ class Figures:
             print(f"{MARK} {name}: SKIPPED, needs {needs:.0f} s, {left:.0f} s left", flush=True)
             return
         began = time.monotonic()
-        if self.on_card:
-            torch.cuda.reset_peak_memory_stats()
         try:
+            if self.on_card:
+                torch.cuda.reset_peak_memory_stats()
             work()
         except Exception as error:  # the other sections can still be measured
             self.fail(name, error)

@@ -52,7 +52,8 @@ class ImageSpeed:
         if compiled:
             compile_unet(pipe, whole=compiled == "U-Net")
         for batch in (1,) if self.figures.brief else batches:
-            about = {"batch": batch, "dtype": str(dtype)[6:], "compiled": compiled or "nothing"}
+            about = {"batch": batch, "dtype": "bf16" if dtype == torch.bfloat16 else "fp16"}
+            about |= {"compiled": compiled} if compiled else {}
             self._of_batch(pipe, batch, unet, vae, about)
         if compiled:
             torch._dynamo.reset()  # frees what was compiled
@@ -104,8 +105,8 @@ class ImageSpeed:
             try:
                 with way:
                     seconds = timed(lambda: denoise(pipe, batch, steps), warm=1) / steps
-            except RuntimeError as error:  # a kernel that does not support a shape
-                self.figures.fail(f"a step of denoising, {name}", error)
+            except RuntimeError as error:  # of a kernel that does not take every shape
+                self.figures.fail(f"a step of denoising, {name}", error, "unsupported")
                 continue
             used = self.figures.share(2 * batch * unet / seconds)
             self.figures.add(f"a step of denoising, {name}", seconds, "s", batch=batch, **used)
