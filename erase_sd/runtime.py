@@ -142,8 +142,7 @@ def deterministic() -> Iterator[None]:
     mode, debugging = torch.get_deterministic_debug_mode(), cast(Any, torch.utils.deterministic)
     filled = debugging.fill_uninitialized_memory
     # Attention has no deterministic gradient where other operations only warn.
-    warn_only = "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.use_deterministic_algorithms(True, warn_only="CUBLAS_WORKSPACE_CONFIG" not in os.environ)
     debugging.fill_uninitialized_memory = False  # a help for debugging, and slow
     try:
         yield
@@ -210,14 +209,16 @@ def quiet_libraries() -> None:
 
 
 def peak_memory() -> int:
-    """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else the largest resident
-    set of this process or of its largest child (on Windows, of this process).
-
-    The detector's process runs beside this one, so both together hold more.
-    """
+    """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else `peak_resident_set`."""
     torch = sys.modules.get("torch")  # not imported for this: it takes 500 MB
     if torch and torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved(device()))
+    return peak_resident_set()
+
+
+def peak_resident_set() -> int:
+    """The largest resident set so far, bytes, of this process or its largest child (on Windows, of this
+    process). The detector's process runs beside this one, so both together hold more."""
     if sys.platform == "win32":
         import psutil
 

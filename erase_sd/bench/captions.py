@@ -95,7 +95,7 @@ def cost_of_shards(folder: Path, count: int) -> Cost:
         first_reading=round(first, 2),
         second_reading=round(second, 2),
         preparation=round(preparation, 2),
-        peak_memory_mb=round(runtime.peak_memory() / 1e6),
+        peak_memory_mb=round(runtime.peak_resident_set() / 1e6),
     )
 
 
