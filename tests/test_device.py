@@ -12,6 +12,7 @@ from blip_model import make_blip
 from labelled_data import write_class_folders
 from pretend_card import CARD, pretend_card
 from test_attacks import SMALL, recorded_run  # noqa: F401  (a fixture)
+from unlearn_runs import few
 
 from erase_sd import runtime
 from erase_sd.attacks.settings import AttackSettings
@@ -65,6 +66,7 @@ def settings_of(name: MethodName, steps: int = 2) -> UnlearnSettings:
     return UnlearnSettings(
         concepts=(Concept("apple"),), method=name, steps=steps, validate_every=1, forget_batch=4,
         retain_batch=4, min_steps=0, mine_mentions=True, dtype="fp32",
+        hyperparameters=few(name),
     )  # fmt: skip
 
 

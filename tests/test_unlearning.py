@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from unlearn_runs import original_weights, same, short, weights
+from unlearn_runs import few, original_weights, same, short, weights
 
 from erase_sd import runtime
 from erase_sd.checked import hash_folder
@@ -31,27 +31,18 @@ from erase_sd.unlearning.pairs import concept_sets_of
 from erase_sd.unlearning.settings import METHOD_DEFAULTS
 from erase_sd.unlearning.stage import unlearn
 
-# What makes the methods that work with a U-Net quick.
-FEW = {
-    "rows": 2, "sampling_steps": 2, "attack_steps": 1, "forget_captions": 8, "retain_captions": 8,
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     tiny: Models, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hyperparameters = {name: value for name, value in FEW.items()
-                       if name in METHODS[method].hyperparameters()}  # fmt: skip
     # With random weights no noise helps, and every validation would be rolled back.
     monkeypatch.setattr(Lipschitz, "residual", lambda method, student: 1 / (2 + method.stage))
     runs = [Run(Path("runs") / name) for name in ("a", "b", "c")]
     # A step of all of a U-Net's weights changes more than one of a text encoder's.
     rate = 1e-4 if method == "forget-me-not" else 1e-2
     for run, seed in zip(runs, (0, 0, 1), strict=True):
-        settings = short(
-            method=method, seed=seed, learning_rate=rate, hyperparameters=hyperparameters
-        )
+        settings = short(method=method, seed=seed, learning_rate=rate, hyperparameters=few(method))
         unlearn(settings, tiny, run)
     assert same(weights(runs[0]), weights(runs[1]))
     # The split is the same for every seed, and a closed form samples nothing else.

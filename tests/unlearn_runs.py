@@ -10,11 +10,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erase_sd.data.concept import Concept
+from erase_sd.methods.registry import METHODS
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.unlearning.settings import UnlearnSettings
 
 APPLE = (Concept("apple"),)
+FEW = {
+    "rows": 2, "sampling_steps": 2, "attack_steps": 1, "forget_captions": 8, "retain_captions": 8,
+    "images": 8, "iterations": 20,
+}  # fmt: skip
+"""Hyperparameters that make the methods quick that work with a U-Net or generate their own images."""
 
 
 def short(**changes: Any) -> UnlearnSettings:
@@ -24,6 +30,11 @@ def short(**changes: Any) -> UnlearnSettings:
         "learning_rate": 1e-2, "retain_floor": 0.0,
     }  # fmt: skip
     return UnlearnSettings(**(settings | changes))
+
+
+def few(method: str) -> dict[str, int]:
+    """The hyperparameters of FEW that the method has."""
+    return {name: FEW[name] for name in METHODS[method].hyperparameters() if name in FEW}
 
 
 def weights(run: Run) -> dict[str, Tensor]:
