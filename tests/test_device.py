@@ -26,6 +26,7 @@ from erase_sd.methods.registry import METHODS, MethodName
 from erase_sd.models import erased
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
+from erase_sd.runtime import device  # itself, on the pretend card too
 from erase_sd.unlearning import student
 from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
@@ -98,7 +99,7 @@ def test_only_a_program_that_used_cuda_before_has_warnings_instead_of_errors(
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: began)
-    assert runtime.device() == torch.device("cuda")
+    assert device() == torch.device("cuda")
     with runtime.deterministic():
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled() is began

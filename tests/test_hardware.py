@@ -79,7 +79,7 @@ def test_a_section_that_fails_or_has_no_time_left_says_so(
     assert skipped.startswith("* second: SKIPPED, needs 2000 s")
 
 
-def test_a_bench_with_a_failed_section_exits_with_an_error() -> None:
+def test_a_bench_with_a_failed_section_exits_with_an_error(card: None) -> None:
     bench = Bench("sdxl", small=True, seconds=1000)
     with patch.object(bench, "unlearn", side_effect=RuntimeError("no memory")):
         with pytest.raises(SystemExit, match="failed: unlearning of both encoders"):
