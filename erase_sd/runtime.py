@@ -131,8 +131,8 @@ def keep_freed_memory() -> None:
 def deterministic() -> Iterator[None]:
     """Inside, gradients on CUDA have the same bits in every run, at a small cost in speed.
 
-    Elsewhere they do so anyway. An operation without such a kernel raises RuntimeError, or warns if this
-    program used CUDA before this package did, without the setting that cuBLAS needs.
+    Elsewhere they have anyway. An operation without a deterministic kernel raises RuntimeError, or warns
+    if the program used CUDA before this package did, and without the setting that cuBLAS needs.
     """
     import torch
 

@@ -24,7 +24,7 @@ WAYS = ("nothing", "PNG in turn", "PNG in a thread", "PNG in a thread, detection
 
 
 def loop_seconds(generate: Generate, batches: int) -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """Measures with seconds an image and details: PNG and detection alone, then a loop over `batches`.
+    """Yields what was timed, its seconds per image, and details: PNG, detection, then loops over `batches`.
 
     Random weights generate other images than trained ones, so that the size of their files is a detail.
     The detector is the miniature world's: yolov5n at 128 px.

@@ -105,7 +105,7 @@ class ImageSpeed:
             try:
                 with way:
                     seconds = timed(lambda: denoise(pipe, batch, steps), warm=1) / steps
-            except RuntimeError as error:  # of a kernel that does not take every shape
+            except RuntimeError as error:  # a kernel may not support every shape
                 self.figures.fail(f"a step of denoising, {name}", error, "unsupported")
                 continue
             used = self.figures.share(2 * batch * unet / seconds)
@@ -132,8 +132,8 @@ def denoise(pipe: DiffusionPipeline, batch: int, steps: int) -> None:
 
 def compile_unet(pipe: DiffusionPipeline, whole: bool) -> None:
     """Compiles the U-Net, or only its transformer blocks, which takes seconds instead of a minute."""
-    # Each shape of the blocks is one compilation, four for each size of the batch; by default, eight are
-    # allowed.
+    # Every shape of the blocks is compiled anew: four for each batch size, where the default allows eight
+    # in all.
     torch._dynamo.config.recompile_limit = 64
     compile_it = pipe.unet.compile if whole else pipe.unet.compile_repeated_blocks
     compile_it(fullgraph=True, dynamic=False)

@@ -66,12 +66,12 @@ def generate_embedded(
 def _images(pixels: Tensor) -> list[Image]:
     """RGB images of pixels (n, 3, height, width), 0-1.
 
-    They become bytes on their device, so that no more is copied from it, and rounded as diffusers does.
+    The conversion to bytes rounds as diffusers does, and runs on the device, which copies bytes faster.
     """
     import PIL.Image
 
-    bytes_ = (255 * pixels.float()).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return [PIL.Image.fromarray(image) for image in bytes_.cpu().numpy()]
+    levels = (255 * pixels.float()).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return [PIL.Image.fromarray(image) for image in levels.cpu().numpy()]
 
 
 def _pixels(

@@ -22,7 +22,7 @@ from ..sharing import wait, writes
 from .settings import UnlearnSettings
 
 BYTES_PER_SECOND = 4e8
-"""Bytes of a checkpoint that are hashed and written in a second, until one has been timed."""
+"""Assumed speed of hashing and writing a checkpoint, until one has been timed."""
 Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
 
 

@@ -111,7 +111,7 @@ class UnlearnSettings:
 
     @property
     def precision(self) -> runtime.Precision:
-        """`dtype` on this machine, where no `auto` is left."""
+        """`dtype`, with `auto` resolved for this machine and method."""
         on_cpu = runtime.device().type == "cpu"
         if self.dtype == "auto" and on_cpu and METHODS[self.method].unlearns == "unet":
             return "fp32"  # bf16 on a CPU has been tested with text encoders only

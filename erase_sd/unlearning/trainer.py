@@ -25,7 +25,8 @@ from .session import Session
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 SLOW_CHECKPOINT = 0.2
-"""Checkpoints that take longer, in seconds, take a tenth of the time: one may take as long as training."""
+"""Seconds above which writing checkpoints may take only a tenth of the time: on a GPU, writing one can
+take as long as training."""
 
 
 class Trainer:
