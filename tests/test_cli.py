@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer
@@ -98,20 +98,6 @@ def test_version_is_the_packages(
 )
 def test_usage_errors_exit_2(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_status(monkeypatch, *words) == 2
-
-
-def test_closed_choices_are_those_of_the_library() -> None:
-    from erase_sd.cli.results import FormatChoice
-    from erase_sd.cli.training_options import PrecisionChoice, TowerChoice
-    from erase_sd.methods.registry import METHODS, MethodName
-    from erase_sd.models.clip import Towers
-    from erase_sd.models.export import ExportFormat
-    from erase_sd.unlearning.settings import TrainingPrecision
-
-    assert get_args(TowerChoice) == get_args(Towers)
-    assert get_args(FormatChoice) == get_args(ExportFormat)
-    assert get_args(PrecisionChoice) == get_args(TrainingPrecision)
-    assert get_args(MethodName) == tuple(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ..errors import RunError
+from ..models.choices import ExportFormat
 from ..runtime import Precision, log
 from . import options as opt
-
-FormatChoice = Literal["diffusers", "comfyui", "a1111", "lora", "hub-folder"]
-"""`models.export.ExportFormat`, whose module imports PyTorch; a test compares them."""
 
 
 def report(
@@ -76,7 +74,7 @@ def play(
 
 def export(
     run: opt.OneRun,
-    to: Annotated[FormatChoice, typer.Option(help="Program or format to export to.")],
+    to: Annotated[ExportFormat, typer.Option(help="Program or format to export to.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write.", show_default="export/<format> in the run"),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ..methods.registry import MethodName
-
-# Literals of modules that would import PyTorch; a test compares them.
-TowerChoice = Literal["text", "both"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+from ..models.choices import Towers
+from ..unlearning.settings import TrainingPrecision
 
 MethodChoice = Annotated[
     MethodName | None,
@@ -29,7 +27,7 @@ SetOptions = Annotated[
     ),
 ]
 TrainedTowers = Annotated[
-    TowerChoice | None,
+    Towers | None,
     typer.Option(
         help="CLIP towers to train; Stable Diffusion uses the text tower only.",
         show_default="text",
@@ -87,7 +85,7 @@ MineMentions = Annotated[
     ),
 ]
 TrainingDtype = Annotated[
-    PrecisionChoice | None,
+    TrainingPrecision | None,
     typer.Option(
         "--dtype",
         help="Precision; auto is bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32.",

@@ -14,6 +14,8 @@ Variant = Literal["original", "erased", "reference"]
 """The model that generated an image. `reference` is the original on the concept-removed prompt."""
 StageName = Literal["unlearn", "generate", "score"]
 Status = Literal["missing", "running", "done"]
+Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
+"""Why an unlearning ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class EncoderResult:
     """How the unlearning of one text encoder, or of the U-Net, ended."""
 
     steps: int
-    stopped: Literal["steps", "thresholds", "schedule", "solved", "diverged"]
+    stopped: Stopped
     resumed_at: int
     """Step of the checkpoint that the run resumed from; 0 if it was never interrupted."""
     batch_sizes: tuple[int, int]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from ..checked import load_tensors, save_tensors
 from ..errors import RunError
 from ..reading import parse_record
 from ..run.differences import brief
-from ..run.records import Origin, TrainRecord
+from ..run.records import Origin, Stopped, TrainRecord
 from ..sharing import wait, writes
 from .settings import UnlearnSettings
 
 BYTES_PER_SECOND = 4e8
 """Assumed speed of hashing and writing a checkpoint, until one has been timed."""
-Stopped = Literal["steps", "thresholds", "schedule", "solved", "diverged"]
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from ..data.coco import COMPOUNDS
 from ..data.concept import Concept
 from ..errors import SettingError
 from ..methods.registry import METHODS, MethodName
+from ..models.choices import Towers
 
 if TYPE_CHECKING:
     from ..methods.base import ClosedFormMethod, Method
@@ -49,7 +50,7 @@ class UnlearnSettings:
     """Unlearning method."""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """Hyperparameters of the method that differ from its defaults."""
-    towers: Literal["text", "both"] = "text"
+    towers: Towers = "text"
     """Towers of CLIP to train; Stable Diffusion uses the text tower only."""
     learning_rate: float | None = None
     """Peak learning rate of Adam (betas 0.9 and 0.98, as in CLIPErase), on a cosine schedule after 10
@@ -120,7 +121,7 @@ class UnlearnSettings:
     def _check_choices(self) -> None:
         if not self.concepts:
             raise SettingError("needs at least one word", field="concept")
-        choices = {"towers": ("text", "both"), "dtype": get_args(TrainingPrecision)}
+        choices = {"towers": get_args(Towers), "dtype": get_args(TrainingPrecision)}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise SettingError(
