@@ -92,12 +92,8 @@ def captions_to_attack(
     rows = usable[torch.linspace(0, len(usable) - 1, min(count, len(usable))).long()]
     _, original = clip.encode_texts(forget.ids[rows])
     _, removed = clip.encode_texts(forget.concept_removed_ids[rows])
-    source = forget.source[rows][:, :, None].expand_as(removed).to(removed.device)
     return AttackedCaptions(
-        forget.ids[rows],
-        forget.mention_end[rows],
-        original,
-        removed.gather(1, source),
+        forget.ids[rows], forget.mention_end[rows], original, forget.aligned(rows, removed)
     )
 
 

@@ -48,7 +48,7 @@ class AdvUnlearn(Method):
     """Steps of the attack before every training step (30 in the paper)."""
     attack_size: float = 0.02
     """Root mean square of a step of the attack (ours: the spread of CLIP's token embeddings)."""
-    original: Denoiser | None = fitted()
+    original: Denoiser = fitted()
     """The original pipeline."""
     asked: Tensor = fitted()
     """Token ids of the prompts with the concept, (n, tokens)."""
@@ -85,7 +85,6 @@ class AdvUnlearn(Method):
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The terms `erase` and `retain`."""
-        assert self.original is not None
         random = batch.generator
         chosen = torch.randint(len(self.asked), (self.rows,), generator=random)
         ids = self.asked[chosen]
@@ -104,14 +103,12 @@ class AdvUnlearn(Method):
         }
 
     def _noisy(self, latents: Tensor, rows: Tensor | None, random: torch.Generator) -> Noisy:
-        assert self.original is not None
         if rows is None:
             rows = torch.randint(len(latents), (self.rows,), generator=random)
         return self.original.add_noise(latents[rows.to(latents.device)], random)[0]
 
     def _predicted(self, noisy: Noisy, ids: Tensor) -> Tensor:
         """The original's prediction under prompts."""
-        assert self.original is not None
         with torch.no_grad():
             return self.original.predict(noisy, self.original.encode(ids))
 
@@ -119,7 +116,6 @@ class AdvUnlearn(Method):
         self, student: Student, noisy: Noisy, ids: Tensor, prefix: Tensor | None
     ) -> Tensor:
         """The U-Net's prediction under what the student says of the prompts, behind a prefix."""
-        assert self.original is not None
         free = None
         if prefix is not None:
             ids, free = prefixed(ids, prefix)

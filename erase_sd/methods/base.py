@@ -85,6 +85,12 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def aligned(self, rows: Tensor, removed: Tensor) -> Tensor:
+        """Hidden states of the concept-removed captions of some rows, (rows, tokens, width), at the
+        positions that correspond to those of the captions."""
+        source = self.source[rows].to(removed.device)  # small until it is expanded
+        return removed.gather(1, source[:, :, None].expand_as(removed))
+
 
 @dataclass(frozen=True)
 class Task:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import TokenizedPairs
+from .concept_prompts import spread
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -91,7 +92,7 @@ def caption_streams(
     tower: CLIPTextModel, layer: int, pairs: TokenizedPairs, mask: Tensor, most: int
 ) -> list[CaptionStream]:
     """At most `most` captions that have a target, in batches, at the input of a layer."""
-    rows = torch.split(evenly_spaced(mask, most), BATCH)
+    rows = torch.split(spread(torch.nonzero(mask.sum(1)).flatten(), most), BATCH)
     return [CaptionStream.begin(tower, layer, pairs, mask, some) for some in rows]
 
 
@@ -130,10 +131,3 @@ def _layer_input(
         tower.encoder.layers = layers
     (stream, mask), others = inputs[0]
     return stream, {"attention_mask": mask, **others}
-
-
-def evenly_spaced(mask: Tensor, most: int) -> Tensor:
-    """At most `most` of the rows that have a target."""
-    rows = torch.nonzero(mask.sum(1)).flatten()
-    count = min(most, len(rows))
-    return rows[torch.arange(count) * len(rows) // count]

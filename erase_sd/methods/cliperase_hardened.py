@@ -61,13 +61,13 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     """Probability per step that an adversary restarts at a random embedding (ours)."""
     random: float = 0.3
     """Share of the captions whose adversary is replaced by a random embedding (ours)."""
-    attacked: AttackedCaptions | None = fitted()
+    attacked: AttackedCaptions = fitted()
     """The captions with free embeddings."""
-    words: Tensor | None = fitted()
+    words: Tensor = fitted()
     """Input embeddings of the words of the retain captions, (words, width)."""
-    names: Tensor | None = fitted()
+    names: Tensor = fitted()
     """Input embeddings of the concept's names in `attacked`, (captions, tokens, width)."""
-    original: Clip | None = fitted()
+    original: Clip = fitted()
     """The original model."""
 
     def prepare(self, task: Task) -> Self:
@@ -100,7 +100,6 @@ class HardenedCLIPErase(AnchoredCLIPErase):
     def _attacked(self, student: Student, batch: Batch) -> Tensor:
         """Steps the adversaries against the student; returns the student's distance to the targets under
         them."""
-        assert self.attacked is not None
         random = batch.generator
         pool = self._restarted(batch.memory.get("pool"), random)
         count = int(torch.randint(1, self.tokens + 1, (1,), generator=random))
@@ -131,12 +130,10 @@ class HardenedCLIPErase(AnchoredCLIPErase):
         )
 
     def _sampled(self, count: int, random: torch.Generator) -> Tensor:
-        assert self.words is not None and self.names is not None
         return adversaries.sampled(self.words, self.names, count, random)
 
     def _neighbours(self, student: Student, batch: Batch) -> Tensor:
         """Change of the hidden states of retain captions with a random, noisy word in them."""
-        assert self.words is not None and self.original is not None
         ids, random = batch.retain.ids[: 2 * self.rows], batch.generator
         last = self.original.ends(ids) - 1
         place = 1 + (torch.rand(len(ids), generator=random) * last).long().clamp(max=last - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.denoiser import Prompts, rows_of
 from .base import Batch, Method, Need, Student, Task, Unlearned, fitted, minimum
 from .concept_prompts import concept_prompts, denoiser_of
-from .cross_attention import reads_text
+from .cross_attention import is_key_or_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class ConceptAblation(Method):
 
     def trains(self, name: str) -> bool:
         """Keys and values of the cross-attention."""
-        return reads_text(name) and name.endswith(("to_k.weight", "to_v.weight"))
+        return is_key_or_value(name)
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The terms `ablate` and `anchor`."""

@@ -19,12 +19,17 @@ def reads_text(name: str) -> bool:
     return ".attn2." in name
 
 
+def is_key_or_value(name: str) -> bool:
+    """Whether the parameter of that name turns text into keys or values."""
+    return name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+
+
 def keys_and_values(unet: Any) -> dict[str, Tensor]:
     """The matrices that turn text into keys and values, (inner, width), in float64, by name."""
     return {
         name: parameter.detach().cpu().double()
         for name, parameter in unet.named_parameters()
-        if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+        if is_key_or_value(name)
     }
 
 
@@ -111,8 +116,7 @@ def caption_states(
     correspond, (n, tokens, width) each."""
     states = denoiser.encode(pairs.ids[rows])["prompt_embeds"]
     removed = denoiser.encode(pairs.concept_removed_ids[rows])["prompt_embeds"]
-    source = pairs.source[rows][:, :, None].expand_as(removed).to(removed.device)
-    return states, removed.gather(1, source)
+    return states, pairs.aligned(rows, removed)
 
 
 def retained_states(denoiser: Denoiser, pairs: TokenizedPairs, most: int) -> Tensor:

@@ -45,7 +45,7 @@ class ESD(Method):
     """Denoising steps from noise to an image (50 in the paper)."""
     sampling_guidance: float = 3.0
     """Classifier-free guidance of the latents (3 in the paper)."""
-    original: Denoiser | None = fitted()
+    original: Denoiser = fitted()
     """The original pipeline."""
     asked: Prompts = fitted()
     """What the U-Net reads of the prompts with the concept."""
@@ -69,7 +69,6 @@ class ESD(Method):
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The term `erase`."""
-        assert self.original is not None
         random, count = batch.generator, len(self.asked["prompt_embeds"])
         chosen = torch.randint(count, (self.rows,), generator=random)
         asked, instead = rows_of(self.asked, chosen), rows_of(self.instead, chosen)

@@ -33,7 +33,7 @@ class FewShot(Method):
     """Images of the concept (4 in the paper)."""
     rows: int = minimum(1, 8)
     """Images per step (4 in the paper)."""
-    denoiser: Denoiser | None = fitted()
+    denoiser: Denoiser = fitted()
     """The original pipeline."""
     ids: Tensor = fitted()
     """Token ids of the prompts, (prompts, tokens)."""
@@ -62,7 +62,6 @@ class FewShot(Method):
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The term `forget`, which is negative."""
-        assert self.denoiser is not None
         random = batch.generator
         chosen = torch.randint(len(self.latents), (self.rows,), generator=random)
         prompt = torch.randint(len(self.ids), (self.rows,), generator=random)

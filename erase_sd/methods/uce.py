@@ -43,7 +43,7 @@ class UCE(ClosedFormMethod):
 
     def trains(self, name: str) -> bool:
         """Keys and values of the cross-attention."""
-        return cross_attention.reads_text(name) and name.endswith(("to_k.weight", "to_v.weight"))
+        return cross_attention.is_key_or_value(name)
 
     def solve(self, task: Task) -> Mapping[str, Tensor]:
         """The key and value matrices, (inner, width)."""

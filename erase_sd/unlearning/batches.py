@@ -73,11 +73,8 @@ class Batches:
 
     def _concept_removed(self, rows: Tensor) -> ConceptRemoved:
         _, hidden_states = self._original(self.forget.concept_removed_ids[rows])
-        source = self.forget.source[rows].to(hidden_states.device)  # small until it is expanded
-        return ConceptRemoved(
-            hidden_states.gather(1, source[:, :, None].expand_as(hidden_states)),
-            self.forget.mask[rows].to(hidden_states.device),
-        )
+        mask = self.forget.mask[rows].to(hidden_states.device)
+        return ConceptRemoved(self.forget.aligned(rows, hidden_states), mask)
 
     def _encode(
         self,
