@@ -23,7 +23,7 @@ from ..models.clip import Clip
 from ..unlearning.checkpoint import Checkpoint
 from ..unlearning.session import Session
 from ..unlearning.settings import UnlearnSettings
-from ..unlearning.student import ClipStudent, original_of
+from ..unlearning.student import ClipStudent
 from ..unlearning.trainer import Trainer
 from .figures import Figures, timed
 from .full_size import TOWERS, random_clip, random_pairs
@@ -130,7 +130,7 @@ def training(clip: Clip, forget: int, retain: int, steps: int, brief: bool) -> I
         session = Session(
             settings=settings,
             student=ClipStudent(clip, "text", runtime.dtype(settings.precision), method.needs),
-            original=original_of(clip, "text"),
+            original=clip.copied(image_tower=False),
             pairs=random_pairs(clip, 2_000, 2_000 if brief else CAPTIONS),
             checkpoint=Checkpoint(Path(folder, "checkpoint.safetensors"), {}),
             log_path=Path(folder, "train.jsonl"),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import ModelError, RunError
 from .erased import WEIGHTS_FILE
-from .tensors import in_precision
+from .tensors import in_precision, read_tensors
 from .text_encoder import load_text_encoder
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -87,8 +86,7 @@ def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str,
     Raises ModelError for weights that are not finite or do not fit their configuration.
     """
     path = folder / WEIGHTS_FILE
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = read_tensors(path)
     expected = {n: t.shape for n, t in load_text_encoder(folder).state_dict().items()}
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:

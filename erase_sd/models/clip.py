@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.images import ImageSource, open_image
+from ..errors import ModelError
+from ..files import key_of
 from ..sharing.rows import by_rows
 from .choices import Towers as Towers
 from .source import foreign_files
@@ -106,6 +109,32 @@ class Clip:
     def token_limit(self) -> TokenLimit:
         """Which texts fit into the context length."""
         return TokenLimit(self.tokenizer, self.length)
+
+    def copied(self, image_tower: bool) -> Clip:
+        """A copy, for changes to the text tower and, if asked for, the image tower, which is shared
+        otherwise."""
+        tower = self.model.vision_model
+        shared = {} if image_tower else {id(tower): tower}
+        return replace(self, model=copy.deepcopy(self.model, shared))
+
+    def with_weights(
+        self,
+        tensors: Mapping[str, Tensor],
+        image_tower: bool,
+        source: Path,
+        sha256: Sequence[str | None],
+    ) -> Clip:
+        """`copied`, with the weights of the file or folder `source`, named as in the model.
+
+        `sha256` are the hashes of what they were read from. Raises ModelError for one that is not finite or does not fit.
+        """
+        after = replace(self.copied(image_tower), digest=key_of([self.digest, *sha256]))
+        own = after.model.state_dict()
+        for name, tensor in tensors.items():
+            if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
+                raise ModelError(f"{source}: {name} does not fit this model")
+        after.model.load_state_dict(tensors, strict=False)
+        return after
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Padded token ids, (n, length). Raises DataError for a text that does not fit."""

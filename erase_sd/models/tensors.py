@@ -1,4 +1,4 @@
-"""Tensors written for other programs: converted to a precision, and finite in it."""
+"""Tensors in safetensors files: read as they are, or converted to a precision and finite in it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, reason
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by name; ModelError if it is damaged."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: weights cannot be loaded ({reason(error)})") from None
+    return tensors
 
 
 def in_precision(

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checked import hash_folder
 from ..errors import ModelError, reason
-from ..files import hash_file, key_of
+from ..files import hash_file
 from ..reading import read_json
 from .clip import Clip
 from .pipeline_kinds import TextEncoder as TextEncoder
 from .pipeline_kinds import text_encoders as text_encoders
 from .source import check_config, fingerprint, foreign_files, variant_of
+from .tensors import read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -149,21 +146,12 @@ def with_weights(clip: Clip, encoder: Path, image_tower: Path | None = None) -> 
 
     Raises ModelError for weights that are damaged or do not fit.
     """
-    tensors = _text_weights(encoder)
-    shared = {} if image_tower else {id(v): v for v in (clip.model.vision_model,)}
-    model = copy.deepcopy(clip.model, shared)
-    if image_tower:
-        try:
-            tensors |= load_file(image_tower)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{image_tower}: weights cannot be loaded ({reason(error)})") from None
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
-            raise ModelError(f"{image_tower or encoder}: {name} does not fit this CLIP")
-    model.load_state_dict(tensors, strict=False)
-    files = hash_folder(encoder, "*.safetensors"), image_tower and hash_file(image_tower)
-    return replace(clip, model=model, digest=key_of([clip.digest, *files]))
+    tensors = _text_weights(encoder) | (read_tensors(image_tower) if image_tower else {})
+    sha256 = [
+        hash_folder(encoder, "*.safetensors"),
+        hash_file(image_tower) if image_tower else None,
+    ]
+    return clip.with_weights(tensors, image_tower is not None, image_tower or encoder, sha256)
 
 
 def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextModel:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ModelError, reason
-from ..files import hash_file, key_of
+from ..errors import ModelError
+from ..files import hash_file
 from .blip import is_blip, load_blip
 from .clip import Clip
 from .presets import Models
+from .tensors import read_tensors
 from .text_encoder import TextEncoder, load_clip, text_encoders
 
 WEIGHTS_FILE = "model.safetensors"
@@ -68,17 +66,7 @@ def erased_towers(folder: Path, original: Clip, image_tower: bool) -> Clip:
     Raises ModelError for weights that are damaged or do not fit.
     """
     path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: weights cannot be loaded ({reason(error)})") from None
+    tensors = read_tensors(path)
     if not image_tower:
         tensors = {n: t for n, t in tensors.items() if not n.startswith(original.towers[1])}
-    shared = {} if image_tower else {id(v): v for v in (original.model.vision_model,)}
-    model = copy.deepcopy(original.model, shared)
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape or not tensor.isfinite().all():
-            raise ModelError(f"{path}: {name} does not fit this model")
-    model.load_state_dict(tensors, strict=False)
-    return replace(original, model=model, digest=key_of([original.digest, hash_file(path)]))
+    return original.with_weights(tensors, image_tower, path, [hash_file(path)])

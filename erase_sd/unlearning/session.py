@@ -27,7 +27,7 @@ from .captions import TokenizedSets, tokenize_sets
 from .checkpoint import Checkpoint, identity_of
 from .metrics import ErasureMetrics, OriginalEncodings, encode_originals, erasure_metrics
 from .settings import UnlearnSettings
-from .student import ClipStudent, UNetStudent, original_of
+from .student import ClipStudent, UNetStudent
 from .unet_metrics import OriginalPredictions, predict_originals, unet_metrics
 
 
@@ -126,7 +126,7 @@ def open_session(
     return Session(
         settings=settings,
         student=student,
-        original=original_of(clip, settings.towers),
+        original=clip.copied(image_tower=settings.towers == "both"),
         pairs=pairs,
         checkpoint=Checkpoint(run.checkpoint(module), identity_of(settings, started_from)),
         log_path=run.training_log(module),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -137,9 +135,3 @@ class UNetStudent(ClipStudent):
     def denoiser(self) -> Denoiser:
         """The pipeline with the U-Net in training."""
         return self._denoiser
-
-
-def original_of(clip: Clip, towers: Towers) -> Clip:
-    """A copy of the model before unlearning; an image tower that does not train is shared."""
-    shared = {} if towers == "both" else {id(v): v for v in (clip.model.vision_model,)}
-    return dataclasses.replace(clip, model=copy.deepcopy(clip.model, shared))
