@@ -15,7 +15,7 @@ from erase_sd.run.records import ImageRecord, Variant
 from erase_sd.scoring.matching import Match, match_images
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
 from erase_sd.scoring.stats import mcnemar, wilson
-from erase_sd.scoring.table import csv_columns, csv_row, object_of, table_of
+from erase_sd.scoring.table import csv_columns, csv_row, markdown_table, object_of, table_of
 
 APPLE = Concept("apple", keep_senses=("apple laptop",))
 NAMES = ("person", "dog", "apple", "laptop", "orange", "couch")
@@ -343,3 +343,12 @@ def test_each_line_of_the_table_names_its_object_and_prompts(
     assert object_of(rate) == words
     _, [line] = table_of([rate])
     assert line[:3] == ["run", words, "1"]
+
+
+def test_a_bar_in_a_name_begins_no_column_in_markdown() -> None:
+    [rate] = compare_rates("run", "black|white", some("target", (0.9, 0)))
+    headings, lines = table_of([rate])
+    _, rule, line = markdown_table(headings, lines, text_columns=2).splitlines()
+    assert rule == "|---|---|--:|--:|--:|--:|--:|"
+    assert r" black\|white " in line
+    assert line.replace(r"\|", "").count("|") == rule.count("|")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..run.measurements import AttackRecord, AttacksRecord
 from ..scoring.rates import percent
+from ..scoring.table import markdown_table
 
 ATTACK_HEADINGS = (
     "attack", "concept", "reads", "n", "attacked %", "no attack %", "original %",
@@ -63,9 +64,8 @@ def attacks_note(record: AttacksRecord) -> str:
 
 def attacks_markdown(run: str, record: AttacksRecord) -> str:
     """The table in Markdown, what the attacks have found, and the note."""
-    rows = ["| " + " | ".join(ATTACK_HEADINGS) + " |", "|---|---|---|" + "--:|" * 6]
-    rows += ["| " + " | ".join(line) + " |" for line in attack_lines(record.rows)]
+    table = markdown_table(ATTACK_HEADINGS, attack_lines(record.rows), text_columns=3)
     found = [f"- {line}" for line in found_lines(record.rows)]
-    parts = [f"# Attacks on {run}", "\n".join(rows)]
+    parts = [f"# Attacks on {run}", table]
     parts += ["Found:\n\n" + "\n".join(found)] if found else []
     return "\n\n".join([*parts, attacks_note(record)]) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import runtime
 from ..files import write_json
+from ..scoring.table import markdown_table
 from .compare import (
     NAIVE_STEPS,
     STOCK_STEPS,
@@ -21,7 +22,7 @@ from .compare import (
 )
 from .hardware import Bench
 
-HEADINGS = "| measure | ours, s | rival, s | ratio | ours detected % | rival detected % |"
+HEADINGS = ("measure", "ours, s", "rival, s", "ratio", "ours detected %", "rival detected %")
 
 
 def table(rows: Sequence[SideBySide]) -> str:
@@ -30,12 +31,12 @@ def table(rows: Sequence[SideBySide]) -> str:
     def cell(value: float | None, form: str = ".3g", factor: float = 1) -> str:
         return "" if value is None else f"{value * factor:{form}}"
 
-    lines = [HEADINGS, "|---|--:|--:|--:|--:|--:|"]
+    lines = []
     for row in rows:
         times = (cell(row.ours), cell(row.rival, ".4g"), cell(row.ratio, ".0f"))
         rates = (cell(r, ".1f", 100) for r in (row.ours_detected, row.rival_detected))
-        lines.append(f"| {' | '.join((row.measure, *times, *rates))} |")
-    return "\n".join(lines)
+        lines.append((row.measure, *times, *rates))
+    return markdown_table(HEADINGS, lines, text_columns=1)
 
 
 def time_preset(options: argparse.Namespace) -> None:

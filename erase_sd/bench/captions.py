@@ -32,6 +32,7 @@ from ..files import write_bytes, write_json
 from ..models.presets import resolve
 from ..models.text_encoder import load_clip
 from ..plotting import render_png
+from ..scoring.table import markdown_table
 from ..unlearning.captions import tokenize_sets
 
 if TYPE_CHECKING:
@@ -116,12 +117,9 @@ def cost_of(count: int) -> Cost:
 
 def cost_lines(costs: Sequence[Cost]) -> str:
     """The costs in Markdown."""
-    names = [field.name for field in fields(Cost)]
-    lines = [f"| {' | '.join(n.replace('_', ' ') for n in names)} |", "|--:" * len(names) + "|"]
-    lines += [
-        f"| {' | '.join(f'{value:,}' for value in asdict(cost).values())} |" for cost in costs
-    ]
-    return "\n".join(lines)
+    headings = [field.name.replace("_", " ") for field in fields(Cost)]
+    lines = [[f"{value:,}" for value in asdict(cost).values()] for cost in costs]
+    return markdown_table(headings, lines, text_columns=0)
 
 
 def curve(costs: Sequence[Cost]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from ..scoring.table import markdown_table
 from .rows import FAILED, CellMeasure
 from .tables import Table
 
@@ -21,22 +22,12 @@ def tables_markdown(tables: Sequence[Table], rows: Sequence[CellMeasure], comman
     """The command, the tables, and the cells that failed with their reasons."""
     parts = ["# Comparison", "", *([f"    {command}", ""] if command else []), READING_NOTE, ""]
     for table in tables:
-        numbers = len(table.headings) - table.text_columns
-        rule = "|---" * table.text_columns + "|--:" * numbers + "|"
-        parts += [f"## {table.title}", "", _line(table.headings), rule]
-        parts += [
-            _line(f"**{cell.text}**" if cell.bold else cell.text for cell in line)
-            for line in table.lines
-        ]
-        parts += ["", *([table.note, ""] if table.note else [])]
+        lines = [[f"**{c.text}**" if c.bold else c.text for c in line] for line in table.lines]
+        own = markdown_table(table.headings, lines, table.text_columns)
+        parts += [f"## {table.title}", "", own, "", *([table.note, ""] if table.note else [])]
     failed = [row for row in rows if row.measure == FAILED]
     if failed:
-        headings = ("concept", "method", "seed", "reason")
-        parts += ["## Failed", "", _line(headings), "|---|---|--:|---|"]
-        parts += [_line((r.concept, r.spec, str(r.seed), r.reason)) for r in failed]
-        parts.append("")
+        reasons = [(r.concept, r.spec, str(r.seed), r.reason) for r in failed]
+        own = markdown_table(("concept", "method", "seed", "reason"), reasons, text_columns=4)
+        parts += ["## Failed", "", own, ""]
     return "\n".join(parts)
-
-
-def _line(texts: Iterable[str]) -> str:
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"

@@ -15,6 +15,7 @@ from ..files import write_bytes
 from ..run import Run
 from ..run.measurements import AttackImage
 from ..run.records import ImageRecord
+from ..scoring.table import markdown_table
 from .contact_sheet import draw_grid
 from .data import ReportData, read_report_data
 from .ladder import LADDER_HEADINGS, attack_rows, ladder_lines
@@ -36,9 +37,8 @@ def ladder_section(run: Run, folder: Path) -> str:
     if not lines:
         return ""
     pictures = [link for concept in data.concepts for link in _pictures(data, concept.name, folder)]
-    dashes = ["---", "---", *["--:"] * (len(LADDER_HEADINGS) - 2)]
-    table = [f"| {' | '.join(cells)} |" for cells in (LADDER_HEADINGS, dashes, *lines)]
-    return "\n".join(["## From the name to attacks", "", *table, "", *pictures]).strip()
+    table = markdown_table(LADDER_HEADINGS, lines, text_columns=1)
+    return "\n".join(["## From the name to attacks", "", table, "", *pictures]).strip()
 
 
 def _pictures(data: ReportData, concept: str, folder: Path) -> list[str]:

@@ -1,8 +1,8 @@
-"""The table of rates for a reader, one line per comparison."""
+"""The table of rates for a reader, one line per comparison; tables in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -75,10 +75,19 @@ def note_of(scores: ScoresRecord) -> str:
 
 def markdown(scores: ScoresRecord) -> str:
     """The table in Markdown, with its note."""
-    headings, lines = table_of(scores.rates)
-    rows = ["| " + " | ".join(headings) + " |", "|---|---|" + "--:|" * (len(headings) - 2)]
-    rows += ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join(rows) + f"\n\n{note_of(scores)}\n"
+    return f"{markdown_table(*table_of(scores.rates), text_columns=2)}\n\n{note_of(scores)}\n"
+
+
+def markdown_table(
+    headings: Sequence[str], lines: Iterable[Sequence[str]], text_columns: int
+) -> str:
+    """A table in Markdown; its first `text_columns` hold text, the others numbers."""
+    rule = "|" + "---|" * text_columns + "--:|" * (len(headings) - text_columns)
+    rows = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        for cells in (headings, *lines)
+    ]
+    return "\n".join([rows[0], rule, *rows[1:]])
 
 
 def csv_columns() -> list[str]:
