@@ -48,10 +48,10 @@ def test_projections_and_temperature_never_train(clip: Clip) -> None:
 
 
 def test_words_are_the_captions_own_characters_with_the_concepts_tokens_marked(clip: Clip) -> None:
-    words = words_of(clip, "Two red apple .", (Concept("apple"),))
+    words = words_of(clip.tokenizer, "Two red apple .", (Concept("apple"),))
     assert words.tokens == ("<|startoftext|>", "Two", "red", "apple", ".", "<|endoftext|>")
     assert (words.last, words.end, words.mentions) == (3, 5, {3})
-    capital = words_of(clip, "Two red Apples .", (Concept("apple"),))
+    capital = words_of(clip.tokenizer, "Two red Apples .", (Concept("apple"),))
     assert "".join(capital.tokens[k] for k in sorted(capital.mentions)) == "Apples"
 
 

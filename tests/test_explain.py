@@ -135,7 +135,7 @@ def test_patch_similarity_is_the_cosine_of_the_projected_patch_with_its_caption(
 
 
 def test_tokens_keep_the_characters_of_the_text_and_mark_the_concept(tiny: Models) -> None:
-    words = words_of(load_clip(tiny.clip_folder(0)), "A dog with an Apple .", APPLE)
+    words = words_of(load_clip(tiny.clip_folder(0)).tokenizer, "A dog with an Apple .", APPLE)
     assert words.tokens[0] == "<|startoftext|>" and words.tokens[words.end] == "<|endoftext|>"
     assert words.end == len(words.tokens) - 1
     assert words.tokens[words.last] == "Apple"

@@ -78,7 +78,7 @@ def _text_drift(
 
 def _token_groups(clip: Clip, text: str, concepts: tuple[Concept, ...]) -> Tensor:
     """Index in DRIFT_GROUPS of each token, (tokens,)."""
-    words = words_of(clip, text, concepts)
+    words = words_of(clip.tokenizer, text, concepts)
     start, subject, other, end, padding = range(len(DRIFT_GROUPS))
     groups = torch.full((clip.length,), padding)
     groups[: words.end] = other

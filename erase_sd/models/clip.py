@@ -101,11 +101,6 @@ class Clip:
         return int(self.model.config.text_config.max_position_embeddings)
 
     @property
-    def width(self) -> int:
-        """Width of the hidden states that are returned."""
-        return int(self.model.config.text_config.hidden_size) * max(1, len(self.taps))
-
-    @property
     def token_limit(self) -> TokenLimit:
         """Which texts fit into the context length."""
         return TokenLimit(self.tokenizer, self.length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from ..data.concept import Concept, Span
 from ..errors import DataError, ModelError, reason
@@ -102,19 +102,11 @@ class Words:
     """Positions of the tokens that mention a concept."""
 
 
-class Tokenizing(Protocol):
-    """Anything with a tokenizer, such as a `Clip`."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A fast tokenizer, which knows the characters of each token."""
-
-
-def words_of(clip: Tokenizing, text: str, concepts: tuple[Concept, ...]) -> Words:
+def words_of(tokenizer: PreTrainedTokenizerBase, text: str, concepts: tuple[Concept, ...]) -> Words:
     """The tokens of `text`, each as the characters that it stands for."""
-    encoded = clip.tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    names = clip.tokenizer.convert_ids_to_tokens(ids)
+    names = tokenizer.convert_ids_to_tokens(ids)
     tokens = tuple(text[i:j] or name for (i, j), name in zip(offsets, names, strict=True))
     end = len(tokens) - 1
     words = [k for k in range(1, end) if any(map(str.isalnum, tokens[k]))]

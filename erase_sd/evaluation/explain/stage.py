@@ -100,7 +100,9 @@ def select_pairs(
         if not of_set:
             raise RunError(f"no held-out {concept_set} caption has at most {clip.length} tokens")
         chosen += of_set
-    words = [words_of(clip, pair.caption, concepts) for pair in chosen if pair.set == "forget"]
+    words = [
+        words_of(clip.tokenizer, pair.caption, concepts) for pair in chosen if pair.set == "forget"
+    ]
     by_length = sorted(range(len(words)), key=lambda k: len(words[k].tokens) > SHORT_CAPTION)
     examples = by_length[:ATTENTION_EXAMPLES]
     return PairSelection(
