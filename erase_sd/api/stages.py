@@ -77,8 +77,8 @@ def generate(
     before a long run. `settings` are fields of `erase_sd.generation.settings.GenerateSettings`. Raises
     EraseError.
     """
-    from ..data.kinds import kind_files_beside, parse_prompt_file_name
-    from ..data.prompts import STANDARD_INPUT, locate_prompts, prompts_name
+    from ..data.kinds import parse_prompt_file_name
+    from ..data.prompts import locate_prompts, prompts_name, with_files_beside
     from ..generation.settings import GenerateSettings
     from ..generation.stage import generate as generate_stage
     from ..models.presets import models_of_run
@@ -87,10 +87,7 @@ def generate(
     files = [locate_prompts(Path(name)) for name in named]
     if not files:
         raise SettingError("needs a file, such as prompts/apple.txt", field="prompts")
-    retain = files[0].with_name("retain.txt")
-    beside = files[0] not in STANDARD_INPUT and retain.is_file()
-    more = [*([retain] if beside else []), *(kind_files_beside(files) if kinds else [])]
-    files += [file for file in more if file not in files]
+    files = with_files_beside(files, kinds)
     own = Run(run_folder(run, (parse_prompt_file_name(prompts_name(files[0]))[0],)))
     parsed = GenerateSettings(**settings)
     models = models_of_run(own, preset=preset, model=model, revision=revision)

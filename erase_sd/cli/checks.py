@@ -58,14 +58,11 @@ def _read(
     files: Sequence[Path], kinds: bool, names: Sequence[str], models: Models
 ) -> list[PromptFile]:
     """The prompt files that `generate` would read, each prompt within the context length."""
-    from ..data.kinds import check_kind_files, kind_files_beside
-    from ..data.prompts import STANDARD_INPUT, read_prompt_file
+    from ..data.kinds import check_kind_files
+    from ..data.prompts import read_prompt_file, with_files_beside
     from ..models.tokens import token_limit_of
 
-    retain = files[0].with_name("retain.txt")
-    beside = [retain] if files[0] not in STANDARD_INPUT and retain.is_file() else []
-    beside += kind_files_beside(files) if kinds else []
-    named = [*files, *(file for file in beside if file not in files)]
+    named = with_files_beside(files, kinds)
     check_kind_files(named, names)
     prompts = [read_prompt_file(file) for file in named]
     limit = token_limit_of(models)

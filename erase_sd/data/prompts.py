@@ -13,7 +13,7 @@ from ..errors import DataError, SettingError
 from ..files import digest, write_text
 from .concept import Concept, slug
 from .dataset import CaptionedImage, Dataset
-from .kinds import CONCEPT_KINDS, names_concept, parse_prompt_file_name
+from .kinds import CONCEPT_KINDS, kind_files_beside, names_concept, parse_prompt_file_name
 from .pair import CaptionPair, ConceptSet, Split
 from .split import hash_order, split_by_concept
 
@@ -44,6 +44,15 @@ def locate_prompts(path: Path) -> Path:
             if (folder / path).is_file():
                 return folder / path
     return path
+
+
+def with_files_beside(files: Sequence[Path], kinds: bool) -> list[Path]:
+    """Prompt files, then the `retain.txt` beside the first and, with `kinds`, the kind files beside
+    each, unless they are among the files. SettingError if there is no kind file."""
+    retain = files[0].with_name("retain.txt")
+    beside = [retain] if files[0] not in STANDARD_INPUT and retain.is_file() else []
+    beside += kind_files_beside(files) if kinds else []
+    return [*files, *(file for file in beside if file not in files)]
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ def generate(
     sampler = settings.sampler or models.sampler
     pipe = open_pipeline(models.folder, settings.dtype, sampler)
     limit = pipeline_token_limit(pipe)
-    for image in images:
-        limit.check([image.prompt], image.prompt_file)
+    for file in files:
+        limit.check(file.texts, file.stem)
     variants = _variants(pipe, run, erasure, images, concepts if reference else ())
     parses.forget()  # of the reference prompts
     shape = _shape(pipe, settings, models, erasure.base.fingerprint)
