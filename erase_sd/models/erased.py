@@ -43,7 +43,7 @@ def save(
     origin: Origin,
     held_out: dict[str, float],
     mentions: Mapping[str, Mapping[str, int]] | None = None,
-) -> ErasureRecord:
+) -> None:
     """Writes the pipeline's text encoders or U-Net with the unlearned `weights`, whole or not at all.
 
     `weights` maps a module's name to its tensors, named as in `CLIPModel` or in the U-Net. A single
@@ -59,19 +59,10 @@ def save(
         hashes: dict[str, str] = {}
         image_hashes: dict[str, str] = {}
         for name, tensors in weights.items():
-            if name == ALONE:
-                save_towers(partial, tensors, models.clip_folder(0))
-                hashes[name] = hash_file(partial / WEIGHTS_FILE)
-                continue
             own = partial if list(weights) == [name] != [UNET] else partial / name
-            if name == UNET:
-                unet = unet_with(tensors, models.folder / name)
-                unet.save_pretrained(own, max_shard_size="1TB")  # one file
-                hashes[name] = hash_file(own / UNET_FILE)
-                continue
-            text_encoder_with(tensors, models.folder / name).save_pretrained(own)
-            hashes[name] = hash_file(own / WEIGHTS_FILE)
-            if tower := _save_image_tower(own / IMAGE_TOWER, tensors):
+            _save_module(own, name, tensors, models)
+            hashes[name] = hash_file(weights_file(own, name))
+            if (tower := own / IMAGE_TOWER / WEIGHTS_FILE).is_file():
                 image_hashes[name] = hash_file(tower)
         record = ErasureRecord(
             concepts=tuple(concepts),
@@ -85,17 +76,20 @@ def save(
             versions=runtime.versions(),
         )
         write_json(partial / "erase.json", dataclasses.asdict(record))
-    return record
 
 
-def _save_image_tower(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
-    """The file with the image tower's tensors; None if it was not trained."""
-    tower = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
-    if not tower:
-        return None
-    folder.mkdir()
-    save_file(tower, folder / WEIGHTS_FILE)
-    return folder / WEIGHTS_FILE
+def _save_module(folder: Path, name: str, tensors: Mapping[str, Tensor], models: Models) -> None:
+    """Writes one module with its unlearned tensors, and its image tower if that was trained."""
+    if name == ALONE:
+        save_towers(folder, tensors, models.clip_folder(0))
+    elif name == UNET:
+        unet = unet_with(tensors, models.folder / name)
+        unet.save_pretrained(folder, max_shard_size="1TB")  # one file
+    else:
+        text_encoder_with(tensors, models.folder / name).save_pretrained(folder)
+        if tower := {n: t for n, t in tensors.items() if n.startswith("vision_model.")}:
+            (folder / IMAGE_TOWER).mkdir()
+            save_file(tower, folder / IMAGE_TOWER / WEIGHTS_FILE)
 
 
 def check(folder: Path) -> ErasureRecord:
@@ -104,7 +98,7 @@ def check(folder: Path) -> ErasureRecord:
     if not record.concepts or not record.weights_sha256:
         raise RunError(f"{folder / 'erase.json'}: damaged, names no encoder; unlearn again")
     hashes = {
-        module_folder(folder, name) / (UNET_FILE if name == UNET else WEIGHTS_FILE): sha256
+        weights_file(module_folder(folder, name), name): sha256
         for name, sha256 in record.weights_sha256.items()
     } | {
         module_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE: sha256
@@ -136,6 +130,11 @@ def check_base(run: Run, models: Models) -> ErasureRecord:
 def module_folder(folder: Path, name: str) -> Path:
     """Where the module of that name is saved: in a subfolder of its name, or in `folder` itself."""
     return folder / name if (folder / name).is_dir() else folder
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """The file with the weights of the module of that name in its folder."""
+    return folder / (UNET_FILE if name == UNET else WEIGHTS_FILE)
 
 
 def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:

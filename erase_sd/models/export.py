@@ -31,7 +31,7 @@ from .publish import check_hub_id, push
 from .source import foreign_files
 from .tensors import in_precision
 from .text_encoder import text_encoders
-from .unet import UNET, UNET_FILE, load_unet, single_file_unet, unet_tensors
+from .unet import UNET, load_unet, single_file_unet, unet_tensors
 
 CardSection = Callable[[Run, Path], str]
 """Writes pictures of a run into a folder and returns the section of a model card that shows them."""
@@ -153,9 +153,8 @@ def shareable(record: ErasureRecord, models: Models) -> ErasureRecord:
 def _diffusers(folder: Path, erasure: _Erasure) -> None:
     for name, source in erasure.modules.items():
         (folder / name).mkdir()
-        file = UNET_FILE if name == UNET else erased.WEIGHTS_FILE
         tensors = (unet_tensors if name == UNET else encoder_tensors)(source, erasure.dtype)
-        save_file(tensors, folder / name / file, metadata=erasure.metadata)
+        save_file(tensors, erased.weights_file(folder / name, name), metadata=erasure.metadata)
         config = read_json(source / "config.json")
         config.pop("_name_or_path", None)
         if erasure.dtype and name != UNET:

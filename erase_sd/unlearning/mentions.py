@@ -25,7 +25,6 @@ from ..data.tree import Tree
 from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.text_encoder import load_clip
-from ..runtime import log
 
 _T = TypeVar("_T")
 
@@ -76,12 +75,6 @@ def mention_lines(mentions: Mentions) -> list[str]:
         words = ", ".join(f"{phrase} ({count})" for phrase, count in ordered)
         lines.append(f"{name}: other mentions: {words or 'none; its name and synonyms are erased'}")
     return lines
-
-
-def log_mentions(mentions: Mentions) -> None:
-    """Logs what was mined."""
-    for line in mention_lines(mentions):
-        log.info("%s", line)
 
 
 def _fitting(clip: Clip, pairs: Sequence[CaptionPair]) -> list[CaptionPair]:

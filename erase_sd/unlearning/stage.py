@@ -31,7 +31,7 @@ from ..run.records import EncoderResult, Origin
 from ..runtime import Progress, log
 from ..sharing import from_first, together, writes
 from .closed_form import solve
-from .mentions import Mentions, log_mentions, mine_mentions, with_mentions
+from .mentions import Mentions, mention_lines, mine_mentions, with_mentions
 from .pairs import dataset_of
 from .session import Session, open_session
 from .settings import UnlearnSettings
@@ -47,31 +47,28 @@ the weights and Adam's two moments, the new one also with weights that are not v
 
 def unlearn(
     settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None = None
-) -> dict[str, float]:
+) -> None:
     """Erases the concepts from all text encoders of `models`, or from its U-Net, as the method does.
 
-    Saves what changed in `erased/` of the run. Returns its metrics on the held-out images, of several
-    encoders those of the first. An interrupted run resumes from its last checkpoint and ends with the
+    Saves what changed in `erased/` of the run. An interrupted run resumes from its last checkpoint and ends with the
     same weights; a finished one is left as it is. A launcher's processes share the rows of each batch.
     Raises an EraseError for bad settings, data or weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
     with together():
-        return _unlearn(settings, models, run, progress)
+        _unlearn(settings, models, run, progress)
 
 
 def _unlearn(
     settings: UnlearnSettings, models: Models, run: Run, progress: Progress | None
-) -> dict[str, float]:
+) -> None:
     encoders, clips = _fitting(models)
     data = dataset_of(models, settings.concepts)
     started_from = origin(models, data)
     values = dataclasses.asdict(settings)
     entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
-    if from_first(lambda: run.status("unlearn")) == "done":
-        finished = from_first(lambda: _finished(run, models, values, entry))
-        if finished is not None:
-            return finished
+    if from_first(lambda: _is_finished(run, models, values, entry)):
+        return
     sets = _sets_of(data, settings)
     _check_method(settings, models)
     of_unet = settings.build().unlearns == "unet"
@@ -96,18 +93,18 @@ def _unlearn(
         runtime.free_memory()
         stage["unreadable_images"] = sorted(data.unreadable)
         stage["encoders"] = {name: dataclasses.asdict(result) for name, result in results.items()}
-        held_out = next(iter(results.values())).held_out
         if writes():
             erased.save(
                 run.erased, weights, models, concepts=settings.concepts, settings=values,
-                origin=started_from, held_out=held_out, mentions=mentions,
+                origin=started_from, held_out=next(iter(results.values())).held_out,
+                mentions=mentions,
             )  # fmt: skip
             for checkpoint in run.folder.glob("checkpoint*.safetensors"):
                 checkpoint.unlink()
-    log_mentions(mentions)
+    for line in mention_lines(mentions):
+        log.info("%s", line)
     if models.model is not None and (left := not_erased(models.folder)):
         log.warning("%s", left)
-    return held_out
 
 
 def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
@@ -184,24 +181,23 @@ def origin(models: Models, data: Dataset | None) -> Origin:
     )
 
 
-def _finished(
-    run: Run, models: Models, settings: dict[str, Any], entry: dict[str, Any]
-) -> dict[str, float] | None:
-    """Metrics of a finished run; None if its weights are damaged and have to be made again.
+def _is_finished(run: Run, models: Models, settings: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Whether the run is done; not if its weights are damaged and have to be made again.
 
     Records where models and data are now, for later stages. Raises RunError if it has other settings.
     """
-    record = run.unlearned()
-    refuse_other(run.folder, record, settings, **entry)
+    if run.status("unlearn") != "done":
+        return False
+    refuse_other(run.folder, run.unlearned(), settings, **entry)
     try:
         erased.check(run.erased)
     except RunError as error:
         log.warning("%s; unlearning again", str(error).removesuffix("; unlearn again"))
-        return None
+        return False
     if run.record.models != models.overrides:
         with run.lock():
             run.update(models=models.overrides)
-    return next(iter(record.encoders.values())).held_out
+    return True
 
 
 def _sets_of(data: Dataset, settings: UnlearnSettings) -> ConceptSets:
