@@ -1,0 +1,77 @@
+"""A batch of images: what its key covers, and when an earlier pass's files stand for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erase_sd.data.pair import CaptionPair
+from erase_sd.files import digest, write_bytes
+from erase_sd.generation.batch import ImageBatch, hashes_on_disk
+from erase_sd.generation.plan import PlannedImage
+from erase_sd.run import Run
+from erase_sd.run.records import ImageRecord
+
+SHAPE = {
+    "steps": 10, "guidance": 3.5, "size": 64, "sampler": "dpm++", "dtype": "fp32",
+    "scheduler": "DPMSolverMultistepScheduler", "model": "fingerprint", "device": "cpu", "batch": 25,
+}  # fmt: skip
+PAIR = CaptionPair(caption="an apple", image=None, mentions=(), set="retain", split="held-out")
+IMAGE = PlannedImage(file="apple-0000.png", prompt_file="apple", pair=PAIR, seed=1000)
+RUN = Run(Path("runs/apple"))
+
+
+def batch(image: PlannedImage = IMAGE, text: str = "an apple", **changes: Any) -> ImageBatch:
+    fields = {"variant": "erased", "weights": "erased weights", "number": 0, "shape": SHAPE}
+    return ImageBatch(texts={image: text}, **(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        batch(text="a red apple"),
+        batch(replace(IMAGE, seed=1001)),
+        batch(weights="other weights"),
+        batch(variant="original"),
+        *(batch(shape=SHAPE | {name: "another"}) for name in SHAPE),
+    ],
+)
+def test_whatever_shapes_an_image_is_in_the_key_of_its_batch(other: ImageBatch) -> None:
+    assert other.key != batch().key
+    assert batch(number=3).key == batch().key
+
+
+@pytest.fixture
+def earlier() -> dict[str, ImageRecord]:
+    """The record of the batch's image, which lies in the run folder."""
+    write_bytes(RUN.folder / batch().file(IMAGE), b"png")
+    [record] = batch().records([digest(b"png")])
+    return {record.file: record}
+
+
+def test_intact_images_of_the_same_batch_are_not_generated_again(
+    earlier: dict[str, ImageRecord],
+) -> None:
+    assert hashes_on_disk(batch(), RUN, earlier) == [digest(b"png")]
+
+
+def test_images_of_another_batch_are_generated_again(earlier: dict[str, ImageRecord]) -> None:
+    assert hashes_on_disk(batch(weights="other weights"), RUN, earlier) is None
+    assert hashes_on_disk(batch(text="a red apple"), RUN, earlier) is None
+
+
+@pytest.mark.parametrize("change", ["damaged", "missing", "unrecorded"])
+def test_images_that_are_not_those_of_the_record_are_generated_again(
+    earlier: dict[str, ImageRecord], change: str
+) -> None:
+    file = RUN.folder / batch().file(IMAGE)
+    if change == "damaged":
+        write_bytes(file, b"gnp")
+    elif change == "missing":
+        file.unlink()
+    else:
+        earlier.clear()
+    assert hashes_on_disk(batch(), RUN, earlier) is None
