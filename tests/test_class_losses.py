@@ -58,6 +58,15 @@ def test_gradient_ascent_is_over_the_classes_not_the_batch() -> None:
     # In the batch, the two captions would be each other's negatives: log 4 with any images.
 
 
+def test_the_temperature_multiplies_the_similarities_to_the_class_prompts() -> None:
+    warm = student()
+    warm.scale = 3.0
+    terms = GradientAscent().loss(warm, batch_of(labelled([1, 0], [Y, X])))
+    # Minus the cross entropy of similarities 3, 0 and -3, of which the first is the image's own.
+    by_hand = 3 - math.log(math.exp(3) + 1 + math.exp(-3))
+    assert float(terms["forget"]) == pytest.approx(by_hand, abs=1e-6)
+
+
 def test_gradient_difference_and_retention_are_over_the_classes() -> None:
     batch = batch_of(labelled([1, 0], [Y, X]))
     expected = pytest.approx((OWN_X + OWN_Y) / 2)

@@ -52,6 +52,15 @@ def test_a_kept_sense_alone_is_retained() -> None:
     assert set(names(sets, "retain")) == {item.image for item in items[3:]}
 
 
+def test_training_images_with_a_mined_mention_alone_leave_the_retain_set() -> None:
+    items = images(10, "an apple", "apple") + images(20, "a dog", "dog")
+    sets = split_by_concept(items + images(20, "a pippin", "pippin"), [APPLE])
+    more = sets.also_mentioned([Concept("apple", ("pippin",))])
+    before, after = names(sets, "retain"), names(more, "retain")
+    left = {name for name, split in before.items() if name[0] == "d" or split != "train"}
+    assert len(left) < len(before) and after == {name: before[name] for name in left}
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_pairs_carry_image_mentions_set_and_split(split: Split) -> None:
     items = images(3, "an apple and a dog", "apple") + images(3, "a cat", "cat")

@@ -27,6 +27,7 @@ from erase_sd.unlearning.metrics import ErasureMetrics
 from erase_sd.unlearning.session import Session
 from erase_sd.unlearning.stage import unlearn
 from erase_sd.unlearning.student import ClipStudent
+from erase_sd.unlearning.trainer import WARM_UP, Trainer
 
 SMALL_LIPSCHITZ = {"images": 4, "iterations": 40, "batch": 2, "copies": 1}
 
@@ -50,6 +51,18 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny: Models, step: int) -> No
         broken.unlearned().encoders["text_encoder"].resumed_at == (step - 1) // 2 * 2
     )  # killed before validating
     assert not (broken.folder / "checkpoint.safetensors").exists()
+
+
+def test_a_run_does_not_resume_with_another_version_of_a_library(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(Path("runs/a"))
+    with pytest.raises(KilledError):
+        unlearn(short(), tiny, run, kill_at(5))
+    other = runtime.versions() | {"transformers": "0.0"}
+    monkeypatch.setattr(runtime, "versions", lambda: other)
+    with pytest.raises(RunError, match=r'written with version of transformers .* now it is "0\.0"'):
+        unlearn(short(), tiny, run)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +109,29 @@ def test_a_validation_below_the_retain_floor_is_rolled_back(
     assert [record.rolled_back for record in run.training()] == [True, True, True]
     assert "every validation was rolled back: the weights are still the original's" in caplog.text
     assert same(original_weights(tiny), weights(run))
+
+
+def test_a_roll_back_halves_the_learning_rate_and_clears_the_optimizer(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, moments = [], []
+    take_step = Trainer._take_step
+
+    def watch(trainer: Trainer) -> dict[str, float]:
+        moments.append(bool(trainer.optimizer.state))
+        terms = take_step(trainer)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return terms
+
+    monkeypatch.setattr(Trainer, "_take_step", watch)
+    unlearn(short(retain_floor=1.0), tiny, Run(Path("runs/a")))  # all three validations break it
+    assert rates == pytest.approx(
+        [
+            1e-2 / 2 ** (step // 2) * (step + 1) / WARM_UP * (1 + math.cos(math.pi * step / 6)) / 2
+            for step in range(6)
+        ]
+    )
+    assert moments == [False, True] * 3
 
 
 def test_without_a_floor_nothing_is_rolled_back(tiny: Models) -> None:
