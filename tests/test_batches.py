@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -109,9 +111,17 @@ def test_cutting_the_shared_padding_leaves_features_and_hidden_states_as_they_ar
     torch.testing.assert_close(cut[1], full[1][:, : short.shape[1]])
 
 
-def test_the_batch_depends_on_the_step_alone(batches: Batches) -> None:
+def test_the_batch_depends_on_the_step_and_the_seed_alone(batches: Batches) -> None:
     first, again, later = (batches.at(step, 10, frozenset()).retain.ids for step in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, later)
+    batches.settings = dataclasses.replace(batches.settings, seed=1)
+    assert not torch.equal(first, batches.at(1, 10, frozenset()).retain.ids)
+
+
+def test_no_retain_pair_is_twice_in_a_batch(batches: Batches) -> None:
+    batches.sizes = (3, len(batches.retain))
+    sampled = batches.at(0, 10, frozenset()).retain.ids.tolist()
+    assert sorted(sampled) == sorted(batches.retain.ids.tolist())
 
 
 def test_batches_halve_when_memory_runs_out_until_they_cannot(

@@ -134,6 +134,17 @@ def test_a_roll_back_halves_the_learning_rate_and_clears_the_optimizer(
     assert moments == [False, True] * 3
 
 
+def test_the_forget_threshold_ends_training_from_min_steps_on(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erased = ErasureMetrics(residual_concept_similarity=0.1, retained_fidelity=1.0)
+    monkeypatch.setattr(Session, "measure", lambda session, split: erased)
+    run = Run(Path("runs/a"))
+    unlearn(short(forget_threshold=0.1, min_steps=3), tiny, run)  # validated at steps 2, 4 and 6
+    [result] = run.unlearned().encoders.values()
+    assert (result.steps, result.stopped) == (4, "thresholds")
+
+
 def test_without_a_floor_nothing_is_rolled_back(tiny: Models) -> None:
     run = Run(Path("runs/a"))
     unlearn(short(method="ga", retain_floor=None, learning_rate=1.0), tiny, run)
