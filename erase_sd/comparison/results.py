@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import EraseError, RunError
 from ..files import write_csv, write_text
 from ..run import Run
-from ..run.measurements import AttackRecord, RateComparison
+from ..run.measurements import AttackRecord, Rate, RateGroup
 from ..run.records import Variant
 from ..scoring.stats import wilson
 from .grid import Cell
@@ -89,18 +89,21 @@ def _rates(cell: Cell, run: Run) -> list[CellMeasure]:
     for group in dict.fromkeys(rates.group for rates in plain):
         own = [rates for rates in plain if rates.group == group]
         own = own[:1] if group == "retained_other" else own
-        rows += [_pooled(cell, own, "original"), _pooled(cell, own, "erased")]
+        originals, erased = [c.original for c in own], [c.erased for c in own]
+        rows.append(_pooled(cell, "detection_rate", group, "original", originals))
+        rows.append(_pooled(cell, "detection_rate", group, "erased", erased))
     return rows
 
 
-def _pooled(cell: Cell, comparisons: Sequence[RateComparison], variant: Variant) -> CellMeasure:
-    rates = [c.original if variant == "original" else c.erased for c in comparisons]
+def _pooled(
+    cell: Cell, measure: str, group: RateGroup, variant: Variant, rates: Sequence[Rate]
+) -> CellMeasure:
+    """Several rates as one, over all of their images."""
     detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
     low, high = wilson(detected, n)
     return _measure(
-        cell, "detection_rate", group=comparisons[0].group, variant=variant, value=detected / n, n=n,
-        low=low, high=high,
-    )  # fmt: skip
+        cell, measure, group=group, variant=variant, value=detected / n, n=n, low=low, high=high
+    )
 
 
 def _attacks(cell: Cell, run: Run, attacks: Sequence[str]) -> list[CellMeasure]:
@@ -115,18 +118,10 @@ def _attacks(cell: Cell, run: Run, attacks: Sequence[str]) -> list[CellMeasure]:
         if before is None or row.attacked.value > before.attacked.value:
             own[row.concept] = row
     rows = []
-    variants: tuple[Variant, ...] = ("original", "erased")
     for name, own in strongest.items():
-        for variant in variants:
-            rates = [r.original if variant == "original" else r.attacked for r in own.values()]
-            detected, n = sum(rate.detected for rate in rates), sum(rate.n for rate in rates)
-            low, high = wilson(detected, n)
-            rows.append(
-                _measure(
-                    cell, f"{ATTACK}{name}", group="target", variant=variant, value=detected / n,
-                    n=n, low=low, high=high,
-                )
-            )  # fmt: skip
+        originals, attacked = [r.original for r in own.values()], [r.attacked for r in own.values()]
+        rows.append(_pooled(cell, f"{ATTACK}{name}", "target", "original", originals))
+        rows.append(_pooled(cell, f"{ATTACK}{name}", "target", "erased", attacked))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +13,7 @@ from ..data.images import open_image
 from ..errors import RunError, SettingError
 from ..files import write_bytes
 from ..run import Run
+from ..run.measurements import AttackImage
 from ..run.records import ImageRecord
 
 MARGIN, GAP = 4, 2  # pixels
@@ -47,13 +48,11 @@ def contact_sheet(
     originals = _first_of_each_prompt(tables[0])[:columns]
     if not originals:
         raise RunError(f"{runs[0].folder}: has no image of the original; generate again")
-    rows = [("original", [_opened(runs[0], image) for image in originals])]
+    rows = [("original", opened(runs[0], originals))]
     for run, name, images in zip(runs, names or [r.name for r in runs], tables, strict=True):
         erased = _erased_records(run, images, originals)
-        rows.append((name, [_opened(run, image) for image in erased]))
-    encoded = io.BytesIO()
-    draw_grid(rows, scale).save(encoded, "PNG", optimize=True)
-    write_bytes(out, encoded.getvalue())
+        rows.append((name, opened(run, erased)))
+    write_bytes(out, grid_png(rows, scale))
     return out
 
 
@@ -65,8 +64,9 @@ def _first_of_each_prompt(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     return list(first.values())
 
 
-def _opened(run: Run, image: ImageRecord) -> Image.Image:
-    return open_image(run.folder / image.file, run.image_bytes(image))
+def opened(run: Run, images: Iterable[ImageRecord | AttackImage]) -> list[Image.Image]:
+    """Images of a run; RunError if one is not the one that was generated."""
+    return [open_image(run.folder / image.file, run.image_bytes(image)) for image in images]
 
 
 def _erased_records(
@@ -92,8 +92,8 @@ def _erased_records(
     return [erased[original.prompt, original.seed] for original in originals]
 
 
-def draw_grid(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int) -> Image.Image:
-    """Labelled rows of as many images each, all of one size, which `scale` enlarges."""
+def grid_png(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 1) -> bytes:
+    """A PNG of labelled rows of as many images each, all of one size, which `scale` enlarges."""
     width, height = (length * scale for length in images[0][1][0].size)
     columns, font = len(images[0][1]), ImageFont.load_default(13)
     labels = ["\n".join(re.split("[:,]", label.replace("-", "\n", 1))) for label, _ in images]
@@ -118,4 +118,6 @@ def draw_grid(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int) -
                 image.resize((width, height), Image.Resampling.BICUBIC),
                 (label_width + j * (width + GAP), top),
             )
-    return sheet
+    encoded = io.BytesIO()
+    sheet.save(encoded, "PNG", optimize=True)
+    return encoded.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,11 @@ from PIL import Image
 
 from ..attacks.table import label_of
 from ..data.concept import slug
-from ..data.images import open_image
 from ..files import write_bytes
 from ..run import Run
-from ..run.measurements import AttackImage
 from ..run.records import ImageRecord
 from ..scoring.table import markdown_table
-from .contact_sheet import draw_grid
+from .contact_sheet import grid_png, opened
 from .data import ReportData, read_report_data
 from .ladder import LADDER_HEADINGS, attack_rows, ladder_lines
 
@@ -55,7 +52,7 @@ def _pictures(data: ReportData, concept: str, folder: Path) -> list[str]:
             folder,
             f"{slug(concept)}-attack-{slug(f'{row.attack} {row.row}')}",
             f"{concept}: attack, {label_of(row)}",
-            [("erased", _opened(data, row.images))],
+            [("erased", opened(data.run, row.images[:COLUMNS]))],
         )
     return paragraphs
 
@@ -67,15 +64,7 @@ def _images(data: ReportData, concept: str, kind: str, variant: str) -> list[Ima
         about = image.pair.concept == concept or concept in image.pair.mentions
         if image.variant == variant and image.pair.kind == kind and about:
             own.setdefault(image.prompt, image)
-    return _opened(data, list(own.values()))
-
-
-def _opened(data: ReportData, images: Sequence[ImageRecord | AttackImage]) -> list[Image.Image]:
-    """The first images; RunError if one is not the one that the numbers are about."""
-    return [
-        open_image(data.run.folder / image.file, data.run.image_bytes(image))
-        for image in images[:COLUMNS]
-    ]
+    return opened(data.run, list(own.values())[:COLUMNS])
 
 
 def _paragraph(
@@ -87,9 +76,7 @@ def _paragraph(
     for _, images in rows:
         for image in images:
             image.thumbnail((WIDTH, WIDTH))
-    encoded = io.BytesIO()
-    draw_grid(rows, 1).save(encoded, "PNG", optimize=True)
-    write_bytes(folder / f"{name}.png", encoded.getvalue())
+    write_bytes(folder / f"{name}.png", grid_png(rows))
     return [
         f"{title}.",
         "",

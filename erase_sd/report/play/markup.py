@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from ...data.images import png_of
 from ...detection.detector import DetectorAnswer
 from ...run.measurements import Detection
 from ...scoring.rates import THRESHOLD
@@ -91,9 +91,7 @@ def _figure(
     detections: Sequence[Detection],
     targets: Mapping[str, str],
 ) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(png_of(image)).decode()
     words = ", ".join(f"{one.name} {one.probability:.0%}" for one in detections) or "nothing"
     boxes = [_box(one, image.size, one.name in targets.values()) for one in detections]
     return (
