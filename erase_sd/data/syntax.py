@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+from .nouns import inflect_module
 from .parses import trees_of
 from .tree import Tree
 
@@ -79,9 +80,7 @@ def is_dative_verb(word: str) -> bool:
 
 @functools.cache
 def _forms(verbs: tuple[str, ...]) -> frozenset[str]:
-    import inflect
-
-    engine = inflect.engine()
+    engine = inflect_module().engine()
     participles = (str(engine.present_participle(verb)) for verb in verbs)
     third_person = (str(engine.plural_noun(verb)) for verb in verbs)
     past = (verb + ending for verb in verbs for ending in ("d", "ed"))
