@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from erase_sd.checked import hash_folder
+from erase_sd.checked import hash_folder, load_tensors, save_tensors
 from erase_sd.errors import RunError
 from erase_sd.files import (
     hash_file,
@@ -260,3 +262,15 @@ def test_what_safetensors_cannot_write_is_one_line_and_leaves_nothing(
         assert partial.exists()
         raise SafetensorError("No space left")
     assert list(Path("home").iterdir()) == []
+
+
+def test_tensors_under_other_metadata_are_damaged(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "a.safetensors", {"a": torch.arange(6.0)}
+    save_tensors(path, tensors, {"key": "one"})
+    loaded, about = load_tensors(path)
+    assert about == {"key": "one"} and torch.equal(loaded["a"], tensors["a"])
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata | {"key": "another"})
+    with pytest.raises(RunError, match="its checksum does not match"):
+        load_tensors(path)

@@ -88,6 +88,19 @@ def test_trees_from_the_cache_are_those_of_the_parser(counted: list[str]) -> Non
     assert not counted
 
 
+@pytest.mark.parametrize("package", ["spacy", parser.MODEL])
+def test_trees_of_another_version_of_the_parser_are_not_read(
+    counted: list[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    list(parse(CAPTIONS))
+    parses._held.clear()
+    counted.clear()
+    installed = parses.version
+    monkeypatch.setattr(parses, "version", lambda p: "0.0" if p == package else installed(p))
+    list(parse(CAPTIONS))
+    assert len(counted) == len({syntax._plain(text) for text in CAPTIONS})
+
+
 def test_no_text_is_parsed_twice(counted: list[str]) -> None:
     few = CAPTIONS[:20]
     list(parse([*few, *few]))

@@ -6,11 +6,13 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from erase_sd import runtime
+from erase_sd.errors import ModelError
 
 # How many blocks glibc has mapped for a large allocation: field `hblks` of malloc.h's mallinfo2.
 COUNT = """
@@ -65,3 +67,28 @@ def test_test_processes_do_not_compete_for_cores() -> None:
 )
 def test_memory_that_ran_out_is_told_from_other_errors(message: str, expected: bool) -> None:
     assert runtime.is_out_of_memory(RuntimeError(message)) == expected
+
+
+def test_batches_halve_when_memory_runs_out_and_every_item_is_answered_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried: list[int] = []
+
+    def work(items: Sequence[int]) -> list[int]:
+        tried.append(len(items))
+        if len(items) > 2:
+            raise MemoryError
+        return [10 * item for item in items]
+
+    answers = list(runtime.in_batches(range(7), 5, work))
+    assert [own for _, rows in answers for own in rows] == [10 * n for n in range(7)]
+    assert tried == [5, 2, 2, 2, 1]
+    assert "out of memory; continues with batches of 2" in caplog.text
+
+
+def test_an_item_that_does_not_fit_alone_is_an_error() -> None:
+    def work(items: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ModelError, match="out of memory with a batch of one"):
+        list(runtime.in_batches(range(3), 3, work))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.run.measurements import DetectorRecord
 from erase_sd.run.records import ImageRecord, Origin, Variant
+from erase_sd.scoring import detections
 from erase_sd.scoring import stage as scoring
 from erase_sd.scoring.classes import classes_of
 from erase_sd.scoring.stage import merge, runs_with_images
@@ -102,6 +104,28 @@ def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
     path.write_text("{}\n")
     assert scoring.score(run, tiny) == scores
     assert len(calls) == 5 and run.detections() == records
+
+
+def test_detections_are_those_of_the_image_that_lies_there_now(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = generated("apple")
+    scoring.score(run, tiny)
+    [original, erased] = run.images()
+    Image.new("RGB", (32, 32), "white").save(run.folder / erased.file)
+    changed = dataclasses.replace(erased, sha256=hash_file(run.folder / erased.file))
+    write_records(run.folder / "images.jsonl", [original, changed])
+    seen: list[str] = []
+    detect = detections.detect
+
+    def watched(detector: Path, images: Sequence[Path], *rest: Any) -> DetectorAnswer:
+        seen.extend(path.parent.name for path in images)
+        return detect(detector, images, *rest)
+
+    monkeypatch.setattr(detections, "detect", watched)
+    scoring.score(run, tiny)
+    assert seen == ["erased"]
+    assert [row.sha256 for row in run.detections()] == [original.sha256, changed.sha256]
 
 
 def test_scores_of_several_runs_name_each_detector_once(tiny: Models) -> None:
