@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,15 @@ def test_image_features_are_computed_once_and_a_damaged_cache_is_replaced(
     file.write_bytes(b"not safetensors")
     again = image_features(clip, data, names)
     assert all(torch.equal(again[name], first[name]) for name in names)
+
+
+def test_image_features_of_another_clip_are_not_read_from_the_cache(
+    tiny: Models, clip: Clip
+) -> None:
+    data = read_flickr30k(tiny.pairs())
+    names = [item.image for item in data.items[:2]]
+    own = image_features(clip, data, names)
+    other = dataclasses.replace(clip.copied(image_tower=True), digest="another")
+    other.model.visual_projection.weight.data.neg_()
+    for name, feature in image_features(other, data, names).items():
+        torch.testing.assert_close(feature, -own[name])

@@ -11,7 +11,7 @@ import pytest
 from erase_sd.data.pair import CaptionPair
 from erase_sd.files import digest, write_bytes
 from erase_sd.generation.batch import ImageBatch, hashes_on_disk
-from erase_sd.generation.plan import PlannedImage
+from erase_sd.generation.plan import PlannedImage, batches_of
 from erase_sd.run import Run
 from erase_sd.run.records import ImageRecord
 
@@ -75,3 +75,10 @@ def test_images_that_are_not_those_of_the_record_are_generated_again(
     else:
         earlier.clear()
     assert hashes_on_disk(batch(), RUN, earlier) is None
+
+
+def test_no_batch_mixes_prompt_files() -> None:
+    files = ["apple"] * 3 + ["retain"] * 2
+    images = [replace(IMAGE, prompt_file=file, seed=seed) for seed, file in enumerate(files)]
+    seeds = [[image.seed for image in batch] for batch in batches_of(images, 2)]
+    assert seeds == [[0, 1], [2], [3, 4]]

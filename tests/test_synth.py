@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from erase_sd.data.grammar import FORGET_SCENES, RETAIN_SCENES, grammar_captions
 from erase_sd.data.prompts import read_prompts
 from erase_sd.errors import DataError
 from erase_sd.models.presets import Models
+from erase_sd.unlearning import synthetic
 from erase_sd.unlearning.pairs import dataset_of
 
 CONCEPTS = (Concept("apple", ("pippin",), ("apple laptop",)),)
@@ -90,3 +92,13 @@ def test_any_concept_can_be_unlearned_without_a_dataset(tiny: Models, few: None)
         validate_every=2, retain_floor=0.0, max_residual=1e9,
     )  # fmt: skip
     assert (folder / "erased" / "erase.json").is_file()
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"sampler": "ddim"}, {"guidance": 2.0}])
+def test_pairs_of_another_solver_are_generated_anew(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(synthetic, "cached_folder", lambda folder, write: folder)
+    pairs = synthetic.synthetic_pairs(tiny, CONCEPTS)
+    assert synthetic.synthetic_pairs(tiny, CONCEPTS) == pairs
+    assert synthetic.synthetic_pairs(dataclasses.replace(tiny, **change), CONCEPTS) != pairs
