@@ -168,7 +168,8 @@ def erased_run(tiny: Models) -> Run:
 
     from erase_sd.data.concept import Concept
     from erase_sd.models import erased
-    from erase_sd.models.text_encoder import load_clip, text_encoders
+    from erase_sd.models.pipeline_kinds import text_encoders
+    from erase_sd.models.text_encoder import load_clip
     from erase_sd.run.records import Origin
 
     run, concept = Run(Path("runs/apple")), Concept("apple")

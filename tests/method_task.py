@@ -11,8 +11,9 @@ from erase_sd.data.split import split_by_concept
 from erase_sd.methods.base import Batch, EncodedPairs, Encodings, Task
 from erase_sd.mini import WEIGHTS
 from erase_sd.models.clip import Clip, FreeEmbeddings
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
-from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.models.text_encoder import load_clip
 from erase_sd.unlearning.captions import tokenize_pairs
 
 APPLE = (Concept("apple"),)

@@ -13,8 +13,9 @@ import torch
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DivergedError, EraseError, RunError
 from erase_sd.models import erased
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
-from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.models.text_encoder import load_clip
 from erase_sd.run import Run
 from erase_sd.run.records import Origin
 

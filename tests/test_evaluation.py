@@ -32,7 +32,8 @@ from erase_sd.cli import app
 from erase_sd.data import grammar
 from erase_sd.data.classes import prompt_of
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import CaptionedImage, Dataset, read_flickr30k
+from erase_sd.data.dataset import CaptionedImage, Dataset
+from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.pair import CONCEPT_SETS
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
@@ -41,8 +42,9 @@ from erase_sd.evaluation.clip_measures import MEASURES
 from erase_sd.evaluation.stage import evaluate, evaluation_lines, evaluation_note
 from erase_sd.files import hash_file, write_json
 from erase_sd.models.clip import Clip
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
-from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.models.text_encoder import load_clip
 from erase_sd.run import Run
 from erase_sd.run.measurements import EvaluationRecord, Measurement
 from erase_sd.run.records import Variant

@@ -13,13 +13,9 @@ from pathlib import Path
 import pytest
 
 import erase_sd
-from erase_sd.data.flickr30k import (
-    IMAGE_FOLDER,
-    TOKEN_FILE,
-    CaptionedImage,
-    Dataset,
-    read_flickr30k,
-)
+from erase_sd.data.dataset import CaptionedImage, Dataset
+from erase_sd.data.flickr30k import IMAGE_FOLDER, read_flickr30k
+from erase_sd.data.formats import TOKEN_FILE
 from erase_sd.data.pair import CONCEPT_SETS, SPLITS, Split
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError

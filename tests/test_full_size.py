@@ -19,8 +19,9 @@ from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.mini.dataset import write_dataset
 from erase_sd.models import erased, pipeline
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
-from erase_sd.models.text_encoder import load_clip, load_text_encoder, text_encoders
+from erase_sd.models.text_encoder import load_clip, load_text_encoder
 from erase_sd.run import Run
 from erase_sd.scoring.stage import score
 from erase_sd.unlearning.settings import UnlearnSettings

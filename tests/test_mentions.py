@@ -9,7 +9,7 @@ import torch
 from unlearn_runs import short
 
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import CaptionedImage
+from erase_sd.data.dataset import CaptionedImage
 from erase_sd.data.phrases import MIN_CAPTIONS, frequent_phrases, occurrences, span_of
 from erase_sd.data.split import ConceptSets, split_by_concept
 from erase_sd.data.syntax import parse

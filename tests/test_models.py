@@ -17,8 +17,9 @@ from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models import erased, pipeline
 from erase_sd.models.clip import Tap
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
-from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.models.text_encoder import load_clip
 from erase_sd.run import Run
 from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn

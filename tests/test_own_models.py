@@ -15,9 +15,10 @@ import torch
 from erase_sd.data.concept import Concept
 from erase_sd.errors import ModelError
 from erase_sd.models import pipeline
+from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
 from erase_sd.models.source import fingerprint
-from erase_sd.models.text_encoder import load_clip, text_encoders
+from erase_sd.models.text_encoder import load_clip
 from erase_sd.models.tokens import token_limit_of
 from erase_sd.run import Run
 from erase_sd.unlearning.settings import UnlearnSettings

@@ -11,7 +11,8 @@ import pytest
 
 from erase_sd.cli import main
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import Dataset, read_flickr30k
+from erase_sd.data.dataset import Dataset
+from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.pair import CaptionPair, PromptKind, Split
 from erase_sd.data.prompts import find_prompts, locate_prompts, read_prompts, write_prompts
 from erase_sd.data.split import split_by_concept

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from erase_sd.data.concept import Concept
-from erase_sd.data.flickr30k import CaptionedImage, Dataset
+from erase_sd.data.dataset import CaptionedImage, Dataset
 from erase_sd.data.pair import CONCEPT_SETS, SPLITS, CaptionPair, ConceptSet, Split
 from erase_sd.data.split import (
     MIN_SPLIT_IMAGES,

@@ -62,7 +62,7 @@ def evaluate(
     CLIP that the erased text tower fits, or a BLIP that the run did not erase, which is measured alone.
     Raises EraseError.
     """
-    from ..evaluation.stage import TEMPLATES
+    from ..data.classes import TEMPLATES
     from ..evaluation.stage import evaluate as evaluate_stage
     from ..models.presets import models_of_run
 

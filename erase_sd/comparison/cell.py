@@ -12,10 +12,11 @@ from pathlib import Path
 from ..attacks.registry import build_attacks
 from ..attacks.settings import AttackSettings, is_recorded
 from ..attacks.stage import attack
+from ..data.classes import TEMPLATES
 from ..detection.detector import detector_kept, text_encoder_hash
 from ..errors import EraseError, RunError
 from ..evaluation.galleries import HELD_OUT
-from ..evaluation.stage import TEMPLATES, evaluate
+from ..evaluation.stage import evaluate
 from ..files import hash_file
 from ..generation.settings import GenerateSettings
 from ..generation.stage import generate

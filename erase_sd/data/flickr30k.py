@@ -8,11 +8,8 @@ from pathlib import Path
 
 from ..checked import walk_files
 from ..errors import DataError
-from .dataset import CaptionedImage as CaptionedImage
-from .dataset import Dataset as Dataset
-from .dataset import digest_of
+from .dataset import CaptionedImage, Dataset, digest_of
 from .formats import FORMATS, CaptionRow
-from .formats import TOKEN_FILE as TOKEN_FILE
 from .images import IMAGE_SUFFIXES, ImageSource
 from .pair import Split
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import runtime
 from ..data.cifar100 import find_cifar100
-from ..data.classes import TEMPLATES as TEMPLATES
+from ..data.classes import TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
 from ..files import check_writable, write_csv, write_json

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from ..checked import cached_folder
-from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
+from ..data.flickr30k import IMAGE_FOLDER
+from ..data.formats import TOKEN_FILE
 from ..files import cache_folder
 from .captions import training_captions
 from .scenes import render_scene, sample

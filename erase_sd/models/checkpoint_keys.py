@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, RunError
-from .erased import WEIGHTS_FILE
 from .tensors import in_precision, read_tensors
 from .text_encoder import load_text_encoder
+from .towers import WEIGHTS_FILE
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 """Customary file names of the three common text towers, by width."""

@@ -19,7 +19,7 @@ from ..data.images import ImageSource, open_image
 from ..errors import ModelError
 from ..files import key_of
 from ..sharing.rows import by_rows
-from .choices import Towers as Towers
+from .choices import Towers
 from .source import foreign_files
 from .tokens import TokenLimit
 

@@ -22,8 +22,7 @@ from ..run.records import Base, ErasureRecord, Origin
 from .clip import Clip
 from .presets import Models
 from .text_encoder import load_text_encoder, text_encoder_with, with_weights
-from .towers import ALONE, erased_towers, save_towers
-from .towers import WEIGHTS_FILE as WEIGHTS_FILE
+from .towers import ALONE, WEIGHTS_FILE, erased_towers, save_towers
 from .unet import UNET, UNET_FILE, load_unet, unet_with
 
 if TYPE_CHECKING:

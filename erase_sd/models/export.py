@@ -22,15 +22,14 @@ from ..run.records import ErasureRecord
 from ..runtime import log
 from . import erased
 from .checkpoint_keys import FILE_NAMES, encoder_in_place, encoder_tensors
-from .choices import EXPORT_FORMATS
-from .choices import ExportFormat as ExportFormat
+from .choices import EXPORT_FORMATS, ExportFormat
 from .lora_export import write_lora
 from .model_card import card
+from .pipeline_kinds import text_encoders
 from .presets import Models
 from .publish import check_hub_id, push
 from .source import foreign_files
 from .tensors import in_precision
-from .text_encoder import text_encoders
 from .unet import UNET, load_unet, single_file_unet, unet_tensors
 
 CardSection = Callable[[Run, Path], str]

@@ -14,8 +14,7 @@ from ..errors import ModelError, reason
 from ..files import hash_file
 from ..reading import read_json
 from .clip import Clip
-from .pipeline_kinds import TextEncoder as TextEncoder
-from .pipeline_kinds import text_encoders as text_encoders
+from .pipeline_kinds import TextEncoder
 from .source import check_config, fingerprint, foreign_files, variant_of
 from .tensors import read_tensors
 

@@ -12,9 +12,10 @@ from ..errors import ModelError
 from ..files import hash_file
 from .blip import is_blip, load_blip
 from .clip import Clip
+from .pipeline_kinds import TextEncoder, text_encoders
 from .presets import Models
 from .tensors import read_tensors
-from .text_encoder import TextEncoder, load_clip, text_encoders
+from .text_encoder import load_clip
 
 WEIGHTS_FILE = "model.safetensors"
 ALONE = "clip"

@@ -17,7 +17,7 @@ from ..methods.base import Task
 from ..models.clip import Clip
 from ..models.denoiser import Denoiser, open_denoiser
 from ..models.features import readable, report_unreadable
-from ..models.text_encoder import TextEncoder
+from ..models.pipeline_kinds import TextEncoder
 from ..models.towers import LoneTowers
 from ..models.unet import UNET
 from ..run import Run

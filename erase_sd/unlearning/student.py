@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.base import EncodedPairs, Encodings, Need
-from ..models.clip import Clip, FreeEmbeddings, Towers, trainable
+from ..models.choices import Towers
+from ..models.clip import Clip, FreeEmbeddings, trainable
 from ..models.denoiser import Denoiser
 from ..runtime import Precision
 from ..sharing.rows import by_rows

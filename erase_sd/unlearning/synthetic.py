@@ -8,7 +8,8 @@ from pathlib import Path
 from .. import runtime
 from ..checked import cached_folder
 from ..data.concept import Concept
-from ..data.flickr30k import IMAGE_FOLDER, TOKEN_FILE
+from ..data.flickr30k import IMAGE_FOLDER
+from ..data.formats import TOKEN_FILE
 from ..data.grammar import FORGET_SCENES, GRAMMAR_VERSION, RETAIN_SCENES, grammar_captions
 from ..files import cache_folder, key_of
 from ..models.pipeline import open_pipeline, pipeline_token_limit

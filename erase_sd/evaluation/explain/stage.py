@@ -21,9 +21,9 @@ from ...models.blip import Blip
 from ...models.clip import Clip
 from ...models.erased import check_base, erased_clip
 from ...models.features import image_features, readable
+from ...models.pipeline_kinds import TextEncoder
 from ...models.presets import Models
 from ...models.source import fingerprint
-from ...models.text_encoder import TextEncoder
 from ...models.tokens import words_of
 from ...models.towers import encoders_to_unlearn, load_towers
 from ...run import Run

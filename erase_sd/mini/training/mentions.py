@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 from ...data.concept import Concept
-from ...data.flickr30k import CaptionedImage, read_flickr30k
+from ...data.dataset import CaptionedImage
+from ...data.flickr30k import read_flickr30k
 from ...data.split import split_by_concept
 from ...models.clip import Clip
 from ...models.presets import resolve
