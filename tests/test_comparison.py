@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from erase_sd import api
+from erase_sd.attacks.settings import AttackSettings
 from erase_sd.cli import main
 from erase_sd.comparison import cell as cell_module
 from erase_sd.comparison import own_process, runner
@@ -281,6 +282,8 @@ def test_a_cell_with_images_has_detection_rates_and_is_done_until_its_settings_c
     assert not is_done(cell, setup_of(tiny))
     assert attempt(cell, setup_of(tiny)) == ""
     assert is_done(cell, setup_of(tiny)) and is_done(cell, setup_of(tiny, images=False))
+    attacked = dataclasses.replace(setup_of(tiny), attacks=AttackSettings(attacks=("p4d",)))
+    assert not is_done(cell, attacked)
     measured = {(row.measure, row.group, row.variant): row for row in measures_of(cell)}
     assert measured["detection_rate", "target", "erased"].n == 4  # two prompts of each concept
     assert measured["detection_rate", "retained_same", "original"].n == 2  # a dog beside each

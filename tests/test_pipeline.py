@@ -286,7 +286,7 @@ def test_a_file_that_is_not_a_detector_is_one_line(tiny: Models, run: Run, tmp_p
 def test_a_class_the_detector_lacks_lists_similar_ones(tiny: Models, run: Run) -> None:
     generate([Path("apple.txt")], QUICK, tiny, run)
     with pytest.raises(SettingError, match=r"no such class; similar ones: .*(apple|car)") as error:
-        scoring.score(run, tiny, "pear")
+        scoring.score(run, tiny, ["pear"])
     assert (error.value.field, error.value.value) == ("detector_class", "pear")
 
 

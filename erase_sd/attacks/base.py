@@ -46,11 +46,6 @@ class Attack:
     access: ClassVar[Access]
     """What the attack reads of the models."""
 
-    @classmethod
-    def budgets(cls) -> dict[str, Any]:
-        """Default of every budget."""
-        return {f.name: f.default for f in dataclasses.fields(cls)}
-
     def budgets_json(self) -> dict[str, Any]:
         """The budgets, as JSON returns them."""
         return {

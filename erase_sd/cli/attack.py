@@ -11,7 +11,6 @@ import typer
 
 from .. import api
 from ..data.pair import Split
-from ..errors import SettingError
 from . import options as opt
 from .terminal import Bar, plain_table
 
@@ -79,7 +78,7 @@ def attack(
     with Bar("attack", quiet) as progress:
         record = api.attack(
             run, attacks=[choice.value for choice in attacks or ()],
-            budgets=_parse_budgets(budgets or []), detector=detector, detector_text=detector_text,
+            budgets=opt.assignments(budgets, "budgets"), detector=detector, detector_text=detector_text,
             detector_class=detector_classes or (), progress=progress, approve=opt.approval(yes),
             **settings,
         )  # fmt: skip
@@ -87,17 +86,6 @@ def attack(
         print(json.dumps(dataclasses.asdict(record)))
     else:
         _attacks_table(record)
-
-
-def _parse_budgets(texts: list[str]) -> dict[str, str]:
-    """`name=value` texts. Raises SettingError for a text of another form."""
-    values = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals or not value:
-            raise SettingError("needs name=value", field="budgets", value=text)
-        values[name] = value
-    return values
 
 
 def _attacks_table(record: AttacksRecord) -> None:

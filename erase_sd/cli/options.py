@@ -197,15 +197,24 @@ def chosen(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def parse_hyperparameters(texts: list[str] | None) -> dict[str, Any]:
-    """`name=value` texts as fields of a method. Raises SettingError for a text of another form."""
-    values: dict[str, Any] = {}
+def assignments(texts: list[str] | None, field: str) -> dict[str, str]:
+    """`name=value` texts. Raises SettingError, about `field`, for a text of another form."""
+    values = {}
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
-            raise SettingError("needs name=value", field="hyperparameters", value=text)
-        try:
-            values[name] = float(value)
-        except ValueError:
-            values[name] = value
+            raise SettingError("needs name=value", field=field, value=text)
+        values[name] = value
     return values
+
+
+def parse_hyperparameters(texts: list[str] | None) -> dict[str, Any]:
+    """`assignments` as fields of a method."""
+    return {name: _number(v) for name, v in assignments(texts, "hyperparameters").items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

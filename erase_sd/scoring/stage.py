@@ -24,12 +24,12 @@ from .table import csv_columns, csv_row, markdown
 def score(
     run: Run,
     models: Models,
-    detector_class: str | Sequence[str] = (),
+    detector_class: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> ScoresRecord:
     """Detects objects in every image of the run; writes `detections.jsonl` and `scores.*`.
 
-    `detector_class` names the detector's class of a concept, as `classes_of` reads it. Images that
+    `detector_class` names the detector's class of each concept, as `classes_of` reads it. Images that
     the same detector has already seen are not run through it again. A launcher's processes share the
     images. Raises RunError before generate is done or if an image has changed since, and SettingError
     if the detector lacks a class.
@@ -39,15 +39,12 @@ def score(
 
 
 def _score(
-    run: Run, models: Models, detector_class: str | Sequence[str], progress: Progress | None
+    run: Run, models: Models, detector_class: Sequence[str], progress: Progress | None
 ) -> ScoresRecord:
     run.generated()
     images = run.images()
     _check_images(run, images)
-    concepts = run.unlearned().concepts
-    classes = classes_of(
-        concepts, [detector_class] if isinstance(detector_class, str) else detector_class
-    )
+    classes = classes_of(run.unlearned().concepts, detector_class)
     settings = {
         "detector": models.detector_file().name,
         "detector_sha256": models.detector_hash(),
