@@ -70,7 +70,9 @@ def test_no_sampler_clips_latents_where_the_folders_own_scheduler_cannot(
         scheduler.set_timesteps(2)
         for time in scheduler.timesteps:
             latents = scheduler.step(torch.zeros_like(latents), time, latents).prev_sample
-        assert latents.min() > 3  # no noise is predicted, so the latents are scaled up, not clipped to 1
+        assert (
+            latents.min() > 3
+        )  # no noise is predicted, so the latents are scaled up, not clipped to 1
 
 
 def test_the_preset_chooses_sampler_and_steps() -> None:
