@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from erase_sd.attacks import stage
+from erase_sd.attacks.attempt import Attempt
 from erase_sd.attacks.base import Probe
 from erase_sd.attacks.embeddings import FittedEmbeddings, random_words
 from erase_sd.attacks.registry import ATTACKS, attack_class, build_attacks
@@ -34,6 +35,7 @@ from erase_sd.data.images import hash_image
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import SettingError
 from erase_sd.files import key_of, write_json
+from erase_sd.models import unet
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.run.records import ScoreRecord, Stages
@@ -238,6 +240,30 @@ def test_rows_are_recorded_beside_the_original_and_no_attack(
     )
     assert (recorded_run.folder / "attacks.md").read_text().startswith("# Attacks on apple")
     assert attack_lines(record.rows)[2][-1] == ""  # the attack's time stands in its first row
+
+
+def test_an_attack_on_the_text_encoder_reads_the_original_alone_if_only_the_unet_was_erased(
+    tiny: Models, victim: Target, recorded_run: Run
+) -> None:
+    access = {
+        (name, erased): Attempt(recorded_run, tiny, target, name, own).access
+        for erased, target in (
+            ("encoder", victim),
+            ("unet", dataclasses.replace(victim, erased=victim.original)),
+        )
+        for name, own in build_attacks(ATTACKS, {}).items()
+    }
+    blind = {n for n in ATTACKS if access[n, "unet"] != access[n, "encoder"]}
+    assert blind == {"embeddings", "word-search"}
+    assert {access[name, "unet"] for name in blind} == {"original"}
+
+
+def test_attacks_do_not_keep_the_activations_of_a_large_unet(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not open_models(erased_run, tiny)[0].unet.is_gradient_checkpointing
+    monkeypatch.setattr(unet, "LARGE", 0)
+    assert open_models(erased_run, tiny)[0].unet.is_gradient_checkpointing
 
 
 def test_captions_of_another_split_are_asked_and_named(tiny: Models, recorded_run: Run) -> None:

@@ -245,6 +245,18 @@ def test_cifar_100_is_the_run_s_own_wherever_its_folder_is_named(tmp_path: Path)
     assert not stage._is_same(own, own / "another") and not stage._is_same(own, None)
 
 
+def test_no_copy_of_cifar_100_measures_test_images_that_a_run_has_trained_on(
+    tmp_path: Path,
+) -> None:
+    write_cifar_python(tmp_path / "own", [APPLE, 0])
+    write_cifar_binary(tmp_path / "copy", [APPLE, 0])
+    assert stage._is_same(tmp_path / "copy", tmp_path / "own")
+    (tmp_path / "own" / "cifar-100-python" / "test").rename(
+        tmp_path / "own" / "cifar-100-python" / "train"
+    )  # the run has only seen the training images
+    assert not stage._is_same(tmp_path / "copy", tmp_path / "own")
+
+
 def test_zero_shot_prediction_is_clips_nearest_prompt(
     tiny: Models, run: Run, tmp_path: Path
 ) -> None:

@@ -130,7 +130,13 @@ def test_a_repository_in_half_precision_only_is_fetched_with_its_weights(
     import huggingface_hub
 
     repository = ("model_index.json", "unet/config.json", "unet/model.fp16.safetensors",
-                  "vae/config.json", "vae/model.safetensors", "vae/model.fp16.safetensors")  # fmt: skip
+                  "vae/config.json", "vae/model.safetensors", "vae/model.fp16.safetensors",
+                  "text_encoder/config.json", "text_encoder/model.fp16-00001-of-00001.safetensors",
+                  "text_encoder/model.safetensors.index.fp16.json",
+                  "text_encoder_3/config.json", "text_encoder_3/model.safetensors.index.json",
+                  "text_encoder_3/model-00001-of-00001.safetensors",
+                  "text_encoder_3/model.safetensors.index.fp16.json",
+                  "text_encoder_3/model.fp16-00001-of-00001.safetensors")  # fmt: skip
 
     def download(source: str, *, allow_patterns: list[str], **options: Any) -> str:
         for name in repository:
@@ -146,3 +152,13 @@ def test_a_repository_in_half_precision_only_is_fetched_with_its_weights(
     folder = fetch("model", "someone/half", SD_FILES)
     assert (folder / "unet" / "model.fp16.safetensors").is_file()
     assert [path.name for path in (folder / "vae").glob("*.safetensors")] == ["model.safetensors"]
+    shards = {
+        encoder: sorted(path.name for path in (folder / encoder).glob("*.safetensors*"))
+        for encoder in ("text_encoder", "text_encoder_3")
+    }
+    assert shards == {
+        "text_encoder": [
+            "model.fp16-00001-of-00001.safetensors", "model.safetensors.index.fp16.json",
+        ],
+        "text_encoder_3": ["model-00001-of-00001.safetensors", "model.safetensors.index.json"],
+    }  # fmt: skip

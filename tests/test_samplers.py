@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from erase_sd import runtime
 from erase_sd.errors import SettingError
@@ -50,6 +54,25 @@ def test_without_a_choice_the_models_own_scheduler_runs(
     assert {(r.sampler, r.scheduler) for r in own} == {(None, "DDIMScheduler")}
     ddim = GenerateSettings(steps=3, sampler="ddim", dtype="fp32")
     assert hashes(generate(prompts, ddim, tiny, erased_run)) == hashes(own)
+
+
+def test_no_sampler_clips_latents_where_the_folders_own_scheduler_cannot(
+    tiny: Models, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "euler"))
+    EulerDiscreteScheduler(steps_offset=1).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for sampler in SAMPLERS:
+        scheduler: Any = open_pipeline(folder, "fp32", sampler).scheduler
+        latents = torch.full((1, 4, 2, 2), 3.0)
+        scheduler.set_timesteps(2)
+        for time in scheduler.timesteps:
+            latents = scheduler.step(torch.zeros_like(latents), time, latents).prev_sample
+        assert (
+            latents.min() > 3
+        )  # no noise is predicted, so the latents are scaled up, not clipped to 1
 
 
 def test_the_preset_chooses_sampler_and_steps() -> None:

@@ -141,7 +141,11 @@ def own(request: pytest.FixtureRequest, tiny: Models) -> Any:
 
 
 def test_a_single_file_gives_the_same_images_as_the_folder_it_was_made_from(
-    tiny: Models, own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Models,
+    own: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     own.save_pretrained(tmp_path / "sd")
     save_file(checkpoint_of(own), tmp_path / "own.safetensors")
@@ -150,6 +154,8 @@ def test_a_single_file_gives_the_same_images_as_the_folder_it_was_made_from(
     assert models.hub_id is None
     folder = models.folder
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    is_sd2 = not hasattr(own, "text_encoder_2") and own.unet.config.use_linear_projection
+    assert ("2.1-base) predict noise and need a diffusers folder" in caplog.text) == is_sd2
     images = []
     for place in (tmp_path / "sd", folder):
         pipe = pipeline.open_pipeline(place)

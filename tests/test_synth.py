@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import erase_sd
 from erase_sd.data import grammar
@@ -68,6 +70,23 @@ def test_captions_keep_to_the_context_length_or_are_refused() -> None:
     assert max(len(text) for texts in short for text in texts) < 40
     with pytest.raises(DataError, match="every caption with pippin exceeds the model's context"):
         grammar_captions(CONCEPTS, fits=lambda text: "pippin" not in text)
+
+
+def test_large_images_are_generated_in_small_batches_and_smaller_ones_if_memory_runs_out(
+    tiny: Models, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def generate(pipe: Any, prompts: list[str], *_: Any) -> list[Image.Image]:
+        sizes.append(len(prompts))
+        if len(sizes) == 2:
+            raise torch.OutOfMemoryError
+        return [Image.new("RGB", (8, 8))] * len(prompts)
+
+    monkeypatch.setattr(synthetic, "generate_batch", generate)
+    monkeypatch.setattr(synthetic, "default_batch", lambda _: 8)
+    assert len(dataset_of(dataclasses.replace(tiny, data="synth"), CONCEPTS).items) == 28
+    assert sizes == [8, 8, 4, 4, 4, 4, 4]
 
 
 def test_images_are_generated_once_and_read_like_any_dataset(

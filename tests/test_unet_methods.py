@@ -24,6 +24,7 @@ from erase_sd.methods.few_shot import FewShot
 from erase_sd.methods.forget_me_not import ForgetMeNot, steered
 from erase_sd.methods.rece import revival
 from erase_sd.methods.uce import UCE
+from erase_sd.models import unet as unet_module
 from erase_sd.models.denoiser import Noisy, open_denoiser
 from erase_sd.models.pipeline import embed
 from erase_sd.models.presets import Models
@@ -259,6 +260,44 @@ def test_attention_probabilities_are_those_of_the_unet(apple: Task) -> None:
     assert len(maps) == len(layers) > 1
     for probabilities in maps:
         assert torch.allclose(probabilities.sum(-1), torch.ones(()), atol=1e-5)
+
+
+def saved_bytes(loss: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """What the graph of a loss keeps for the backward pass beside parameters, and the loss."""
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = loss()
+    return sum(kept), result
+
+
+def test_a_large_unet_keeps_fewer_activations_and_gives_the_same_gradients(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, gradients, attention = [], [], []
+    for large in (500_000_000, 0):
+        monkeypatch.setattr(unet_module, "LARGE", large)
+        denoiser = open_denoiser(tiny.folder, "fp32").with_copy()
+        denoiser.unet.requires_grad_(True)
+        random = torch.Generator().manual_seed(0)
+        noisy = Noisy(
+            torch.randn(2, *denoiser.latent_shape, generator=random), torch.tensor([9, 500])
+        )
+        states = torch.randn(2, 32, 32, generator=random).requires_grad_()
+        prompts = {"prompt_embeds": states}
+        size, loss = saved_bytes(lambda: denoiser.predict(noisy, prompts).square().mean())
+        kept.append(size)
+        gradients.append(torch.autograd.grad(loss, [states, *denoiser.unet.parameters()]))
+        maps = denoiser.attention(noisy, prompts)
+        attention.append(torch.autograd.grad(sum(m.square().sum() for m in maps), states)[0])
+        assert denoiser.unet.is_gradient_checkpointing == (not large)
+    assert kept[1] < 0.5 * kept[0]
+    assert all(map(torch.equal, *gradients)) and torch.equal(*attention)
 
 
 def test_the_metrics_are_1_before_and_fall_with_the_texts_influence(apple: Task) -> None:

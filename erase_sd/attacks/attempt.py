@@ -18,7 +18,7 @@ from ..models.presets import Models
 from ..run import Run
 from ..run.measurements import AttackImage, AttackRecord, Rate
 from ..scoring.rates import rate_of
-from .base import Attack, Probe
+from .base import Access, Attack, Probe
 from .target import Embeds, Target, is_shown
 from .tokens import encode_rows, with_name
 
@@ -48,6 +48,15 @@ class Attempt:
         of an open vocabulary."""
         text = text_encoder_hash(self.target.detector_text)
         return {"detector_class": self.target.detector_class, "detector_text_sha256": text}
+
+    @property
+    def access(self) -> Access:
+        """What the attack reads of this erasure: if only the U-Net was erased, a search in the text encoder
+        reads nothing but the original's."""
+        if self.attack is None:
+            return "black box"
+        same = all(own is self.target.original[name] for name, own in self.target.erased.items())
+        return "original" if same and not self.attack.through_unet else self.attack.access
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -212,7 +221,7 @@ class Attempt:
             concept=self.target.concept.name,
             row=probe.name,
             control=probe.control,
-            access=self.attack.access if self.attack else "black box",
+            access=self.access,
             key=self.key,
             attacked=attacked,
             no_attack=attacked,

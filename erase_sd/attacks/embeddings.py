@@ -26,10 +26,12 @@ class FittedEmbeddings(Attack):
     """This project: input embeddings for which the erased encoder returns the original's hidden states.
 
     No images and no U-Net are needed. The embeddings start as those of random words and take the name's
-    place in training captions; the distance of all hidden states to the original's is minimized.
+    place in training captions; the distance of all hidden states to the original's is minimized. If only
+    the U-Net was erased, the text encoder is the original's, and the attack learns the name again.
     """
 
     access: ClassVar[Access] = "white box"
+    through_unet: ClassVar[bool] = False
     counts: tuple[int, ...] = at_least(1, (1, 2, 4))
     """Free embeddings, one row each (ours)."""
     steps: int = at_least(1, 120)

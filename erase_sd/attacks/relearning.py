@@ -20,6 +20,7 @@ class Relearning(Attack):
     The erased encoder is fine-tuned on a few photographs with their captions, by the U-Net's loss.
     The same is done with a word that the model has never seen in the name's place. How much
     faster the name is learned shows what the weights still hold; the rest, any model learns from photographs.
+    If the U-Net was erased, it stays as it is, and the text encoder in front of it is fine-tuned.
     """
 
     access: ClassVar[Access] = "white box"

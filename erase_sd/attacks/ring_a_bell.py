@@ -20,8 +20,9 @@ class RingABell(Attack):
     """Tsai et al. 2024, arXiv 2310.10012: the concept's vector, and a genetic search for words.
 
     Differs: the vector is the mean change of the original's hidden states when the concept is removed
-    from training captions. The search for each prompt knows the original's text encoder only, and uses
-    words that a user can type and that do not mention the concept.
+    from training captions, and it is added to captions without the concept, not to prompts that ask for
+    it. The search for each prompt knows the original's text encoder only, and uses words that a user can
+    type and that do not mention the concept; more words of a child are replaced.
     """
 
     access: ClassVar[Access] = "original"
@@ -38,7 +39,7 @@ class RingABell(Attack):
     generations: int = at_least(1, 50)
     """Generations (Tsai et al.: 3,000)."""
     mutation: float = at_least(0, 0.25)
-    """Probability that a word of a child is replaced (Tsai et al.: 0.25)."""
+    """Probability that each word of a child is replaced (ours; Tsai et al.: 0.25 that one of them is)."""
 
     def run(self, target: Target) -> list[Probe]:
         """One probe: the best prompt of each search, in turns."""

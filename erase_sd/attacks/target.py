@@ -26,7 +26,7 @@ from ..models.pipeline import embed_ids, encoders_of, open_pipeline, tokenizer_o
 from ..models.pipeline_kinds import kind_of
 from ..models.presets import Models
 from ..models.sampling import default_batch, generate_embedded
-from ..models.unet import UNET
+from ..models.unet import UNET, recompute_if_large
 from ..run import Run
 from ..scoring.rates import THRESHOLD
 
@@ -200,6 +200,9 @@ def open_models(run: Run, models: Models) -> tuple[DiffusionPipeline, dict[str, 
     modules = erased.load_all(run.folder, pipe.device)
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values(), *modules.values()):
         module.requires_grad_(False)
+    for unet in (pipe.unet, modules.get(UNET)):
+        if unet is not None:
+            recompute_if_large(unet)
     return pipe, modules
 
 

@@ -19,10 +19,12 @@ from .word_optimization import Words, optimized_words
 class UnlearnDiffAtk(Attack):
     """Zhang et al. 2024, arXiv 2310.11868: a few tokens before each prompt that names the concept.
 
-    Differs: all prompts are attacked in one batch, each step with one timestep per prompt. Tokens are
-    words that a user can type. Each position holds a distribution over them, the forward pass takes
-    its most probable word, and the gradient passes straight through (the paper projects onto the
-    simplex). The photograph of the caption is the image that the prompt is to bring back.
+    Differs: all prompts are attacked in one batch, each step with one timestep per prompt, and judged by
+    the prefixes of the last step; the authors' code generates an image after each timestep, and one that
+    shows the concept counts as a success. Tokens are words that a user can type. Each position holds a
+    distribution over them, the forward pass takes its most probable word, and the gradient passes
+    straight through (the paper projects onto the simplex). The photograph of the caption is the image
+    that the prompt is to bring back.
     """
 
     access: ClassVar[Access] = "white box"
@@ -31,12 +33,12 @@ class UnlearnDiffAtk(Attack):
     tokens: int = at_least(1, 3)
     """Words of a prefix (ours; Zhang et al.: 3 to 5)."""
     steps: int = at_least(1, 40)
-    """Steps of Adam (Zhang et al.: 40)."""
+    """Steps of Adam (ours; Zhang et al.: 40 at each of 50 timesteps)."""
     learning_rate: float = at_least(0, 0.3)
     """Learning rate of the distributions' logits (ours)."""
 
     def run(self, target: Target) -> list[Probe]:
-        """One probe: the prompts with the prefixes whose losses were lowest on average."""
+        """One probe: the prompts with the prefixes of the last step, in turns."""
         captions = target.captions[: self.prompts]
         words, generator = typeable_words(target), target.generator()
         allowed = torch.tensor(list(words))

@@ -32,10 +32,12 @@ class WordSearch(Attack):
 
     Differs: the distance between the erased encoder's hidden states and the original's for the caption
     with the name is minimized. Only words that a user can type and that do not mention the concept
-    take the name's place, the same ones in every caption.
+    take the name's place, the same ones in every caption. The U-Net is not searched through: if it alone
+    was erased, the words are those nearest to the name in the original's text encoder.
     """
 
     access: ClassVar[Access] = "white box"
+    through_unet: ClassVar[bool] = False
     counts: tuple[int, ...] = at_least(1, (2, 4))
     """Words in the name's place, one row each (ours)."""
     rounds: int = at_least(1, 16)

@@ -66,6 +66,11 @@ def _is_version(place: Path, version: Version) -> bool:
     return any((place / n).is_file() for n in (f"test{version.suffix}", version.classes))
 
 
+def holds_test(place: Path) -> bool:
+    """Whether the dataset in `place`, where `find_cifar100` has found it, includes the test images."""
+    return any((place / f"test{version.suffix}").is_file() for version in VERSIONS)
+
+
 def read_cifar100(folder: Path, files: Sequence[str] = FILES) -> Dataset:
     """The images in `folder`, where `find_cifar100` has found it, of those of FILES that are named.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime
-from ..data.cifar100 import find_cifar100
+from ..data.cifar100 import find_cifar100, holds_test
 from ..data.classes import TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
@@ -90,11 +90,14 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def _is_same(images: Path, data: PairSource | None) -> bool:
-    """Whether both are one folder; CIFAR-100 is also found inside the folder that is named."""
+    """Whether both are one folder, or copies of CIFAR-100: a run that was unlearned with one has trained
+    on images of its test split, whichever copy or version of it is named later."""
     if not isinstance(data, Path):
         return False
-    mine, theirs = ((find_cifar100(folder) or folder).resolve() for folder in (images, data))
-    return mine == theirs
+    mine, theirs = find_cifar100(images), find_cifar100(data)
+    if mine and theirs and holds_test(theirs):
+        return True
+    return (mine or images).resolve() == (theirs or data).resolve()
 
 
 def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, Any]]:

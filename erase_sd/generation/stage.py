@@ -57,8 +57,9 @@ def generate(
 ) -> list[ImageRecord]:
     """Generates every prompt with the original and the erased model; returns `images.jsonl`.
 
-    With `reference`, the original also generates the concept-removed prompts, from the same seeds.
-    The original's images are shared between runs through the cache. If memory runs out, every variant
+    Each also encodes the empty prompt of classifier-free guidance (SDXL takes zeros instead). With
+    `reference`, the original also generates the concept-removed prompts, from the same seeds. The
+    original's images are shared between runs through the cache. If memory runs out, every variant
     starts over with batches of half the size. Of several processes (`Share`), the first writes the run,
     and the others return nothing. Before MANY_IMAGES or more, their number and time are logged and
     `approve` is called. Raises RunError if the run was not unlearned from `models`, DataError if a prompt

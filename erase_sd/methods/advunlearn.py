@@ -23,7 +23,8 @@ class AdvUnlearn(Method):
     under the concept back; then the text encoder is trained to ESD's negative guidance under the
     attacked prompt, and to the original's predictions under retain prompts. Differs: noisy images of
     the data take the place of latents that the student generates; the retain prompts are the data's
-    captions; forget captions take part, against their concept-removed ones; fewer attack steps.
+    captions; forget captions take part, against their concept-removed ones; fewer attack steps, all on
+    the noisy images of the training step (the authors sample new ones), and no warm-up without an attack.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})

@@ -23,7 +23,7 @@ class ConceptAblation(Method):
     prompt with the concept is trained to its own under the anchor prompt, and the usual denoising
     loss under the anchor prompt keeps the anchor. Differs: the anchor prompts are the concept-removed
     captions, where the paper asks a language model for prompts of a broader concept; images stay
-    latents, and there are fewer of them.
+    latents and are not augmented, and there are fewer of them.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"denoiser"})

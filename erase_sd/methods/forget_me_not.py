@@ -32,7 +32,7 @@ class ForgetMeNot(Method):
     steps: ClassVar[int] = 60
     trained_parameters: ClassVar[str] = "the U-Net, or its cross-attention"
     images: int = minimum(1, 16)
-    """Images of the concept (8 in the authors' code)."""
+    """Images of the concept (10 in the authors' example)."""
     rows: int = minimum(1, 8)
     """Images per step (1 in the authors' code)."""
     tokens: Tokens = "name-end"

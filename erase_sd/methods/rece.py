@@ -27,8 +27,8 @@ class RECE(UCE):
     rounds: int = minimum(0, 3)
     """Rounds after the first edit (5 for objects in the paper); 0 is `uce`."""
     derived_ridge: float = 0.1
-    """Weight of the derived embeddings' norm, as a share of the edited matrices' mean square (0.1, not
-    relative to anything, in the authors' code)."""
+    """Weight of the derived embeddings' norm, as a share of the edited matrices' mean square (0.1 or
+    0.001, by the concept and not relative to anything, in the authors' code)."""
     derived_weight: float = 0.1
     """Weight of each round's derived embeddings, relative to the concept (ours; 1 in the paper)."""
 

@@ -19,6 +19,7 @@ from ..data.images import ImageSource, open_image
 from ..errors import ModelError
 from ..sharing.rows import by_rows
 from .pipeline import embed, embed_ids, encoders_of, image_size, open_pipeline, tokenizer_of
+from .unet import recompute_if_large, watched
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -163,21 +164,12 @@ class Denoiser:
             scores = module.get_attention_scores(query, key)
             probabilities.append(scores.unflatten(0, (len(inputs[0]), module.heads)).float())
 
-        hooks = [
-            module.register_forward_pre_hook(read, with_kwargs=True)
-            for name, module in self.unet.named_modules()
-            if name.endswith(".attn2")
-        ]
-
         def of_rows(*rows: Any) -> tuple[Tensor, ...]:
             self._pass(*rows)
             return tuple(probabilities)
 
-        try:
+        with watched(self.unet, ".attn2", read):
             return [*_by_rows(of_rows, noisy, prompts)]
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
     def sample(
@@ -247,4 +239,5 @@ def open_denoiser(
         raise ModelError("has a transformer; needs a U-Net", field="model", value=folder)
     for module in (pipe.unet, pipe.vae, *encoders_of(pipe).values()):
         module.requires_grad_(False)
+    recompute_if_large(pipe.unet)
     return Denoiser(pipe, pipe.unet, precision)

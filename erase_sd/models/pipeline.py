@@ -114,7 +114,9 @@ def prepare_pipeline(
         for model in (denoising_model(pipe), pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipe.scheduler.config)
+        kind = getattr(diffusers, SCHEDULERS[sampler])
+        # DDIM clips to -1 and 1 unless the configuration says otherwise; latents are larger.
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.taps = taps
 
 

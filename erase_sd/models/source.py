@@ -32,7 +32,7 @@ CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
 TOKENIZER_FILES = ("*.json", "*.txt")
 MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
 """Most layers of a model, and most of everything else that a configuration counts."""
-UNWANTED = ("*.fp16.*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
+UNWANTED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 
 
 def fetch(field: str, source: Source, files: Sequence[str], revision: str | None = None) -> Path:
@@ -74,9 +74,10 @@ def _without_weights(folder: Path, files: Sequence[str]) -> list[str]:
     if not any(".safetensors" in pattern for pattern in files):
         return []
     return [
-        f"{config.parent.relative_to(folder).as_posix()}/*.fp16*.safetensors*"
+        f"{config.parent.relative_to(folder).as_posix()}/{name}"
         for config in sorted(folder.glob("*/config.json"))
         if not any(config.parent.glob("*.safetensors"))
+        for name in ("*.fp16*.safetensors*", "*.safetensors.index.fp16.json")
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 UNET = "unet"
 """Name of the U-Net in a pipeline."""
 UNET_FILE = "diffusion_pytorch_model.safetensors"
+LARGE = 500_000_000
+"""A U-Net with more parameters recomputes its activations in the backward pass: those of Stable Diffusion 1
+take 4 GB per image of 512 px, and methods and attacks differentiate through up to 12 images at once."""
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
@@ -61,6 +65,35 @@ def single_file_unet(
         if theirs.get(name) is None:
             raise ModelError(f"has no {UNET} of this kind of model", field="base", value=base)
     return {theirs[name]: tensor for name, tensor in tensors.items()}
+
+
+def recompute_if_large(unet: Any) -> None:
+    """Lets the backward pass through a large U-Net recompute its activations, which then need not be kept."""
+    if sum(parameter.numel() for parameter in unet.parameters()) > LARGE:
+        unet.enable_gradient_checkpointing()
+
+
+@contextlib.contextmanager
+def watched(unet: Any, ending: str, read: Callable[..., None]) -> Iterator[None]:
+    """Inside, `read` is called with a module and its inputs before each module whose name ends that way.
+
+    What it keeps has gradients, so nothing is recomputed: the backward pass would not call it again.
+    """
+    recomputes = unet.is_gradient_checkpointing
+    hooks = [
+        module.register_forward_pre_hook(read, with_kwargs=True)
+        for name, module in unet.named_modules()
+        if name.endswith(ending)
+    ]
+    if recomputes:
+        unet.disable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if recomputes:
+            unet.enable_gradient_checkpointing()
 
 
 def check_shapes(name: str, weights: Mapping[str, Tensor], module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import runtime
 from ..checked import cached_folder
@@ -14,12 +15,16 @@ from ..data.grammar import FORGET_SCENES, GRAMMAR_VERSION, RETAIN_SCENES, gramma
 from ..files import cache_folder, key_of
 from ..models.pipeline import open_pipeline, pipeline_token_limit
 from ..models.presets import Models
-from ..models.sampling import generate_batch
+from ..models.sampling import default_batch, generate_batch
 from ..runtime import log
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FIRST_SEED = 2_000_000
 """Seed of the first image; prompts are generated from other seeds."""
 BATCH = 20
+"""Maximum number of images generated at once; fewer of large ones."""
 JPEG_QUALITY = 95
 
 
@@ -41,10 +46,13 @@ def _generate_pairs(folder: Path, models: Models, concepts: Sequence[Concept]) -
     names = ", ".join(concept.name for concept in concepts)
     log.info("generating %d images of captions about %s", len(scenes), names)
     (folder / IMAGE_FOLDER).mkdir()
-    for start in range(0, len(scenes), BATCH):
-        rows = range(start, min(start + BATCH, len(scenes)))
+
+    def generate(rows: Sequence[int]) -> list[Image]:
         prompts, seeds = [scenes[row][0] for row in rows], [FIRST_SEED + row for row in rows]
-        images = generate_batch(pipe, prompts, seeds, models.steps, models.guidance)
+        return generate_batch(pipe, prompts, seeds, models.steps, models.guidance)
+
+    batch = min(BATCH, default_batch(pipe))
+    for rows, images in runtime.in_batches(range(len(scenes)), batch, generate):
         for row, image in zip(rows, images, strict=True):
             image.save(folder / IMAGE_FOLDER / _image_name(row), quality=JPEG_QUALITY)
     lines = [
