@@ -238,6 +238,24 @@ def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_ce
     assert ran == [str(cell) for cell, _ in comparison.failed]
 
 
+def test_a_cell_that_another_comparison_runs_again_meanwhile_is_not_in_the_tables(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two comparisons with the same --out and other settings: each used to tabulate the other's runs."""
+    prompts = write_prompts("apple")
+
+    def then_other(cell: Cell, setup: GridSetup) -> str:
+        reason = attempt(cell, setup)
+        four = dataclasses.replace(setup.generation, images_per_prompt=4)
+        return reason or attempt(cell, dataclasses.replace(setup, generation=four))
+
+    monkeypatch.setattr(runner, "in_own_process", then_other)
+    options = {"prompts_folder": prompts, "images": True}
+    [(_, reason)] = run_grid(tiny, ["apple"], ["ga:steps=2"], **options).failed
+    assert reason.startswith("run again with other settings by another process")
+    assert {row["measure"] for row in rows()} == {"failed"}
+
+
 def killed(*_: object) -> str:
     os.kill(os.getpid(), signal.SIGKILL)
     return ""

@@ -34,6 +34,7 @@ from .results import measures_of, write_results
 from .tables import Table
 
 NO_CLASS = "name the class that shows the concept, a detector that has one, or skip the images"
+CHANGED = "run again with other settings by another process; compare into a folder of its own"
 CLAIMS = ".claims"
 """Folder in `out` with the claims of the cells."""
 
@@ -131,7 +132,12 @@ def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]
 def _collect(
     cells: Sequence[Cell], reasons: dict[int, str], setup: GridSetup, out: Path, command: str
 ) -> Comparison:
-    """Writes all results; `reasons` has the cells that failed, by number."""
+    """Writes all results; `reasons` has the cells that failed, by number.
+
+    A cell that a comparison with other settings into the same folder has run again since counts as failed.
+    """
+    changed = {i: CHANGED for i, cell in enumerate(cells) if not is_done(cell, setup)}
+    reasons = changed | reasons
     attacks = setup.attacks.attacks if setup.attacks else ()
     rows = [
         row
