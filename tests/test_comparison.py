@@ -256,6 +256,29 @@ def test_a_cell_that_another_comparison_runs_again_meanwhile_is_not_in_the_table
     assert {row["measure"] for row in rows()} == {"failed"}
 
 
+def test_the_contact_sheet_of_an_earlier_comparison_is_removed_if_all_cells_fail(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"prompts_folder": write_prompts("apple"), "images": True}
+    monkeypatch.setattr(runner, "in_own_process", attempt)
+    assert not run_grid(tiny, ["apple"], ["ga:steps=2"], **options).failed
+    assert (OUT / "apple.png").is_file()
+    monkeypatch.setattr(runner, "in_own_process", lambda *_: "failed")
+    run_grid(tiny, ["apple"], ["kl:steps=2"], **options)
+    assert not (OUT / "apple.png").exists()
+
+
+def test_contact_sheets_are_files_in_the_folder_whatever_the_concepts_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths: list[Path] = []
+    monkeypatch.setattr(runner, "contact_sheet", lambda _, path, **__: paths.append(path))
+    many = "+".join(f"concept {number}" for number in range(40))
+    runner._write_sheets(cells_of(["black/white", many], ["ga"], 1, OUT), {}, OUT)
+    assert len(paths) == 2 and {path.parent for path in paths} == {OUT}
+    assert all(len(path.name) < 255 for path in paths)
+
+
 def killed(*_: object) -> str:
     os.kill(os.getpid(), signal.SIGKILL)
     return ""
