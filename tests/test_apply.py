@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Any
 
 import pytest
@@ -109,6 +110,23 @@ def test_an_encoder_that_the_run_did_not_erase_is_named(
         erase_sd.apply(pipe, "apple")
     ours = [r.getMessage() for r in caplog.records if r.name == "erase_sd"]
     assert ours == ["text_encoder_2 (CLIPTextModel) is not erased: it still knows the concept"]
+
+
+def test_a_second_erasure_says_that_it_undoes_the_first(
+    tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(erased_run.folder, erased_run.folder.with_name("chair"))
+    record = erased_run.folder.with_name("chair") / "erased" / "erase.json"
+    record.write_text(record.read_text().replace('"name": "apple"', '"name": "chair"'))
+    pipe = open_tiny(tiny)
+    with caplog.at_level(logging.WARNING, "erase_sd"):
+        for run in ("apple", "apple", "chair"):
+            erase_sd.apply(pipe, run)
+    ours = [r.getMessage() for r in caplog.records if r.name == "erase_sd"]
+    assert ours == [
+        "text_encoder knows apple again, because another run overwrites its erasure; erase all "
+        "concepts in one run"
+    ]
 
 
 @pytest.mark.parametrize(

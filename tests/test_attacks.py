@@ -308,6 +308,28 @@ def test_a_finished_attack_is_repeated_only_if_something_changed(
     assert len(ran) == 4
 
 
+def test_an_attack_waits_for_the_row_without_an_attack_of_its_own_settings(
+    tiny: Models, recorded_run: Run
+) -> None:
+    """Of two processes, one may finish an attack before the other has that row; an earlier one is there."""
+    settings = AttackSettings(
+        attacks=("embeddings",), images=2, steps=1, budgets={"steps": 1, "counts": 1}
+    )
+    earlier = attack(recorded_run, tiny, settings).rows
+    other = dataclasses.replace(settings, seed=1)
+    [target] = stage._targets(recorded_run, tiny, other, ())
+    own = build_attacks(other.attacks, other.budgets)["embeddings"]
+    attempts = [
+        Attempt(recorded_run, tiny, target, "none", None),
+        Attempt(recorded_run, tiny, target, "embeddings", own),
+    ]
+    outcomes = stage.Outcomes(recorded_run, tiny, attempts)
+    outcomes.store(1)
+    assert outcomes.record().rows == earlier
+    outcomes.store(0)
+    assert {row.settings["seed"] for row in outcomes.record().rows} == {1}
+
+
 def test_an_attack_that_was_judged_by_another_class_is_repeated(
     tiny: Models, recorded_run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:

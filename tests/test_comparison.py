@@ -239,6 +239,47 @@ def test_a_grid_writes_rows_and_tables_survives_a_failure_and_reuses_finished_ce
     assert ran == [str(cell) for cell, _ in comparison.failed]
 
 
+def test_a_cell_that_another_comparison_runs_again_meanwhile_is_not_in_the_tables(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two comparisons with the same --out and other settings: each used to tabulate the other's runs."""
+    prompts = write_prompts("apple")
+
+    def then_other(cell: Cell, setup: GridSetup) -> str:
+        reason = attempt(cell, setup)
+        four = dataclasses.replace(setup.generation, images_per_prompt=4)
+        return reason or attempt(cell, dataclasses.replace(setup, generation=four))
+
+    monkeypatch.setattr(runner, "in_own_process", then_other)
+    options = {"prompts_folder": prompts, "images": True}
+    [(_, reason)] = run_grid(tiny, ["apple"], ["ga:steps=2"], **options).failed
+    assert reason.startswith("run again with other settings by another process")
+    assert {row["measure"] for row in rows()} == {"failed"}
+
+
+def test_the_contact_sheet_of_an_earlier_comparison_is_removed_if_all_cells_fail(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"prompts_folder": write_prompts("apple"), "images": True}
+    monkeypatch.setattr(runner, "in_own_process", attempt)
+    assert not run_grid(tiny, ["apple"], ["ga:steps=2"], **options).failed
+    assert (OUT / "apple.png").is_file()
+    monkeypatch.setattr(runner, "in_own_process", lambda *_: "failed")
+    run_grid(tiny, ["apple"], ["kl:steps=2"], **options)
+    assert not (OUT / "apple.png").exists()
+
+
+def test_contact_sheets_are_files_in_the_folder_whatever_the_concepts_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths: list[Path] = []
+    monkeypatch.setattr(runner, "contact_sheet", lambda _, path, **__: paths.append(path))
+    many = "+".join(f"concept {number}" for number in range(40))
+    runner._write_sheets(cells_of(["black/white", many], ["ga"], 1, OUT), {}, OUT)
+    assert len(paths) == 2 and {path.parent for path in paths} == {OUT}
+    assert all(len(path.name) < 255 for path in paths)
+
+
 def killed(*_: object) -> str:
     os.kill(os.getpid(), signal.SIGKILL)
     return ""

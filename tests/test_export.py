@@ -269,6 +269,22 @@ def test_a_width_that_no_program_has_a_slot_for_is_said(
     ]
 
 
+def test_an_export_of_a_concept_that_is_still_there_says_so(
+    tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored(erased_run)
+    record = dataclasses.replace(erased_run.erasure(), settings={"max_residual": 0.5})
+    for residual in (0.1, 0.97):
+        held_out = {"residual_concept_similarity": residual}
+        plain = dataclasses.asdict(dataclasses.replace(record, held_out=held_out))
+        write_json(erased_run.erased / "erase.json", plain)
+        out = export(erased_run, tiny, "hub-folder")
+    assert caplog.messages == [
+        "runs/apple: apple not erased (residual concept similarity 0.97); exported all the same"
+    ]
+    assert "how far that succeeded is measured below" in (out / "README.md").read_text()
+
+
 def test_the_snippet_of_a_model_card_runs_as_it_stands(
     tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

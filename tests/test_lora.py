@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erase_sd.errors import ModelError, SettingError
-from erase_sd.models import lora, lora_export
+from erase_sd.models import erased, lora, lora_export
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_text_encoder
@@ -143,6 +143,29 @@ def test_diffusers_loads_both_layouts_with_a_strength(
         by_hand = merged_by_hand(tiny, folder / "apple-lora.safetensors", strength)
         assert torch.allclose(hidden_states(pipe.text_encoder), hidden_states(by_hand), atol=1e-5)
         assert not torch.allclose(hidden_states(pipe.text_encoder), before, atol=1e-2)
+
+
+@pytest.mark.parametrize("file", ["apple-lora.safetensors", "pytorch_lora_weights.safetensors"])
+def test_diffusers_loads_a_lora_of_a_method_that_changes_no_attention(
+    tiny: Models, erased_run: Run, any_peft: None, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Such as `projection`."""
+    from diffusers import StableDiffusionPipeline
+
+    original, record = load_text_encoder(Path(tiny.model) / "text_encoder"), erased_run.erasure()
+    weights = {
+        name: 1.5 * weight.detach() if "mlp.fc2.weight" in name else weight.detach()
+        for name, weight in lora.named_weights("text_encoder", original).items()
+    }
+    erased.save(
+        erased_run.erased, {"text_encoder": weights}, tiny, concepts=record.concepts,
+        settings=record.settings, origin=record.origin, held_out={},
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
+    pipe.load_lora_weights(export(erased_run, tiny, "lora", rank=64), weight_name=file)
+    changed = hidden_states(load_text_encoder(erased_run.erased))
+    assert torch.allclose(hidden_states(pipe.text_encoder), changed, atol=1e-4)
+    assert not torch.allclose(hidden_states(original), changed, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own

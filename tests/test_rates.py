@@ -63,7 +63,7 @@ def matches(
         best.append(reference[1])
     detections = {i.file: detections_of(b) for i, b in zip(images, best, strict=True)}
     classes = {concept.name: concept.name for concept in (APPLE, *others)}
-    return match_images(images, detections, "apple", classes, NAMES)
+    return match_images(images, detections, "apple", classes, NAMES, (APPLE, *others))
 
 
 # z = 1.959964, z^2 = 3.841459. Center (p + z^2/2n) / (1 + z^2/n), half width
@@ -121,6 +121,14 @@ def test_another_erased_concept_is_not_retained() -> None:
     ]  # fmt: skip
 
 
+def test_a_class_that_a_synonym_names_is_not_retained() -> None:
+    prompt = "a dog, an apple and an orange"
+    puppy = Concept("puppy", ("dog",))
+    assert [(m.group, m.class_name) for m in matches(prompt, {}, {}, puppy)] == [
+        ("target", "apple"), ("retained_same", "orange"),
+    ]  # fmt: skip
+
+
 def test_a_plain_prompt_of_another_erased_concept_only_is_left_to_that_concept() -> None:
     assert matches("a dog on a chair", {"dog": 0.8}, {}, Concept("chair")) == []
     assert matches("a dog on a couch", {"dog": 0.8}, {}, Concept("chair")) != []
@@ -131,7 +139,7 @@ def test_the_detectors_class_of_a_concept_is_its_target_and_never_retained() -> 
     pair = pair_of("sofa", "a dog on a sofa", sofa)
     images = [image(pair, "original"), image(pair, "erased")]
     detections = {i.file: detections_of({"couch": 0.7}) for i in images}
-    chosen = match_images(images, detections, "sofa", {"sofa": "couch"}, NAMES)
+    chosen = match_images(images, detections, "sofa", {"sofa": "couch"}, NAMES, (sofa,))
     assert [(m.group, m.class_name) for m in chosen] == [
         ("target", "couch"),
         ("retained_same", "dog"),
@@ -147,7 +155,7 @@ def test_the_best_detection_counts_and_each_class_once() -> None:
     images = [image(pair, "original"), image(pair, "erased")]
     original = [d for p in (0.3, 0.75, 0.5) for d in detections_of({"dog": p})]
     detections = {images[0].file: original, images[1].file: []}
-    assert match_images(images, detections, "apple", {"apple": "apple"}, NAMES) == [
+    assert match_images(images, detections, "apple", {"apple": "apple"}, NAMES, (APPLE,)) == [
         Match("two dogs and a dog", "retained_other", "dog", 0.75, 0.0)
     ]
 
@@ -157,13 +165,13 @@ def test_each_seed_is_a_match_of_its_own() -> None:
     images = [image(pair, v, seed) for seed in (1, 2) for v in ("original", "erased")]  # type: ignore[arg-type]
     best: list[Best] = [{"dog": 0.5}, {}, {}, {"dog": 0.6}]
     detections = {i.file: detections_of(b) for i, b in zip(images, best, strict=True)}
-    chosen = match_images(images, detections, "apple", {"apple": "apple"}, NAMES)
+    chosen = match_images(images, detections, "apple", {"apple": "apple"}, NAMES, (APPLE,))
     assert [(m.original, m.erased) for m in chosen] == [(0.5, 0.0), (0.0, 0.6)]
 
 
 def test_a_class_the_detector_lacks_is_refused_with_similar_names() -> None:
     with pytest.raises(SettingError, match=r"no such class; similar ones: apple") as error:
-        match_images([], {}, "apple", {"apple": "aple"}, NAMES)
+        match_images([], {}, "apple", {"apple": "aple"}, NAMES, (APPLE,))
     assert (error.value.field, error.value.value) == ("detector_class", "aple")
 
 
@@ -171,7 +179,7 @@ def test_a_class_the_detector_lacks_is_refused_with_similar_names() -> None:
 def test_a_missing_variant_is_refused_with_prompt_and_seed(variant: Variant, missing: str) -> None:
     alone = image(pair_of("retain", "a dog", APPLE), variant, seed=4)
     with pytest.raises(RunError, match=f"'a dog', seed 4: no {missing} image"):
-        match_images([alone], {alone.file: []}, "apple", {"apple": "apple"}, NAMES)
+        match_images([alone], {alone.file: []}, "apple", {"apple": "apple"}, NAMES, (APPLE,))
 
 
 BOTH: tuple[Best, Best] = (

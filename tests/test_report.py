@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_run import MARKUP, PAIRS, scored_run
+from report_run import MARKUP, PAIRS, known_answers, scored_run
 
+import erase_sd
 from erase_sd import report
 from erase_sd.cli import main
 from erase_sd.errors import RunError
@@ -228,6 +229,29 @@ def test_the_index_links_to_every_run_with_its_rates_and_shows_the_trade_off(run
     assert first.is_file() and second.is_file()
     assert "75.0 → 25.0" in page.text  # apples: 3 of 4, then 1
     assert len(page.all("svg")) == 1 and "concept detected, %" in page.text
+
+
+def test_runs_of_different_settings_are_named_beside_their_rates(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
+    other = Run(Path("runs/other"))
+    shutil.copytree(run.folder, other.folder)
+    *_, index = report.write_all([run, other])
+    assert "The runs differ" not in Page(index).text
+    erase_sd.score()
+    assert caplog.text == ""
+    generated = run.generated().settings
+    settings = generated | {"steps": 3, "prompts": generated["prompts"] | {"retain.txt": "0"}}
+    stages = dataclasses.replace(
+        other.stages, generate=dataclasses.replace(other.generated(), settings=settings)
+    )
+    other.update(stages=stages)
+    *_, index = report.write_all([run, other])
+    line = "he runs differ in steps, prompts retain.txt, on which their rates depend"
+    assert line in Page(index).text
+    erase_sd.score()
+    assert line in caplog.text
 
 
 def call(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,35 @@ def test_the_evidence_names_every_count() -> None:
         "prompts, 93 were detected before and 93 after.",
         "Look-alike orange: 1 lost; detected in 61 of 64 images before and in 60 after.",
     ]
+
+
+def test_the_objects_in_prompts_of_several_concepts_count_once() -> None:
+    """The rates of each concept hold the objects in prompts without any; the pairs hold them once."""
+    shared = matches("retained_other", "orange", 1, 1, 0, 0)
+    own = {
+        "apple": matches("retained_same", "orange", 2, 0, 0, 0),
+        "chair": matches("retained_same", "orange", 0, 1, 0, 0),
+    }
+    rates = [
+        rate
+        for name, same in own.items()
+        for rate in compare_rates(
+            "run", name, matches("target", name, 0, 9, 0, 0) + same + shared
+        )
+    ]  # fmt: skip
+    scores = ScoresRecord(
+        threshold=THRESHOLD, detectors=(), rates=tuple(rates), by_class=(), sweep=()
+    )
+    unlearn = replace(APPLE, concepts=(Concept("apple"), Concept("chair")))
+    record = RunRecord(format=2, stages=Stages(unlearn=unlearn))
+    pair = ImagePair("p", "p", 0, "named", (), (), (*own["apple"], *own["chair"], *shared), ())
+    words = verdict_of(ReportData(Run(Path("runs/both")), record, scores=scores), [pair])
+    assert words.judgements[-1] == "Other objects: too few detections to judge."  # five
+    assert words.evidence[-2:] == (
+        "Other objects: 3 of the 5 in the original images are still there; of the 5 named in the "
+        "prompts, 5 were detected before and 3 after.",
+        "Look-alike orange: 2 lost; detected in 5 of 5 images before and in 3 after.",
+    )
 
 
 def test_what_no_prompt_names_gets_no_verdict() -> None:

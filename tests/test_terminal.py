@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from erase_sd.cli.terminal import Bar
+from erase_sd.cli.terminal import Bar, rates_table
+from erase_sd.run.measurements import ScoresRecord
+from erase_sd.scoring.matching import Match
+from erase_sd.scoring.rates import THRESHOLD, compare_rates
 
 
 def test_a_bar_counts_from_its_first_update(
@@ -25,3 +28,18 @@ def test_a_quiet_bar_prints_nothing(
     with Bar("generating", quiet=True) as progress:
         progress(1, 3, "an apple")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("run", ["apple[v2]", "apple+bicycle+chair+elephant+orange"])
+def test_a_table_of_rates_shows_the_whole_name_of_each_run(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rates = compare_rates(run, "apple", [Match("p", "target", "apple", 0.9, 0.0)])
+    scores = ScoresRecord(
+        threshold=THRESHOLD, detectors=(), rates=tuple(rates), by_class=(), sweep=()
+    )
+    rates_table(scores, rates)
+    table = capsys.readouterr().out.split("Rates of")[0].splitlines()
+    width = table[2].index("object")
+    assert "".join(line[:width].strip() for line in table[4:]) == run

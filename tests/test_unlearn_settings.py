@@ -97,8 +97,15 @@ def test_synonyms_belong_to_their_concept() -> None:
 
 
 def test_a_concept_given_twice_is_refused() -> None:
-    with pytest.raises(SettingError, match="concept: each must be different, got apple, apple"):
+    with pytest.raises(SettingError, match=r"concept: each must be different, .* got apple, apple"):
         parse_concepts(["apple", "apple"])
+
+
+def test_concepts_whose_files_would_have_the_same_name_are_refused() -> None:
+    """The images of attacks, prompt files and pictures of model cards are named after concepts."""
+    with pytest.raises(SettingError, match="more than case and punctuation, got hot dog, Hot-dog"):
+        parse_concepts(["hot dog", "Hot-dog"])
+    assert len(parse_concepts(["dog", "hot dog"])) == 2
 
 
 def test_settings_and_the_list_of_methods_import_no_torch() -> None:

@@ -38,8 +38,9 @@ def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
     """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
 
     What the run erased is written into the pipeline's own text encoders or U-Net, in their precision and
-    on their device. LoRA adapters and textual inversions may be loaded before or afterwards. Raises
-    EraseError.
+    on their device. LoRA adapters and textual inversions may be loaded before or afterwards. Another
+    run's erasure of the same module is overwritten, with a warning: erase several concepts in one run.
+    Raises EraseError.
     """
     from ..models.apply import apply as apply_to
 

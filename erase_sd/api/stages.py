@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EraseError, RunError, SettingError
 from ..run import RUNS, Run, run_folder
+from ..run.differences import different_settings
 from ..runtime import Approval, Progress, log
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def score(
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
     for a run that erased more than one. `detector_text` is the text encoder of an open-vocabulary
     detector. Of all runs, one that cannot be scored is left out, logged as an error, and named in
-    `unscored` of the result. Raises EraseError.
+    `unscored` of the result; different settings, prompts or detectors are logged. Raises EraseError.
     """
     from ..detection.detector import detector_kept
     from ..models.presets import models_of_run
@@ -120,7 +121,7 @@ def score(
     if not runs and not unscored:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = [detector_class] if isinstance(detector_class, str) else detector_class
-    scores = []
+    scores, stages = [], []
     with detector_kept():
         for own in runs:
             try:
@@ -128,12 +129,15 @@ def score(
                     own, preset=preset, detector=detector, detector_text=detector_text
                 )
                 scores.append(score_stage(own, models, classes, progress))
+                stages.append(own.stages)
             except (EraseError, OSError) as error:
                 if run is not None:
                     raise
                 unscored.append(str(error))
     for why in unscored:
         log.error("%s; left out of the table", why)
+    if different := different_settings(stages):
+        log.warning("the runs differ in %s, on which their rates depend", ", ".join(different))
     if not scores:
         raise RunError(f"no run in {RUNS}/ could be scored")
     return merge(*scores, unscored=unscored)

@@ -108,12 +108,12 @@ class Attempt:
         self, rows: Sequence[AttackRecord], outcome: Sequence[AttackRecord]
     ) -> list[AttackRecord]:
         """`rows` with the attack's outcome instead of its earlier rows; unchanged while they lack the row
-        without an attack, whose rates the outcome is compared with."""
+        without an attack, of the same settings, whose rates the outcome is compared with."""
         others = [row for row in rows if not self._is_own(row)]
         if self.attack is None:
             return [*others, *outcome]
-        concept = self.target.concept.name
-        none = next((r for r in others if (r.attack, r.concept) == ("none", concept)), None)
+        without = replace(self, name="none", attack=None)
+        none = next((row for row in others if without.is_among([row])), None)
         if none is None:
             return list(rows)
         for row in outcome:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..sharing import writes
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table as RichTable
 
     from ..comparison.tables import Table
@@ -26,7 +27,7 @@ def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
     headings, lines = table_of(rates)
     table = plain_table("Detection rates", headings, text_columns=2)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # in a plain string, [v2] would be a style
     Console().print(table, Text(note_of(scores)))
 
 
@@ -40,14 +41,17 @@ def evaluation_table(record: EvaluationRecord) -> None:
     table = plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
     lines = evaluation_lines(record)
     for line, following in zip(lines, [*lines[1:], [""]], strict=True):
-        table.add_row(*line, end_section=line[0] != following[0])
+        table.add_row(*map(Text, line), end_section=line[0] != following[0])
     Console().print(table, Text(evaluation_note(record)))
 
 
 def plain_table(
     title: str, headings: Sequence[str], text_columns: int, caption: str = ""
 ) -> RichTable:
-    """An empty table without a frame; its first `text_columns` hold text, the others numbers."""
+    """An empty table without a frame; its first `text_columns` hold text, the others numbers.
+
+    Words longer than their column are broken, not cut: half a name or number would be another one.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
@@ -56,7 +60,8 @@ def plain_table(
         if heading == "method":
             table.add_column(heading, min_width=24, overflow="fold")
         else:
-            table.add_column(heading, justify="left" if i < text_columns else "right")
+            justify: JustifyMethod = "left" if i < text_columns else "right"
+            table.add_column(heading, justify=justify, overflow="fold")
     return table
 
 

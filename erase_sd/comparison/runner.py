@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import runtime
 from ..attacks.settings import AttackSettings
 from ..attacks.target import check_unet
-from ..data.concept import slug
+from ..data.concept import joined_slug, slug
 from ..data.prompts import find_prompts, read_prompt_file, read_prompts
 from ..data.readers import read_dataset
 from ..errors import EraseError, RunError, SettingError
@@ -34,6 +34,7 @@ from .results import measures_of, write_results
 from .tables import Table
 
 NO_CLASS = "name the class that shows the concept, a detector that has one, or skip the images"
+CHANGED = "run again with other settings by another process; compare into a folder of its own"
 CLAIMS = ".claims"
 """Folder in `out` with the claims of the cells."""
 
@@ -131,7 +132,12 @@ def _prompt_files(cells: Sequence[Cell], folder: Path | None) -> dict[str, Path]
 def _collect(
     cells: Sequence[Cell], reasons: dict[int, str], setup: GridSetup, out: Path, command: str
 ) -> Comparison:
-    """Writes all results; `reasons` has the cells that failed, by number."""
+    """Writes all results; `reasons` has the cells that failed, by number.
+
+    A cell that a comparison with other settings into the same folder has run again since counts as failed.
+    """
+    changed = {i: CHANGED for i, cell in enumerate(cells) if not is_done(cell, setup)}
+    reasons = changed | reasons
     attacks = setup.attacks.attacks if setup.attacks else ()
     rows = [
         row
@@ -140,7 +146,7 @@ def _collect(
     ]
     tables = write_results(out, rows, command)
     if setup.images:
-        _write_sheets([cell for i, cell in enumerate(cells) if i not in reasons], out)
+        _write_sheets(cells, reasons, out)
     return Comparison(out, tables, [(cells[i], reasons[i]) for i in sorted(reasons)])
 
 
@@ -207,17 +213,18 @@ def _command(
     )
 
 
-def _write_sheets(cells: Sequence[Cell], out: Path) -> None:
+def _write_sheets(cells: Sequence[Cell], failed: Container[int], out: Path) -> None:
     """A contact sheet of each concept: the original's first images above those of every spec, of the
-    first seed."""
-    for concept in dict.fromkeys(cell.concept for cell in cells):
+    first seed. One of an earlier comparison never stays in its place."""
+    for concepts in dict.fromkeys(cell.concepts for cell in cells):
         runs = {
             str(cell.spec): Run(cell.folder)
-            for cell in cells
-            if (cell.concept, cell.seed) == (concept, 0)
+            for i, cell in enumerate(cells)
+            if i not in failed and (cell.concepts, cell.seed) == (concepts, 0)
         }
+        path = out / f"{joined_slug(concepts)}.png"
+        path.unlink(missing_ok=True)
         if runs:
-            path = out / f"{concept}.png"
             try:
                 contact_sheet(list(runs.values()), path, columns=8, names=list(runs))
             except RunError as error:  # the tables do not need the images

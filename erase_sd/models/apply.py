@@ -15,11 +15,13 @@ from .checkpoint_keys import hub_names
 from .unet import UNET
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
 Pipeline = TypeVar("Pipeline")
+ERASED = "erase_sd_concepts"
+"""Attribute of a module with the names of the concepts that `apply` erased from it."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -29,13 +31,15 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
     Precision and device stay those of the pipeline. So do its offloading hooks, its LoRA adapters, and
     the rows that textual inversion added to the token embedding, loaded before or afterwards. Weights
     are overwritten in place: pipelines that share the text encoder change too, and a LoRA that was
-    fused is lost. If text encoders are erased, one that is not is named in a warning.
+    fused is lost. So is the erasure of another run in the same module, which a warning names; several
+    concepts are erased in one run. If text encoders are erased, one that is not is named in a warning.
 
     Raises RunError if there is no such run, and ModelError if a module is missing, of another
     architecture, quantized, or offloaded layer by layer.
     """
     folder = erased.erased_folder(run_or_folder)
-    names = erased.check(folder).weights_sha256
+    record = erased.check(folder)
+    names = record.weights_sha256
     weights = {}
     for name in names:
         own = getattr(pipe, name, None)
@@ -44,6 +48,7 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
         weights[name] = _fitting(name, own, erased.load(folder, name))
     for name in names:
         own = getattr(pipe, name)
+        _note_erasure(name, own, [concept.name for concept in record.concepts])
         for parameter, tensor in _base_parameters(name, own).items():
             if parameter in weights[name]:
                 with torch.no_grad():
@@ -54,6 +59,16 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
                 "%s (%s) is not erased: it still knows the concept", name, type(kept).__name__
             )
     return pipe
+
+
+def _note_erasure(name: str, own: Any, concepts: Sequence[str]) -> None:
+    """Remembers in a module what is erased from it; warns if that brings back what was erased before."""
+    if back := [concept for concept in getattr(own, ERASED, ()) if concept not in concepts]:
+        log.warning(
+            "%s knows %s again, because another run overwrites its erasure; erase all concepts in one "
+            "run", name, ", ".join(back),
+        )  # fmt: skip
+    setattr(own, ERASED, tuple(concepts))
 
 
 def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:

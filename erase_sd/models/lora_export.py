@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.concept import joined_slug
 from ..errors import ModelError, SettingError
 from ..files import write_json
+from ..reading import read_json
 from ..run.records import ErasureRecord
 from ..runtime import log
 from .lora import (
@@ -70,7 +71,7 @@ def write_lora(
             factors[n] = (pair[f"{n}, down"], pair[f"{n}, up"])
         change = dataclasses.replace(change, factors=factors)
         kohya |= kohya_tensors(name, numbered, change)
-        diffusers |= peft_tensors(f"{name}.", change)
+        diffusers |= peft_tensors(f"{name}.", _with_attention(name, source, change))
         _write_peft(folder, name, change, metadata)
     title = joined_slug([concept.name for concept in record.concepts]).replace("+", "-")
     network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank),
@@ -133,6 +134,18 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
         "biases, norms and embeddings are left out",
         name, rank, output, 100 * residual,
     )  # fmt: skip
+
+
+def _with_attention(name: str, source: Path, change: LowRankChange) -> LowRankChange:
+    """A text encoder's change with an empty one of an attention layer, if it has none: only by attention
+    layers does diffusers recognize the layout of the file."""
+    layer = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+    if name == UNET or any(".self_attn." in weight for weight in change.factors):
+        return change
+    width = int(read_json(source / "config.json")["hidden_size"])
+    down = next(down for down, _ in change.factors.values())
+    empty = (down.new_zeros(1, width), down.new_zeros(width, 1))
+    return dataclasses.replace(change, factors={**change.factors, layer: empty})
 
 
 def _write_peft(

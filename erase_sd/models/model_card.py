@@ -39,8 +39,8 @@ def card(
 
 # {part[0].upper() + part[1:]} without: {concepts}
 
-The {part} of {base}, unlearned with erase-sd so that the pipeline no longer generates
-"{concepts}". {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
+The {part} of {base}, unlearned with erase-sd to keep the pipeline from generating
+"{concepts}"; how far that succeeded is measured below. {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
 
 ```python
 {_usage(record, models, hub_id)}

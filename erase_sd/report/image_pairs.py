@@ -144,7 +144,9 @@ def _matches(
     others: list[Match] = []
     for concept in classes:
         try:
-            matches = match_images(records.values(), detections, concept, classes, scored[0].names)
+            matches = match_images(
+                records.values(), detections, concept, classes, scored[0].names, data.concepts
+            )
         except SettingError:  # the detector lacks the class
             return None
         targets += [match for match in matches if match.group == "target"]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from ..files import write_text
 from ..plotting import INK, LINE, MUTED
 from ..run import RUNS
+from ..run.differences import different_settings
 from ..run.folder import STAGES
 from ..run.measurements import RateComparison
 from .figures import ACCENT, PAPER, inline_svg
@@ -52,9 +53,11 @@ def write_index(pages: Sequence[ReportPage]) -> Path:
     pareto = (
         inline_svg(lambda axes: _draw_pareto(axes, points), "pareto", (5.0, 3.8)) if points else ""
     )
-    write_text(
-        path, render_template("index.html.j2", entries=entries, points=points, pareto=pareto)
+    different = different_settings([page.data.record.stages for page in pages if page.data.scores])
+    page_text = render_template(
+        "index.html.j2", entries=entries, points=points, pareto=pareto, different=different
     )
+    write_text(path, page_text)
     return path
 
 

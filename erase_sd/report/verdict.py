@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..run.measurements import AttackRecord, RateComparison
+from ..scoring.matching import Match
 from .data import ReportData
 from .image_pairs import ImagePair
 from .ladder import attack_rows, depth_lines, strongest_first
@@ -52,7 +53,7 @@ def verdict_of(data: ReportData, pairs: Sequence[ImagePair]) -> Verdict:
     others = [rates for rates in plain if rates.group != "target"]
     matches = [match for pair in pairs for match in pair.others if match.kind == "plain"]
     present = [match for match in matches if match.original >= data.threshold]
-    lost = [match.class_name for match in present if match.erased < data.threshold]
+    lost = [match for match in present if match.erased < data.threshold]
     judgements, evidence, look_alikes = [], [], []
     for concept in data.concepts:
         name = concept.name[:1].upper() + concept.name[1:]
@@ -62,12 +63,12 @@ def verdict_of(data: ReportData, pairs: Sequence[ImagePair]) -> Verdict:
             evidence += depth_lines(data, concept.name)
             if rows := strongest_first(attack_rows(data, concept.name)):
                 judgements.append(_judge_attacks(rows))
-            look_alikes += _look_alike_lines(data, concept.name, lost)
+            look_alikes += _look_alike_lines(data, concept.name, matches)
         else:
             judgements.append(f"{name}: no prompt names it.")
     judgements.append(f"Other objects{_judge_others(others, len(present), len(lost))}")
-    if others:
-        evidence.append(f"Other objects: {_retained(others, len(present), len(lost))}")
+    if matches:
+        evidence.append(f"Other objects: {_retained(matches, data.threshold)}")
     return Verdict(tuple(judgements), tuple(evidence + look_alikes))
 
 
@@ -94,7 +95,9 @@ def _judge_attacks(rows: Sequence[AttackRecord]) -> str:
 
 
 def _judge_others(groups: Sequence[RateComparison], present: int, lost: int) -> str:
-    if sum(rates.original.detected for rates in groups) < MIN_DETECTIONS:
+    # Prompts without any concept are the same for each.
+    distinct = {(r.group, r.concept if r.group == "retained_same" else ""): r for r in groups}
+    if sum(rates.original.detected for rates in distinct.values()) < MIN_DETECTIONS:
         return ": too few detections to judge."
     changes = [rates.change for rates in groups]
     if any(change.difference < 0 and change.p_value < SIGNIFICANCE for change in changes):
@@ -113,37 +116,30 @@ def _detected(rates: RateComparison) -> str:
     )
 
 
-def _retained(groups: Sequence[RateComparison], present: int, lost: int) -> str:
-    concept = groups[0].concept  # with several concepts, the others are the same for each
-    own = [rates for rates in groups if rates.concept == concept]
-    before = sum(rates.original.detected for rates in own)
-    after = sum(rates.erased.detected for rates in own)
-    named = sum(rates.erased.n for rates in own)
+def _retained(matches: Sequence[Match], threshold: float) -> str:
+    """Counts of the objects that the prompts name; of several concepts, each object once."""
+    before = [match.original >= threshold for match in matches]
+    after = [match.erased >= threshold for match in matches]
     counts = (
-        f"of the {named} named in the prompts, {before} were detected before and {after} after."
+        f"of the {len(matches)} named in the prompts, {sum(before)} were detected before and "
+        f"{sum(after)} after."
     )
-    if not present:
+    if not any(before):
         return counts
-    return f"{present - lost} of the {present} in the original images are still there; {counts}"
+    kept = sum(map(min, before, after))
+    return f"{kept} of the {sum(before)} in the original images are still there; {counts}"
 
 
-def _look_alike_lines(data: ReportData, concept: str, lost: Sequence[str]) -> list[str]:
+def _look_alike_lines(data: ReportData, concept: str, matches: Sequence[Match]) -> list[str]:
     """A line for each look-alike of the concept that a plain prompt names."""
-    assert data.scores is not None
     lines = []
     for name in data.look_alikes(concept):
-        groups = [
-            rates
-            for rates in data.scores.by_class
-            if (rates.concept, rates.class_name, rates.kind) == (concept, name, "plain")
-        ]
-        if groups:
-            before = sum(rates.original.detected for rates in groups)
-            after = sum(rates.erased.detected for rates in groups)
-            n = sum(rates.erased.n for rates in groups)
-            change = f"{lost.count(name)} lost" if name in lost else "none lost"
+        if own := [match for match in matches if match.class_name == name]:
+            before = [match.original >= data.threshold for match in own]
+            after = [match.erased >= data.threshold for match in own]
+            lost = sum(before) - sum(map(min, before, after))
             lines.append(
-                f"Look-alike {name}: {change}; detected in {before} of {n} images before and in "
-                f"{after} after."
+                f"Look-alike {name}: {lost or 'none'} lost; detected in {sum(before)} of {len(own)} "
+                f"images before and in {sum(after)} after."
             )
     return lines

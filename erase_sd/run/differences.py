@@ -1,14 +1,21 @@
-"""What differs between two attempts at the same work, for refusing to mix them."""
+"""What differs between two attempts at the same work, or between runs whose rates are compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from .records import UnlearnRecord
+from .records import Stages, UnlearnRecord
+
+SHAPE = (
+    "model", "size", "steps", "sampler", "scheduler", "guidance", "dtype", "seed",
+    "images_per_prompt",
+)  # fmt: skip
+"""Settings of `generate` that the images of comparable runs have in common."""
 
 
 def refuse_other(
@@ -33,3 +40,18 @@ def brief(value: Any) -> str:
     """A value as JSON of at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def different_settings(runs: Sequence[Stages]) -> list[str]:
+    """What several runs were generated and scored with that is not the same in all of them: settings, the
+    content of prompt files of one name, the detector."""
+    values: dict[str, set[str]] = {}
+    for stages in runs:
+        generated = stages.generate.settings if stages.generate else {}
+        own = {name: generated[name] for name in SHAPE if name in generated}
+        own |= {f"prompts {file}": sha256 for file, sha256 in generated.get("prompts", {}).items()}
+        if stages.score:
+            own["detector"] = stages.score.settings.get("detector_sha256")
+        for name, value in own.items():
+            values.setdefault(name.replace("_", " "), set()).add(json.dumps(value))
+    return [name for name, of_runs in values.items() if len(of_runs) > 1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..data.coco import named_classes
+from ..data.concept import Concept
 from ..data.pair import CaptionPair, PromptKind
 from ..detection.detector import check_class
 from ..errors import RunError
@@ -37,39 +38,49 @@ def match_images(
     concept: str,
     classes: Mapping[str, str],
     names: Sequence[str],
+    concepts: Sequence[Concept],
 ) -> list[Match]:
     """Matches for one erased concept; each class that a prompt names counts once per seed.
 
     `detections` maps the images' files to what they show, `classes` every concept of the run to its
-    class of the detector, `names` are all classes. Prompts of another concept's kind files, and plain
+    class of the detector, `names` are all classes, `concepts` all that the run erases: the classes
+    that they or their synonyms name are not retained. Prompts of another concept's kind files, and plain
     prompts that mention other concepts only, count for those concepts instead. Raises SettingError if the concept's
     class is not one of the detector's, RunError if a variant's image is missing.
     """
     check_class(classes[concept], names)
+    erased = {*classes, *classes.values(), *_mentioning(tuple(names), tuple(concepts))}
     seeds: dict[tuple[str, str, int], dict[Variant, ImageRecord]] = {}
     for image in images:
         seeds.setdefault(image.key, {})[image.variant] = image
     return [
         match
         for variants in seeds.values()
-        for match in _matches(variants, detections, concept, classes, tuple(names))
+        for match in _matches(
+            variants, detections, (concept, classes[concept]), erased, tuple(names)
+        )
     ]
+
+
+@functools.lru_cache
+def _mentioning(names: tuple[str, ...], concepts: tuple[Concept, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if any(concept.in_text(name) for concept in concepts))
 
 
 def _matches(
     variants: Mapping[Variant, ImageRecord],
     detections: Mapping[str, Sequence[Detection]],
-    concept: str,
-    classes: Mapping[str, str],
+    concept_and_class: tuple[str, str],
+    erased: Collection[str],
     names: tuple[str, ...],
 ) -> list[Match]:
     _check_variants(variants)
+    concept, target = concept_and_class
     pair = variants["original"].pair
     if not _concerns(pair, concept):
         return []
-    target, erased_names = classes[concept], {*classes, *classes.values()}
     shown = pair.set == "forget" and concept in (pair.concept, *pair.mentions)
-    named = [name for name in _named(pair.caption, names) if name not in erased_names]
+    named = [name for name in _named(pair.caption, names) if name not in erased]
     rest: RateGroup = "retained_same" if shown else "retained_other"
     groups: list[tuple[RateGroup, str]] = [("target", target)] if shown else []
     groups += [(rest, name) for name in named]

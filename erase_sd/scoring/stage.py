@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from ..data.concept import Concept
 from ..detection.detector import IOU, MAX_DETECTIONS
 from ..errors import RunError
 from ..files import write_csv, write_json, write_text
@@ -55,7 +56,7 @@ def _score(
     with run.stage("score", settings):
         detections = Detections(run, models, list(classes.values()))
         records = detections.of(images, progress)
-        scores = _scores(run.name, images, records, classes)
+        scores = _scores(run.name, images, records, concepts, classes)
         if writes():
             detections.write(images)
             write_scores(run, scores)
@@ -73,12 +74,13 @@ def _scores(
     run: str,
     images: Sequence[ImageRecord],
     records: Sequence[DetectionRecord],
+    concepts: Sequence[Concept],
     classes: Mapping[str, str],
 ) -> ScoresRecord:
     detections = {record.file: record.detections for record in records}
-    rates, by_class, sweep = [], [], []
+    names, rates, by_class, sweep = records[0].names, [], [], []
     for concept in classes:
-        matches = match_images(images, detections, concept, classes, records[0].names)
+        matches = match_images(images, detections, concept, classes, names, concepts)
         rates += compare_rates(run, concept, matches)
         by_class += compare_rates(run, concept, matches, by_class=True)
         for threshold in THRESHOLDS:

@@ -66,7 +66,7 @@ def strength_rates(
     exported = read_record(lora.with_name("erase.json"), ErasureRecord, hint="export again")
     if exported.weights_sha256 != run.erasure().weights_sha256:
         raise RunError(f"{lora}: made from other weights than the run has; export again")
-    classes = run.scored().classes
+    classes, concepts = run.scored().classes, run.unlearned().concepts
     _check_detector(run, models)
     images = run.images()
     erased = [image for image in images if image.variant == "erased"]
@@ -85,7 +85,9 @@ def strength_rates(
         shown = full | _detections(pipe, erased, models, tuple(classes.values()))
         for concept in classes:
             lora_rates, full_rates = (
-                compare_rates(run.name, concept, match_images(images, d, concept, classes, names))
+                compare_rates(
+                    run.name, concept, match_images(images, d, concept, classes, names, concepts)
+                )
                 for d in (shown, full)
             )
             rates += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from .. import runtime
 from ..data.coco import COMPOUNDS
-from ..data.concept import Concept
+from ..data.concept import Concept, slug
 from ..errors import SettingError
 from ..methods.registry import METHODS, MethodName
 from ..models.choices import Towers
@@ -198,11 +198,12 @@ def parse_concepts(
 
     With several concepts, a synonym is written `concept=synonym`. Every concept keeps all of
     `keep_senses`, and the well-known phrases in which its word means something else ("hot dog") unless
-    they are its synonyms. Raises SettingError for an empty word, a repeated concept, or a synonym that
-    belongs to none of the concepts.
+    they are its synonyms. Raises SettingError for an empty word, two concepts whose files would have the
+    same name, or a synonym that belongs to none of the concepts.
     """
-    if len(set(names)) < len(names):
-        raise SettingError(f"each must be different, got {', '.join(names)}", field="concept")
+    if len(set(map(slug, names))) < len(names):  # they name files
+        rule = f"each must be different, in more than case and punctuation, got {', '.join(names)}"
+        raise SettingError(rule, field="concept")
     words: dict[str, list[str]] = {name: [] for name in names}
     for synonym in synonyms:
         name, equals, word = synonym.partition("=")
