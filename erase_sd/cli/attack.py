@@ -13,7 +13,7 @@ from .. import api
 from ..data.pair import Split
 from ..errors import SettingError
 from . import options as opt
-from .terminal import Bar, plain_table
+from .terminal import Bar, print_table
 
 if TYPE_CHECKING:
     from ..run.measurements import AttacksRecord
@@ -109,8 +109,5 @@ def _attacks_table(record: AttacksRecord) -> None:
 
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=160)
-    table = plain_table("Attacks", ATTACK_HEADINGS, text_columns=3)
-    for line in attack_lines(record.rows):
-        table.add_row(*map(Text, line))
-    console.print(table)
+    print_table(console, "Attacks", ATTACK_HEADINGS, attack_lines(record.rows), text_columns=3)
     console.print(Text("\n".join([*found_lines(record.rows), attacks_note(record)])))

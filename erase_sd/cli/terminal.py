@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from ..sharing import writes
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Console
+    from rich.text import Text
 
     from ..comparison.tables import Table
     from ..methods.descriptions import MethodDescription
@@ -24,10 +25,9 @@ def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
     from ..scoring.table import note_of, table_of
 
     headings, lines = table_of(rates)
-    table = plain_table("Detection rates", headings, text_columns=2)
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table, Text(note_of(scores)))
+    console = Console()
+    print_table(console, "Detection rates", headings, lines, text_columns=2)
+    console.print(Text(note_of(scores)))
 
 
 def evaluation_table(record: EvaluationRecord) -> None:
@@ -37,27 +37,50 @@ def evaluation_table(record: EvaluationRecord) -> None:
 
     from ..evaluation.stage import EVALUATION_HEADINGS, evaluation_lines, evaluation_note
 
-    table = plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
-    lines = evaluation_lines(record)
-    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
-        table.add_row(*line, end_section=line[0] != following[0])
-    Console().print(table, Text(evaluation_note(record)))
+    console, lines = Console(), evaluation_lines(record)
+    print_table(console, "CLIP-side measures", EVALUATION_HEADINGS, lines, 2, grouped=True)
+    console.print(Text(evaluation_note(record)))
 
 
-def plain_table(
-    title: str, headings: Sequence[str], text_columns: int, caption: str = ""
-) -> RichTable:
-    """An empty table without a frame; its first `text_columns` hold text, the others numbers."""
+def print_table(
+    console: Console,
+    title: str,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str | Text]],
+    text_columns: int,
+    caption: str = "",
+    grouped: bool = False,
+) -> None:
+    """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
+
+    In a narrow terminal, text and headings wrap, and numbers only if that is not enough; nothing is cut
+    off. `grouped` separates lines whose first cells differ.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.measure import Measurement
     from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def needed() -> Measurement:
+        return console.measure(table, options=console.options.update_width(10_000))
 
     table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
-        if heading == "method":
-            table.add_column(heading, min_width=24, overflow="fold")
-        else:
-            table.add_column(heading, justify="left" if i < text_columns else "right")
-    return table
+        table.add_column(
+            heading, justify="left" if i < text_columns else "right", overflow="fold",
+            min_width=24 if heading == "method" else None,
+        )  # fmt: skip
+    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
+        cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
+        table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
+    numbers = list(enumerate(table.columns))[text_columns:]
+    if needed().maximum > console.width:
+        for i, column in numbers:
+            column.width = max(len(x) for x in (*headings[i].split(), *(line[i] for line in lines)))
+        if needed().minimum > console.width:
+            for _, column in numbers:
+                column.width = None
+    console.print(table)
 
 
 def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
@@ -104,10 +127,11 @@ def comparison_tables(tables: Sequence[Table]) -> None:
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=240)
     for table in tables:
-        printed = plain_table(table.title, table.headings, table.text_columns, table.note)
-        for line in table.lines:
-            printed.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in line))
-        console.print(printed)
+        lines = [
+            [Text(cell.text, style="bold" if cell.bold else "") for cell in line]
+            for line in table.lines
+        ]
+        print_table(console, table.title, table.headings, lines, table.text_columns, table.note)
     console.print(Text(READING_NOTE))
 
 
