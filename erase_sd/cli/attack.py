@@ -36,14 +36,19 @@ def attack(
     run: opt.OneRun,
     attacks: Annotated[
         list[AttackChoice] | None,
-        typer.Option("--attack", help="Attack to run; repeatable.", show_default="all"),
+        typer.Option(
+            "--attack",
+            metavar="ATTACK",
+            help=f"Attack to run, one of {', '.join(AttackChoice)}; repeatable.",
+            show_default="all",
+        ),
     ] = None,
     budgets: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Budget of an attack, such as textual-inversion.steps=1000; repeatable.",
+            help="Budget of an attack, such as p4d.steps=100; repeatable.",
             show_default="the attack's",
         ),
     ] = None,
@@ -53,7 +58,9 @@ def attack(
     split: Annotated[
         Split | None,
         typer.Option(
-            help="Split of the captions used as prompts: held-out to report, validation to choose settings.",
+            metavar="SPLIT",
+            help="Split of the captions used as prompts: held-out to report, validation to choose "
+            "settings, or train.",
             show_default="held-out",
         ),
     ] = None,

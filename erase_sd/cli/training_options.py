@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -15,7 +15,9 @@ PrecisionChoice = Literal["auto", "fp32", "bf16"]
 MethodChoice = Annotated[
     MethodName | None,
     typer.Option(
-        help="Unlearning method; `erase-sd methods` describes them.",
+        metavar="METHOD",
+        help=f"Unlearning method, one of {', '.join(get_args(MethodName))}; `erase-sd methods` "
+        "describes them.",
         show_default="cliperase-anchored",
     ),
 ]
@@ -82,7 +84,8 @@ MineMentions = Annotated[
     bool | None,
     typer.Option(
         "--mentions/--no-mentions",
-        help="Also erase other words and phrases that captions use for the concept, found with CLIP.",
+        help="Also erase other words and phrases that captions use for the concept, found with CLIP; "
+        "only cliperase-anchored and cliperase-hardened do.",
         show_default="True",
     ),
 ]
@@ -90,7 +93,9 @@ TrainingDtype = Annotated[
     PrecisionChoice | None,
     typer.Option(
         "--dtype",
-        help="Precision; auto is bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32.",
+        metavar="DTYPE",
+        help="Precision of training, fp32, bf16 or auto: bf16 on CUDA and on CPUs with bfloat16 "
+        "instructions, else fp32.",
         show_default="auto",
     ),
 ]
