@@ -32,17 +32,29 @@ class AttackChoice(StrEnum):
     P4D = "p4d"
 
 
+AttackChoices = Annotated[
+    list[AttackChoice] | None,
+    typer.Option(
+        "--attack",
+        metavar="ATTACK",
+        help=f"Attack to run, one of {', '.join(AttackChoice)}; repeatable.",
+        show_default="all",
+    ),
+]
+PromptSplit = Annotated[
+    Split | None,
+    typer.Option(
+        metavar="SPLIT",
+        help="Split of the captions used as prompts: held-out to report, validation to choose "
+        "settings, or train.",
+        show_default="held-out",
+    ),
+]
+
+
 def attack(
     run: opt.OneRun,
-    attacks: Annotated[
-        list[AttackChoice] | None,
-        typer.Option(
-            "--attack",
-            metavar="ATTACK",
-            help=f"Attack to run, one of {', '.join(AttackChoice)}; repeatable.",
-            show_default="all",
-        ),
-    ] = None,
+    attacks: AttackChoices = None,
     budgets: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,15 +67,7 @@ def attack(
     images: Annotated[
         int | None, typer.Option(help="Number of images per row of the table.", show_default="50")
     ] = None,
-    split: Annotated[
-        Split | None,
-        typer.Option(
-            metavar="SPLIT",
-            help="Split of the captions used as prompts: held-out to report, validation to choose "
-            "settings, or train.",
-            show_default="held-out",
-        ),
-    ] = None,
+    split: PromptSplit = None,
     seed: Annotated[
         int | None,
         typer.Option(
