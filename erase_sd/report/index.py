@@ -15,7 +15,8 @@ from ..run import RUNS
 from ..run.folder import STAGES
 from ..run.measurements import RateComparison
 from .figures import ACCENT, PAPER, inline_svg
-from .page import ReportPage, render_template
+from .page import ReportPage
+from .rendering import render_template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
