@@ -13,7 +13,7 @@ from .. import api
 from ..data.pair import Split
 from ..errors import SettingError
 from . import options as opt
-from .terminal import Bar, print_table
+from .terminal import Bar, console_for_tables, print_table
 
 if TYPE_CHECKING:
     from ..run.measurements import AttacksRecord
@@ -113,12 +113,10 @@ def _parse_budgets(texts: list[str]) -> dict[str, str]:
 
 def _attacks_table(record: AttacksRecord) -> None:
     """Prints the attacks, what they have found, and how to read the table."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..attacks.table import ATTACK_HEADINGS, attack_lines, attacks_note, found_lines
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    console = console_for_tables()
     print_table(console, "Attacks", ATTACK_HEADINGS, attack_lines(record.rows), text_columns=3)
     console.print(Text("\n".join([*found_lines(record.rows), attacks_note(record)])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,27 +18,35 @@ if TYPE_CHECKING:
     from ..run.measurements import EvaluationRecord, RateComparison, ScoresRecord
 
 
+def console_for_tables(file_width: int = 160) -> Console:
+    """The terminal; for a file, lines of `file_width`, unless COLUMNS gives another width."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=file_width)
+
+
 def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
     """Prints detection rates, `scores`' note below them."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..scoring.table import note_of, table_of
 
     headings, lines = table_of(rates)
-    console = Console()
+    console = console_for_tables()
     print_table(console, "Detection rates", headings, lines, text_columns=2)
     console.print(Text(note_of(scores)))
 
 
 def evaluation_table(record: EvaluationRecord) -> None:
     """Prints the CLIP-side measures, with a note on the models and data behind them."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..evaluation.stage import EVALUATION_HEADINGS, evaluation_lines, evaluation_note
 
-    console, lines = Console(), evaluation_lines(record)
+    console, lines = console_for_tables(), evaluation_lines(record)
     print_table(console, "CLIP-side measures", EVALUATION_HEADINGS, lines, 2, grouped=True)
     console.print(Text(evaluation_note(record)))
 
@@ -118,14 +127,12 @@ def methods_list(descriptions: Sequence[MethodDescription]) -> None:
 
 
 def comparison_tables(tables: Sequence[Table]) -> None:
-    """Prints a comparison's tables and how to read them, in a file with lines as long as needed."""
-    from rich.console import Console
+    """Prints a comparison's tables and how to read them."""
     from rich.text import Text
 
     from ..comparison.markdown import READING_NOTE
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=240)
+    console = console_for_tables(file_width=240)
     for table in tables:
         lines = [
             [Text(cell.text, style="bold" if cell.bold else "") for cell in line]

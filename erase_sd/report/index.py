@@ -132,6 +132,7 @@ def _draw_pareto(axes: Axes, points: Sequence[TradeOff]) -> None:
         xlabel="concept detected, % (lower is better)",
         ylabel="other objects detected, % (higher is better)",
     )  # fmt: skip
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
 
 
 def _label_points(axes: Axes, points: Sequence[TradeOff], gap: float) -> list[float]:
