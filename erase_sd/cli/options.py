@@ -74,7 +74,7 @@ ClipFolders = Annotated[
         "--clip",
         metavar="CLIP",
         help="CLIP that the model's text encoder belongs to, in transformers format: a folder or a "
-        "hub id; two for SDXL and SD 3.5. Without --model: a CLIP or BLIP that is unlearned alone.",
+        "hub id; two for SDXL and SD 3.5. With preset mini and without --model: a CLIP or BLIP to unlearn alone.",
         show_default="the preset's",
     ),
 ]
