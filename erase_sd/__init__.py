@@ -12,7 +12,15 @@ from .api import (
     score,
     unlearn,
 )
-from .errors import DataError, DivergedError, EraseError, ModelError, RunError, SettingError
+from .errors import (
+    DataError,
+    DivergedError,
+    EraseError,
+    ModelError,
+    NotErasedError,
+    RunError,
+    SettingError,
+)
 from .runtime import version_of_package
 
 __version__ = version_of_package()
@@ -22,6 +30,7 @@ __all__ = [
     "DivergedError",
     "EraseError",
     "ModelError",
+    "NotErasedError",
     "RunError",
     "SettingError",
     "apply",

@@ -58,7 +58,8 @@ class DivergedError(EraseError):
 
 
 class NotErasedError(EraseError):
-    """Unlearning ended, and the concept is still in the text encoder."""
+    """Unlearning ended, and the concept is still in the text encoder or in what the U-Net predicts; the
+    run's files are kept."""
 
 
 def reason(error: BaseException) -> str:

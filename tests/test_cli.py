@@ -122,6 +122,21 @@ def test_help_and_completion_list_the_choices(words: str, choices: set[str]) -> 
     assert all(choice in help_text for choice in choices)
 
 
+def test_no_option_is_cut_off_at_80_columns() -> None:
+    for name, command in PROGRAM.commands.items():
+        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).stdout
+        for parameter in command.params:
+            assert all(option in shown for option in parameter.opts if option.startswith("--"))
+
+
+def test_the_help_names_the_methods_that_mine_mentions() -> None:
+    from erase_sd.methods.registry import METHODS
+
+    [option] = [p for p in PROGRAM.commands["unlearn"].params if p.name == "mine_mentions"]
+    mining = [name for name, method in METHODS.items() if "hidden_states" in method.needs]
+    assert [name for name in METHODS if f"{name} " in option.help.split(";")[1]] == mining
+
+
 def test_every_setting_is_an_option_and_its_default_is_in_the_help() -> None:
     from erase_sd.generation.settings import GenerateSettings
     from erase_sd.unlearning.settings import UnlearnSettings

@@ -445,8 +445,8 @@ def test_table_shows_shares_in_percent_and_drifts_as_they_are() -> None:
     )
     assert evaluation_lines(record) == [
         ["image retrieval R@1", "forget", "40", "50.0 [45.0, 55.0]", "2.5 [1.0, 7.5]"],
-        ["zero shot retrieval", "forget", "40", "25.0", ""],
-        ["drift end", "forget", "40", "", "0.500 [0.450, 0.550]"],
+        ["zero-shot retrieval", "forget", "40", "25.0", ""],
+        ["drift, end", "forget", "40", "", "0.500 [0.450, 0.550]"],
     ]
     note = "2 forget and 3 retain images: one folder per class, c."
     assert evaluation_note(record).endswith(note)
@@ -461,7 +461,7 @@ def test_command_prints_a_table_or_one_json_object(
     command = ["evaluate", "--run", "apple", "--images", str(tmp_path / "c"), "--quiet"]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
-    assert "zero shot prediction" in shown.output and "drift padding" in shown.output
+    assert "zero-shot prediction" in shown.output and "drift, padding" in shown.output
     assert "2 forget and 2 retain images" in " ".join(shown.output.split())
     printed = json.loads(CliRunner().invoke(app, [*command, "--json", "--template", "a {}"]).stdout)
     assert printed == json.loads((run.folder / "evaluation.json").read_text())

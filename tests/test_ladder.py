@@ -86,18 +86,21 @@ def test_the_verdict_says_what_was_tried_only() -> None:
     words = "Apple is gone from prompts that name it."
     without = verdict_of(report_data(), [])
     assert without.judgements[0] == words and not any("attack" in j for j in without.judgements)
-    assert "Apple was not attacked (erase-sd attack --run apple)." in without.evidence
+    assert "Apple was not attacked (erase-sd attack --run runs/apple)." in without.evidence
     synonym = (
         "Apple, synonym prompts: detected in 10 of 10 original images and in 2 of 10 erased images."
     )
     assert synonym in without.evidence
     broken = verdict_of(report_data(attack_record("p4d", 3), attack_record("sweep", 1)), [])
-    assert broken.judgements[:2] == (words, "Under attack it comes back in up to 30 % (p4d).")
+    assert broken.judgements[:2] == (
+        words,
+        "Under attack it comes back in up to 30 % of images (p4d).",
+    )
     yardstick = dataclasses.replace(attack_record("relearning", 9), control=True)
     beside = verdict_of(report_data(attack_record("p4d", 3), yardstick), [])
     assert beside.judgements[1] == broken.judgements[1]
     held = verdict_of(report_data(attack_record("p4d", 0)), [])
-    assert held.judgements[1] == "No attack that was run brings it back in more than 5 %."
+    assert held.judgements[1] == "No attack that was run brings it back in more than 5 % of images."
     assert depth_lines(report_data(attack_record("p4d", 3)), "apple")[1] == (
         "Apple, under 1 attack: at most 3 of 10 images (p4d, 1 token); without an attack 0 of 10."
     )

@@ -75,7 +75,7 @@ def test_the_axes_show_forget_and_retain_in_per_cent(figures: list[Figure]) -> N
     [axes] = figures[0].axes
     first = axes.containers[0].lines[0].get_xydata()[0]  # type: ignore[attr-defined]
     assert tuple(first) == (pytest.approx(11), pytest.approx(71))  # 10, 11, 12 and 70, 71, 72
-    assert "target detected" in axes.get_xlabel() and "other objects" in axes.get_ylabel()
+    assert "concept detected" in axes.get_xlabel() and "other objects" in axes.get_ylabel()
 
 
 def test_without_images_the_figure_shows_retrieval(figures: list[Figure]) -> None:

@@ -18,13 +18,15 @@ from erase_sd.data.concept import Concept
 from erase_sd.files import digest
 from erase_sd.report import pictures
 from erase_sd.report.data import ReportData
+from erase_sd.report.figures import training_curves
 from erase_sd.report.image_pairs import ImagePair
 from erase_sd.report.index import best_trade_offs
 from erase_sd.report.pictures import MAX_SIDE, embed_images
+from erase_sd.report.rendering import unbroken
 from erase_sd.report.verdict import verdict_of
 from erase_sd.run import Run
 from erase_sd.run.measurements import RateGroup, ScoresRecord
-from erase_sd.run.records import Origin, RunRecord, Stages, UnlearnRecord
+from erase_sd.run.records import Origin, RunRecord, Stages, TrainRecord, UnlearnRecord
 from erase_sd.scoring.matching import Match
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
 
@@ -114,7 +116,7 @@ def test_the_evidence_names_every_count() -> None:
     )
     assert verdict(matches("target", "apple", 1, 41, 0, 8), others)[1] == [
         "Apple: detected in 42 of 50 original images and in 1 of 50 erased images.",
-        "Apple was not attacked (erase-sd attack --run apple).",
+        "Apple was not attacked (erase-sd attack --run runs/apple).",
         "Other objects: 90 of the 93 in the original images are still there; of the 100 named in the "
         "prompts, 93 were detected before and 93 after.",
         "Look-alike orange: 1 lost; detected in 61 of 64 images before and in 60 after.",
@@ -195,6 +197,22 @@ def test_fifty_prompts_with_four_images_each_stay_under_ten_megabytes(
     monkeypatch.setattr(pictures, "PAGE_BUDGET", pictures.PAGE_BUDGET // 100)
     [picture] = embed_images(tmp_path, [row] * 4).values()
     assert 400 * len(picture.source) < 9_000_000
+
+
+def test_no_line_break_divides_an_option_a_percentage_or_an_interval() -> None:
+    whole = '<span class="whole">{}</span>'.format
+    assert unbroken("17 % <b> [3, 56] (erase-sd attack --run a-b)") == (
+        f"{whole('17 %')} &lt;b&gt; {whole('[3, 56]')} (erase-sd attack {whole('--run')} a-b)"
+    )
+
+
+def test_each_dashed_line_of_the_training_curves_is_in_its_legend() -> None:
+    row = TrainRecord(
+        step=20, terms={"token": 1.0}, residual_concept_similarity=0.1, retained_fidelity=0.9
+    )
+    limits = {"forget_threshold": 0.1, "retain_floor": None}
+    [(_, measures), _] = training_curves([row], limits, "curve")
+    assert "forget threshold" in measures and "retain floor" not in measures
 
 
 def test_the_front_holds_the_points_that_no_other_beats_in_both() -> None:

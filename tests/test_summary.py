@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def test_reductions_are_counted_and_shown() -> None:
     assert (reductions.captions, reductions.empty, reductions.unreduced) == (40, 20, [])
     assert reductions.examples == [("an apple", "")] * 20
     lines = dict(summary_lines(summary))
-    assert lines["without the concept"].startswith("40 captions in ")
-    assert lines["without the concept"].endswith("20 name nothing else; 0 cannot be reduced")
+    assert lines["concept removed"].startswith("40 captions in ")
+    assert lines["concept removed"].endswith("20 have nothing left; 0 still mention it")
     assert lines["  example"] == "an apple -> (empty)"
 
 
@@ -65,7 +66,7 @@ def test_captions_that_cannot_be_reduced_are_shown() -> None:
         file.write("0.jpg#3\thot hot dog dog\n1.jpg#3\ta hot dog\n2.jpg#3\ta hot dog\n")
     summary = summarize(read_flickr30k(pairs), [Concept("hot dog")], word_counts, 4)
     assert summary.reductions.unreduced == ["hot hot dog dog"]
-    assert ("  cannot be reduced", "hot hot dog dog") in summary_lines(summary)
+    assert ("  still mentions it", "hot hot dog dog") in summary_lines(summary)
 
 
 def test_each_set_has_three_examples() -> None:
@@ -82,7 +83,7 @@ def test_missing_images_are_counted_in_every_split() -> None:
     assert sum(summary.retain.images_present.values()) == 10
     lines = [f"{name}: {value}" for name, value in summary_lines(summary)]
     assert "image files: 30 of 40; 10 missing, first 30.jpg" in lines
-    assert "forget images: 20: 14 train, 2 validation, 4 held-out; our split" in lines
+    assert "forget images: 20: 14 train, 2 validation, 4 held-out; split by erase-sd" in lines
     assert sum(line.startswith("  with a file: ") for line in lines) == 2
 
 
@@ -127,8 +128,18 @@ def test_the_command_prints_a_table_without_reading_weights(
     out = capsys.readouterr()
     assert out.err == ""
     for cell in ("750 of 150 images", "150 of 150", "tokens per caption", "forget images",
-                 "held-out; our split", "retain example"):  # fmt: skip
+                 "held-out; split by erase-sd", "retain example"):  # fmt: skip
         assert cell in out.out
+
+
+def test_mentions_are_listed_without_the_progress_bars_of_transformers(tiny: Models) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "erase_sd", "data", str(tiny.data), "--concept", "apple",
+         "--clip", str(tiny.clips[0]), "--mentions"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.splitlines()[-1].startswith("apple: other mentions: ")
+    assert shown.stderr == ""
 
 
 def test_the_command_prints_one_json_object(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from collections import Counter
 
-from erase_sd.cli.terminal import Bar, rates_table
+import pytest
+from rich.console import Console
+
+from erase_sd.cli.terminal import Bar, print_table, rates_table
 from erase_sd.run.measurements import ScoresRecord
 from erase_sd.scoring.matching import Match
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
@@ -43,3 +47,26 @@ def test_a_table_of_rates_shows_the_whole_name_of_each_run(
     table = capsys.readouterr().out.split("Rates of")[0].splitlines()
     width = table[2].index("object")
     assert "".join(line[:width].strip() for line in table[4:]) == run
+
+
+LINES = [["apple", "retained, same prompts", "40", "92.5 [80.1, 97.4]", "100.0 [91.2, 100.0]"]]
+
+
+def printed(width: int, lines: list[list[str]] = LINES) -> str:
+    file = io.StringIO()
+    headings = ("run", "object", "n", "original %", "erased - reference")
+    print_table(Console(file=file, width=width), "Rates", headings, lines, text_columns=2)
+    return file.getvalue()
+
+
+def test_a_narrow_terminal_wraps_text_and_no_interval() -> None:
+    assert "retained, same prompts" in printed(100)
+    narrow = printed(64)
+    assert "retained, same prompts" not in narrow and max(map(len, narrow.splitlines())) <= 64
+    assert "92.5 [80.1, 97.4]" in narrow and "100.0 [91.2, 100.0]" in narrow
+
+
+def test_the_narrowest_terminal_loses_no_character() -> None:
+    shown = printed(30)
+    assert max(map(len, shown.splitlines())) <= 30
+    assert Counter("".join(LINES[0]).replace(" ", "")) <= Counter(shown)

@@ -27,7 +27,8 @@ def load(
     """The erased text encoder of a run, by name or folder, or with "unet" its erased U-Net; SDXL has a
     second encoder, "text_encoder_2".
 
-    In float32 on the CPU by default; `apply` puts it into a pipeline as it is. Raises EraseError.
+    In float32 on the CPU by default; `apply` instead writes it into an open pipeline, in the pipeline's
+    precision and on its device. Raises EraseError.
     """
     from ..models.erased import load as load_module
 

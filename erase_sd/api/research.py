@@ -30,9 +30,10 @@ def attack(
 ) -> AttacksRecord:
     """Attacks a run's erased encoder and returns how often the concept is generated again.
 
-    `attacks` are names, by default all; `budgets` such as {"textual-inversion.steps": 1000}, and
-    `settings`, are fields of `erase_sd.attacks.settings.AttackSettings`. `approve` is called with the
-    minimum number of images before a long run. Raises EraseError.
+    `attacks` are names, by default all; `budgets` change their defaults, as in
+    {"textual-inversion.steps": 1000}. `settings` are the other fields of
+    `erase_sd.attacks.settings.AttackSettings`. `approve` is called with the minimum number of images
+    before a long run. Raises EraseError.
     """
     from ..attacks.settings import AttackSettings
     from ..attacks.stage import attack as attack_stage
@@ -55,12 +56,12 @@ def evaluate(
     preset: Preset | None = None,
     progress: Progress | None = None,
 ) -> EvaluationRecord:
-    """CLIP-side measures before and after: zero-shot prediction, retrieval, drift of hidden states.
+    """Measures CLIP before and after: zero-shot prediction, retrieval, drift of hidden states.
 
-    Measured on the run's held-out pairs, or on `images`: a folder of CIFAR-100, of webdataset shards,
-    or with one folder per class. `templates` are prompts with `{}` for the class name. `clip` is a
-    CLIP that the erased text tower fits, or a BLIP that the run did not erase, which is measured alone.
-    Raises EraseError.
+    The measures are taken on the run's held-out pairs, or on `images`: a folder of CIFAR-100, of
+    webdataset shards, or with one folder per class. `templates` are prompts with `{}` for the class
+    name. `clip` is a CLIP that the erased text tower fits, or a BLIP that the run did not erase, which
+    is measured alone. Raises EraseError.
     """
     from ..data.classes import TEMPLATES
     from ..evaluation.stage import evaluate as evaluate_stage

@@ -35,9 +35,9 @@ def unlearn(
 
     `synonyms` are erased with the concept; phrases in `keep_senses` ("apple laptop") are not. `data`
     is a folder of Flickr30K, CIFAR-100 or webdataset shards, or with one folder of images per class, or
-    "synth" for pairs that the model generates itself. A `clip` without a `model` is a CLIP or BLIP that
-    is unlearned alone, unless the preset has a model that it belongs to. `settings` are fields
-    of `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
+    "synth" for pairs that the model generates itself. With preset "mini", a `clip` without a `model` is a
+    CLIP or BLIP to unlearn alone. `settings` are fields of
+    `erase_sd.unlearning.settings.UnlearnSettings`. Raises EraseError; NotErasedError if the run is
     complete but the concept is still there.
     """
     from ..models.presets import resolve
@@ -109,7 +109,7 @@ def score(
 
     `detector_class` is the detector's class for the concept; `concept=class`, or several of these,
     for a run that erased more than one. `detector_text` is the text encoder of an open-vocabulary
-    detector. Of all runs, one that cannot be scored is left out, logged as an error, and named in
+    detector. Without `run`, a run that cannot be scored is left out, logged as an error, and named in
     `unscored` of the result; different settings, prompts or detectors are logged. Raises EraseError.
     """
     from ..detection.detector import detector_kept

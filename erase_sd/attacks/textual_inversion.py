@@ -23,7 +23,7 @@ class TextualInversion(Attack):
     of". The U-Net's loss on the photographs is minimized over the word's embeddings alone. A baseline
     learns the hidden state at the word's position instead, behind the encoder. The encoder's layers add
     to their input, so a large enough embedding sets the direction of the state at its own position:
-    where the baseline succeeds, erasing the text encoder alone cannot prevent textual inversion.
+    where the baseline succeeds, erasing the text encoder alone can hardly prevent textual inversion.
     """
 
     access: ClassVar[Access] = "white box"

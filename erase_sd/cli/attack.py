@@ -12,7 +12,7 @@ import typer
 from .. import api
 from ..data.pair import Split
 from . import options as opt
-from .terminal import Bar, plain_table
+from .terminal import Bar, console_for_tables, print_table
 
 if TYPE_CHECKING:
     from ..run.measurements import AttacksRecord
@@ -31,31 +31,42 @@ class AttackChoice(StrEnum):
     P4D = "p4d"
 
 
+AttackChoices = Annotated[
+    list[AttackChoice] | None,
+    typer.Option(
+        "--attack",
+        metavar="ATTACK",
+        help=f"Attack to run, one of {', '.join(AttackChoice)}; repeatable.",
+        show_default="all",
+    ),
+]
+PromptSplit = Annotated[
+    Split | None,
+    typer.Option(
+        metavar="SPLIT",
+        help="Split of the captions used as prompts: held-out to report, validation to choose "
+        "settings, or train.",
+        show_default="held-out",
+    ),
+]
+
+
 def attack(
     run: opt.OneRun,
-    attacks: Annotated[
-        list[AttackChoice] | None,
-        typer.Option("--attack", help="Attack to run; repeatable.", show_default="all"),
-    ] = None,
+    attacks: AttackChoices = None,
     budgets: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Budget of an attack, such as textual-inversion.steps=1000; repeatable.",
+            help="Budget of an attack, such as p4d.steps=100; repeatable.",
             show_default="the attack's",
         ),
     ] = None,
     images: Annotated[
         int | None, typer.Option(help="Number of images per row of the table.", show_default="50")
     ] = None,
-    split: Annotated[
-        Split | None,
-        typer.Option(
-            help="Split of the captions used as prompts: held-out to report, validation to choose settings.",
-            show_default="held-out",
-        ),
-    ] = None,
+    split: PromptSplit = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -90,15 +101,10 @@ def attack(
 
 def _attacks_table(record: AttacksRecord) -> None:
     """Prints the attacks, what they have found, and how to read the table."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..attacks.table import ATTACK_HEADINGS, attack_lines, attacks_note, found_lines
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
-    table = plain_table("Attacks", ATTACK_HEADINGS, text_columns=3)
-    for line in attack_lines(record.rows):
-        table.add_row(*map(Text, line))
-    console.print(table)
+    console = console_for_tables()
+    print_table(console, "Attacks", ATTACK_HEADINGS, attack_lines(record.rows), text_columns=3)
     console.print(Text("\n".join([*found_lines(record.rows), attacks_note(record)])))

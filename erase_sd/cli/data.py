@@ -70,7 +70,9 @@ def prompts(
     split: Annotated[
         Split,
         typer.Option(
-            help="Images to take captions of: held-out to report, validation to choose settings."
+            metavar="SPLIT",
+            help="Split to take captions from: held-out to report, validation to choose settings, or "
+            "train.",
         ),
     ] = "held-out",
     synonyms: opt.Synonyms = None,

@@ -11,11 +11,11 @@ import typer
 from ..errors import SettingError
 from ..generation.cost import MANY_IMAGES, cost_line
 from ..models.choices import Sampler
-from ..models.presets import Preset
+from ..models.presets import PRESETS, Preset
 from ..runtime import Approval, Precision
 
 RUN_HELP = "Name of a run under runs/, or a run folder."
-PRESET_HELP = "Base model, and the CLIP, caption pairs and detector that go with it."
+PRESET_HELP = f"Base model, one of {', '.join(PRESETS)}, and the CLIP, caption pairs and detector that go with it."
 
 Concepts = Annotated[
     list[str],
@@ -46,9 +46,10 @@ RunName = Annotated[
     typer.Option("--run", metavar="RUN", help=RUN_HELP, show_default="named after the concepts"),
 ]
 OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
-PresetName = Annotated[Preset, typer.Option("--preset", help=PRESET_HELP)]
+PresetName = Annotated[Preset, typer.Option("--preset", metavar="PRESET", help=PRESET_HELP)]
 RunPreset = Annotated[
-    Preset | None, typer.Option("--preset", help=PRESET_HELP, show_default="the run's own")
+    Preset | None,
+    typer.Option("--preset", metavar="PRESET", help=PRESET_HELP, show_default="the run's own"),
 ]
 Model = Annotated[
     str | None,
@@ -73,7 +74,7 @@ ClipFolders = Annotated[
         "--clip",
         metavar="CLIP",
         help="CLIP that the model's text encoder belongs to, in transformers format: a folder or a "
-        "hub id; two for SDXL and SD 3.5. Without --model: a CLIP or BLIP that is unlearned alone.",
+        "hub id; two for SDXL and SD 3.5. With preset mini and without --model: a CLIP or BLIP to unlearn alone.",
         show_default="the preset's",
     ),
 ]
@@ -166,8 +167,9 @@ ImageDtype = Annotated[
     Precision | None,
     typer.Option(
         "--dtype",
-        help="Precision of image generation; auto is bf16 on CUDA and on CPUs with bfloat16 "
-        "instructions, else fp32.",
+        metavar="DTYPE",
+        help="Precision of image generation, fp32, bf16, fp16 or auto: bf16 on CUDA and on CPUs "
+        "with bfloat16 instructions, else fp32.",
         show_default="auto",
     ),
 ]

@@ -44,7 +44,10 @@ GridMethods = Annotated[
     ),
 ]
 Seeds = Annotated[
-    int | None, typer.Option(help="Training seeds of every run, from 0.", show_default="3")
+    int | None,
+    typer.Option(
+        help="Number of training seeds, 0, 1, ..., for each concept and method.", show_default="3"
+    ),
 ]
 ResultsFolder = Annotated[
     Path | None,

@@ -23,7 +23,7 @@ def report(
 ) -> None:
     """Write report.html of each run, and runs/index.html to compare several.
 
-    Of all runs, those that cannot be read are named, and the exit status is 1.
+    Without --run, runs that cannot be read are named, and the exit status is 1.
     """
     from ..report import write, write_all
     from ..run import RUNS, Run, run_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,60 +10,86 @@ from typing import TYPE_CHECKING
 from ..sharing import writes
 
 if TYPE_CHECKING:
-    from rich.console import JustifyMethod
-    from rich.table import Table as RichTable
+    from rich.console import Console
+    from rich.text import Text
 
     from ..comparison.tables import Table
     from ..methods.descriptions import MethodDescription
     from ..run.measurements import EvaluationRecord, RateComparison, ScoresRecord
 
 
+def console_for_tables(file_width: int = 160) -> Console:
+    """The terminal; for a file, lines of `file_width`, unless COLUMNS gives another width."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=file_width)
+
+
 def rates_table(scores: ScoresRecord, rates: Sequence[RateComparison]) -> None:
     """Prints detection rates, `scores`' note below them."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..scoring.table import note_of, table_of
 
     headings, lines = table_of(rates)
-    table = plain_table("Detection rates", headings, text_columns=2)
-    for line in lines:
-        table.add_row(*map(Text, line))  # in a plain string, [v2] would be a style
-    Console().print(table, Text(note_of(scores)))
+    console = console_for_tables()
+    print_table(console, "Detection rates", headings, lines, text_columns=2)
+    console.print(Text(note_of(scores)))
 
 
 def evaluation_table(record: EvaluationRecord) -> None:
     """Prints the CLIP-side measures, with a note on the models and data behind them."""
-    from rich.console import Console
     from rich.text import Text
 
     from ..evaluation.stage import EVALUATION_HEADINGS, evaluation_lines, evaluation_note
 
-    table = plain_table("CLIP-side measures", EVALUATION_HEADINGS, text_columns=2)
-    lines = evaluation_lines(record)
-    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
-        table.add_row(*map(Text, line), end_section=line[0] != following[0])
-    Console().print(table, Text(evaluation_note(record)))
+    console, lines = console_for_tables(), evaluation_lines(record)
+    print_table(console, "CLIP-side measures", EVALUATION_HEADINGS, lines, 2, grouped=True)
+    console.print(Text(evaluation_note(record)))
 
 
-def plain_table(
-    title: str, headings: Sequence[str], text_columns: int, caption: str = ""
-) -> RichTable:
-    """An empty table without a frame; its first `text_columns` hold text, the others numbers.
+def print_table(
+    console: Console,
+    title: str,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str | Text]],
+    text_columns: int,
+    caption: str = "",
+    grouped: bool = False,
+) -> None:
+    """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
 
-    Words longer than their column are broken, not cut: half a name or number would be another one.
+    In a narrow terminal, text and headings wrap, and numbers only if that is not enough; nothing is cut
+    off. `grouped` separates lines whose first cells differ.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.measure import Measurement
     from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def needed() -> Measurement:
+        return console.measure(table, options=console.options.update_width(10_000))
 
     table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
-        if heading == "method":
-            table.add_column(heading, min_width=24, overflow="fold")
-        else:
-            justify: JustifyMethod = "left" if i < text_columns else "right"
-            table.add_column(heading, justify=justify, overflow="fold")
-    return table
+        table.add_column(
+            heading, justify="left" if i < text_columns else "right", overflow="fold",
+            min_width=24 if heading == "method" else None,
+        )  # fmt: skip
+    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
+        cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
+        table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
+    numbers = list(enumerate(table.columns))[text_columns:]
+    if needed().maximum > console.width:
+        for i, column in numbers:
+            column.width = max(len(x) for x in (*headings[i].split(), *(line[i] for line in lines)))
+        if needed().minimum > console.width:
+            for _, column in numbers:
+                column.width = None
+    console.print(table)
 
 
 def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
@@ -100,19 +127,18 @@ def methods_list(descriptions: Sequence[MethodDescription]) -> None:
 
 
 def comparison_tables(tables: Sequence[Table]) -> None:
-    """Prints a comparison's tables and how to read them, in a file with lines as long as needed."""
-    from rich.console import Console
+    """Prints a comparison's tables and how to read them."""
     from rich.text import Text
 
     from ..comparison.markdown import READING_NOTE
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=240)
+    console = console_for_tables(file_width=240)
     for table in tables:
-        printed = plain_table(table.title, table.headings, table.text_columns, table.note)
-        for line in table.lines:
-            printed.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in line))
-        console.print(printed)
+        lines = [
+            [Text(cell.text, style="bold" if cell.bold else "") for cell in line]
+            for line in table.lines
+        ]
+        print_table(console, table.title, table.headings, lines, table.text_columns, table.note)
     console.print(Text(READING_NOTE))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -13,7 +13,9 @@ from ..unlearning.settings import TrainingPrecision
 MethodChoice = Annotated[
     MethodName | None,
     typer.Option(
-        help="Unlearning method; `erase-sd methods` describes them.",
+        metavar="METHOD",
+        help=f"Unlearning method, one of {', '.join(get_args(MethodName))}; `erase-sd methods` "
+        "describes them.",
         show_default="cliperase-anchored",
     ),
 ]
@@ -80,7 +82,8 @@ MineMentions = Annotated[
     bool | None,
     typer.Option(
         "--mentions/--no-mentions",
-        help="Also erase other words and phrases that captions use for the concept, found with CLIP.",
+        help="Also erase other words and phrases that captions use for the concept, found with CLIP; "
+        "only cliperase-anchored and cliperase-hardened do.",
         show_default="True",
     ),
 ]
@@ -88,7 +91,9 @@ TrainingDtype = Annotated[
     TrainingPrecision | None,
     typer.Option(
         "--dtype",
-        help="Precision; auto is bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32.",
+        metavar="DTYPE",
+        help="Precision of training, fp32, bf16 or auto: bf16 on CUDA and on CPUs with bfloat16 "
+        "instructions, else fp32.",
         show_default="auto",
     ),
 ]

@@ -52,7 +52,7 @@ class ForgetRetain:
 FORGET_RETAIN = (
     ForgetRetain(
         "detection_rate", ("target",), ("retained_same", "retained_other"),
-        ("target detected, %", "other objects detected, %"),
+        ("concept detected, %", "other objects detected, %"),
     ),
     ForgetRetain(
         "image_retrieval_r1", ("forget",), ("retain",),

@@ -17,7 +17,7 @@ Span = tuple[int, int]
 MAX_PHRASE = 300
 """Maximum length of a name, synonym or kept sense; no text encoder reads as many characters."""
 MAX_NAME = 120
-"""Most characters of a file name; file systems allow 255 bytes."""
+"""Maximum number of characters of a file name; file systems allow 255 bytes."""
 
 
 @functools.cache

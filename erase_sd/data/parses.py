@@ -18,7 +18,7 @@ from .tree import Parsed, Tree
 MIN_STORED = 64
 """Fewest texts parsed in one call that are worth a file."""
 MAX_HELD = 200_000
-"""Most texts whose parses a process holds, about 5 kB each; beyond that, all are dropped first."""
+"""Maximum number of texts whose parses a process holds, about 5 kB each; beyond it, all are dropped."""
 
 _held: dict[str, Parsed] = {}
 

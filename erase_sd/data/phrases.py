@@ -16,11 +16,11 @@ Rows = Mapping[Phrase, Sequence[int]]
 """The captions, by number, in which each phrase occurs."""
 
 MAX_WORDS = 12
-"""Most words of a phrase."""
+"""Maximum number of words of a phrase."""
 MIN_CAPTIONS = 3
 """Fewest captions that a phrase must occur in; one or two may be chance."""
 MIN_LIFT = 3.0
-"""Least ratio of a phrase's frequency in the captions to that in the others: a look-alike or a
+"""Minimum ratio of a phrase's frequency in the captions to that in the others: a look-alike or a
 neighbour is about as frequent in both."""
 SAME = 0.9
 """A phrase that a longer one continues in this share of its captions is a part of that one: "granny" of

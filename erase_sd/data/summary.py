@@ -1,4 +1,4 @@
-"""What a Flickr30K folder holds about a concept, before anything is unlearned."""
+"""What a folder of caption pairs holds about a concept, before anything is unlearned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SetSummary:
     images_present: dict[Split, int]
     """Those whose file exists."""
     own_split: bool
-    """Whether the set follows the dataset's own split rather than ours."""
+    """Whether the set follows the dataset's own split rather than that of erase-sd."""
     examples: list[str]
     """A few training captions."""
 
@@ -39,7 +39,7 @@ class ReductionSummary:
     unreduced: list[str]
     """Captions that still mention a concept after the removal; unlearning leaves them out."""
     empty: int
-    """Captions that name nothing else."""
+    """Captions of which the removal leaves nothing."""
     seconds: float
     examples: list[tuple[str, str]]
     """Some captions of different images, with and without the concept."""
@@ -64,7 +64,7 @@ class DatasetSummary:
     median: float
     longest: int
     context_length: int
-    """Most tokens that the model reads."""
+    """Maximum number of tokens that the model reads."""
     too_long: int
     """Captions with more tokens than that."""
     forget: SetSummary
@@ -150,16 +150,19 @@ def summary_lines(summary: DatasetSummary) -> list[tuple[str, str]]:
     if s.first_missing:
         present += f"; {s.missing_images:,} missing, first {s.first_missing}"
     lines = [
-        ("captions in", f"{s.file} ({s.format})"),
+        ("caption file", f"{s.file} ({s.format})"),
         ("captions", f"{s.captions:,} of {s.images:,} images"),
         ("image files", present),
         ("tokens per caption", f"{s.shortest} to {s.longest}, median {s.median:g}"),
-        ("over the context length", f"{s.too_long:,} captions have over {s.context_length} tokens"),
+        (
+            "over the context length",
+            f"{s.too_long:,} captions have more than {s.context_length} tokens",
+        ),
         ("mentions", f"{s.mentions:,} captions mention {' or '.join(s.concepts)}"),
     ]
     sets = (("forget", s.forget), ("retain", s.retain))
     for title, images in sets:
-        split = "the dataset's own split" if images.own_split else "our split"
+        split = "the dataset's own split" if images.own_split else "split by erase-sd"
         lines.append((f"{title} images", f"{_counts(images.images)}; {split}"))
         if s.missing_images:
             lines.append(("  with a file", _counts(images.images_present)))
@@ -168,9 +171,9 @@ def summary_lines(summary: DatasetSummary) -> list[tuple[str, str]]:
 
 
 def _reduction_lines(r: ReductionSummary) -> list[tuple[str, str]]:
-    counts = f"{r.captions:,} captions in {r.seconds:.1f} s; {r.empty:,} name nothing else; "
-    lines = [("without the concept", f"{counts}{len(r.unreduced):,} cannot be reduced")]
-    lines += [("  cannot be reduced", caption) for caption in r.unreduced[:EXAMPLES]]
+    counts = f"{r.captions:,} captions in {r.seconds:.1f} s; {r.empty:,} have nothing left; "
+    lines = [("concept removed", f"{counts}{len(r.unreduced):,} still mention it")]
+    lines += [("  still mentions it", caption) for caption in r.unreduced[:EXAMPLES]]
     return lines + [("  example", f"{a} -> {b or '(empty)'}") for a, b in r.examples]
 
 

@@ -171,7 +171,7 @@ def evaluation_lines(record: EvaluationRecord) -> list[list[str]]:
         lines.setdefault((row.measure, row.set), {})[row.variant] = row
     return [
         [
-            re.sub(r"_r(\d+)$", r" R@\1", name).replace("_", " "),
+            _label(name),
             concept_set,
             str(max(row.n for row in by_variant.values())),
             _interval(by_variant.get("original")),
@@ -181,11 +181,18 @@ def evaluation_lines(record: EvaluationRecord) -> list[list[str]]:
     ]
 
 
+def _label(measure: str) -> str:
+    """`zero-shot prediction`, `image retrieval R@1`, `drift, subject`."""
+    named = measure.replace("zero_shot", "zero-shot").replace("drift_", "drift, ")
+    return re.sub(r"_r(\d+)$", r" R@\1", named).replace("_", " ")
+
+
 def evaluation_note(record: EvaluationRecord) -> str:
     """How to read the lines, and which images they rest on."""
     data = record.about["data"]
     return (
-        "Brackets hold the 95 % interval, which treats the queries of a set as independent. "
+        "Prediction and retrieval in per cent. Drift: mean cosine distance (0-2) between the hidden "
+        "states before and after, by kind of token; subject: the concept's name. Brackets hold the 95 % interval, which treats the queries of a set as independent. "
         f"{data['forget']} forget and {data['retain']} retain images: {data['kind']}, "
         f"{data['folder']}."
     )

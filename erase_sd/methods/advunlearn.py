@@ -36,9 +36,9 @@ class AdvUnlearn(Method):
     retain_weight: float = 1.0
     """Weight of the change under retain prompts (0.3 in the paper)."""
     prompts: tuple[str, ...] = ("{}", "a photo of {}")
-    """Prompts, separated by |, with {} for the concept's name."""
+    """Prompts, separated by |, with {} for the concept's name (ours)."""
     captions: int = minimum(0, 200)
-    """Most forget captions to train on beside the prompts (ours; 0 in the paper)."""
+    """Maximum number of forget captions to train on beside the prompts (ours; 0 in the paper)."""
     images: int = minimum(1, 64)
     """Images of each set (ours)."""
     rows: int = minimum(1, 6)

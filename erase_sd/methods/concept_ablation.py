@@ -32,9 +32,10 @@ class ConceptAblation(Method):
     steps: ClassVar[int] = 60
     trained_parameters: ClassVar[str] = "keys and values of the U-Net's cross-attention"
     prompts: tuple[str, ...] = ("{}", "a photo of {}")
-    """Prompts, separated by |, with {} for the concept's name or the anchor."""
+    """Prompts, separated by |, with {} for the concept's name or the anchor (ours)."""
     toward: str = ""
-    """The anchor, a word, for these prompts; nothing stands for the empty prompt."""
+    """Anchor of these prompts: a word, such as a broader concept (as in the paper), or nothing for the
+    empty prompt (ours)."""
     images: int = minimum(1, 48)
     """Anchor images that the original generates (1,000 in the paper)."""
     rows: int = minimum(1, 12)

@@ -38,7 +38,7 @@ class ESD(Method):
     prompts: tuple[str, ...] = ("{}", "a photo of {}")
     """Prompts, separated by |, with {} for the concept's name (the name alone in the paper)."""
     captions: int = minimum(0, 200)
-    """Most forget captions to train on beside the prompts (ours; 0 in the paper)."""
+    """Maximum number of forget captions to train on beside the prompts (ours; 0 in the paper)."""
     rows: int = minimum(1, 6)
     """Latents per step (1 in the paper)."""
     sampling_steps: int = minimum(2, 10)

@@ -32,9 +32,11 @@ class UCE(ClosedFormMethod):
     toward: str = ""
     """What the name is read as: a word, or nothing (nothing in the paper, for objects)."""
     forget_captions: int = minimum(0, 500)
-    """Most forget captions to be read as the concept-removed ones (ours; 0 in the paper)."""
+    """Maximum number of forget captions that are to be read as the concept-removed ones (ours; 0 in the
+    paper)."""
     retain_captions: int = minimum(1, 500)
-    """Most captions to be read as before (ours; names of other concepts in the paper)."""
+    """Maximum number of retain captions that are to be read as before (ours; names of other concepts in
+    the paper)."""
     retain_weight: float = 1.0
     """Weight of the retain captions, relative to the concept (1 in the authors' code)."""
     ridge: float = 1e-4

@@ -17,7 +17,7 @@ from .source import check_config, fingerprint, foreign_files
 from .text_encoder import load_weights
 
 CONTEXT_LENGTH = 64
-"""Most tokens of a caption: BLIP was trained on 35, and its table of positions has 512."""
+"""Maximum number of tokens of a caption: BLIP was trained on 35, and its table of positions has 512."""
 TEMPERATURE = 0.07
 """BLIP's contrastive temperature before training; `transformers` keeps no trained one."""
 ARCHITECTURE = "BlipForImageTextRetrieval"

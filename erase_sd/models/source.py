@@ -31,7 +31,7 @@ CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
 CLIP_FILES = ("*.json", "*.txt", "model*.safetensors")
 TOKENIZER_FILES = ("*.json", "*.txt")
 MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
-"""Most layers of a model, and most of everything else that a configuration counts."""
+"""Maximum number of layers of a model, and of everything else that a configuration counts."""
 UNWANTED = ("*.fp16.*", "*.fp16-*", "*.non_ema.*", "*/flax_*", "*/openvino_*")
 
 

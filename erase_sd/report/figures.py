@@ -66,13 +66,13 @@ def training_curves(
     def draw_measures(axes: Axes) -> None:
         for label, values, colour, limit in (
             ("residual concept similarity", [row.residual_concept_similarity for row in rows],
-             ACCENT, settings.get("forget_threshold")),
-            ("retained fidelity", [row.retained_fidelity for row in rows],
-             INK, settings.get("retain_floor")),
+             ACCENT, "forget_threshold"),
+            ("retained fidelity", [row.retained_fidelity for row in rows], INK, "retain_floor"),
         ):  # fmt: skip
             axes.plot(steps, values, "o-", color=colour, label=label)
-            if limit is not None:
-                axes.axhline(limit, color=colour, linestyle="--", linewidth=1)
+            if (height := settings.get(limit)) is not None:
+                axes.axhline(height, color=colour, linestyle="--", linewidth=1,
+                             label=limit.replace("_", " "))  # fmt: skip
         bottom, top = axes.get_ylim()
         axes.set(xlabel="step", ylim=(min(0, bottom), max(1.05, top)))
         axes.legend(loc="center right")

@@ -16,7 +16,8 @@ from ..run.differences import different_settings
 from ..run.folder import STAGES
 from ..run.measurements import RateComparison
 from .figures import ACCENT, PAPER, inline_svg
-from .page import ReportPage, render_template
+from .page import ReportPage
+from .rendering import render_template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,6 +135,7 @@ def _draw_pareto(axes: Axes, points: Sequence[TradeOff]) -> None:
         xlabel="concept detected, % (lower is better)",
         ylabel="other objects detected, % (higher is better)",
     )  # fmt: skip
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
 
 
 def _label_points(axes: Axes, points: Sequence[TradeOff], gap: float) -> list[float]:

@@ -75,7 +75,7 @@ def depth_lines(data: ReportData, concept: str) -> list[str]:
             f"{worst.no_attack.detected} of {worst.no_attack.n}."
         )
     else:
-        lines.append(f"{name} was not attacked (erase-sd attack --run {data.run.name}).")
+        lines.append(f"{name} was not attacked (erase-sd attack --run {data.run.folder}).")
     return lines
 
 

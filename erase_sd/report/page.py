@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from .. import runtime
 from ..data.pair import PROMPT_KINDS
 from ..files import write_text
 from ..run import Run
@@ -23,6 +20,7 @@ from .data import ReportData, read_report_data
 from .figures import training_curves
 from .image_pairs import KIND_LABELS, OUTCOMES, ImagePair, image_pairs_of
 from .ladder import LADDER_HEADINGS, ladder_lines
+from .rendering import render_template
 from .verdict import RULES, Verdict, verdict_of
 
 STRIP_LENGTH = 6  # image pairs at the top of a page
@@ -59,19 +57,6 @@ def write_page(run: Run) -> ReportPage:
     path = run.folder / "report.html"
     write_text(path, page)
     return ReportPage(path, data, verdict, strip)
-
-
-def render_template(template: str, **values: Any) -> str:
-    """A template filled with escaped `values`, style sheet and script inlined."""
-    environment = Environment(
-        loader=PackageLoader("erase_sd.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    assets = resources.files("erase_sd.report") / "assets"
-    style, script = ((assets / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    return environment.get_template(template).render(
-        css=style, js=script, version=runtime.version_of_package(), **values
-    )
 
 
 def _is_named(pair: ImagePair) -> bool:
@@ -142,7 +127,11 @@ def _tables(data: ReportData) -> list[PageTable]:
         line.insert(1, f"{rates.threshold:g}")
     headings = table_of(scores.rates)[0][1:]
     return [
-        ("From the name to attacks, and what is kept", LADDER_HEADINGS, ladder_lines(data)),
+        (
+            "The ladder, from prompts that name it to attacks, and what is retained",
+            LADDER_HEADINGS,
+            ladder_lines(data),
+        ),
         ("Detection rates", headings, _lines(data, scores.rates)),
         ("By class", headings, _lines(data, scores.by_class)),
         ("At other thresholds", (headings[0], "threshold", *headings[1:]), by_threshold),
@@ -178,12 +167,10 @@ def _training_summary(
     result = unlearn.encoders.get(encoder) if unlearn else None
     stopped = ", stopped by the thresholds" if result and result.stopped == "thresholds" else ""
     rolled_back = sum(row.rolled_back for row in rows)
-    summary = (
+    return (
         f"{rows[-1].step} of at most {settings.get('steps', '?')} steps{stopped}; {rolled_back} of "
         f"{len(rows)} validation steps were rolled back."
     )
-    limits = [settings.get(name) for name in ("forget_threshold", "retain_floor")]
-    return summary + (" Dashed lines: thresholds." if any(x is not None for x in limits) else "")
 
 
 def _training_table(rows: Sequence[TrainRecord]) -> tuple[list[str], list[list[str]]]:
@@ -195,7 +182,7 @@ def _training_table(rows: Sequence[TrainRecord]) -> tuple[list[str], list[list[s
         cells.append({"step": fields.pop("step"), **terms, **fields})
     headings = list(dict.fromkeys(name for line in cells for name in line))
     lines = [[_brief(line.get(name, "")) for name in headings] for line in cells]
-    return [name.replace("_", " ") for name in headings], lines
+    return [_words(name) for name in headings], lines
 
 
 def _provenance(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -222,15 +209,22 @@ def _leaves(value: Any, *path: str) -> Iterable[tuple[str, str]]:
         if any(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value, 1)}
         else:
-            value = ", ".join(map(str, value)) or None
+            value = ", ".join(map(str, value)) or {}
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, *path, key.replace("_", " "))
+            yield from _leaves(inner, *path, _words(key))
     else:
         yield " › ".join(path), _brief(value)  # noqa: RUF001
 
 
+def _words(name: str) -> str:
+    """A field's name for a reader: `peak memory, MB`."""
+    return re.sub(r"_mb$", ", MB", name).replace("_", " ")
+
+
 def _brief(value: Any) -> str:
     if value is None or value == {}:
-        return "not set"
+        return "not set" if value is None else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -88,10 +88,11 @@ def _judge_attacks(rows: Sequence[AttackRecord]) -> str:
     """A sentence on the attacks that were run, strongest first; others may do more."""
     worst = rows[0]
     if worst.attacked.value <= GONE_RATE:
-        return f"No attack that was run brings it back in more than {100 * GONE_RATE:.0f} %."
-    return (
-        f"Under attack it comes back in up to {100 * worst.attacked.value:.0f} % ({worst.attack})."
-    )
+        return (
+            f"No attack that was run brings it back in more than {100 * GONE_RATE:.0f} % of images."
+        )
+    rate = f"{100 * worst.attacked.value:.0f} %"
+    return f"Under attack it comes back in up to {rate} of images ({worst.attack})."
 
 
 def _judge_others(groups: Sequence[RateComparison], present: int, lost: int) -> str:

@@ -207,7 +207,7 @@ class AttacksRecord:
     """`attacks.json`."""
 
     threshold: float
-    """Least probability of a detection that counts."""
+    """Minimum probability of a detection that counts."""
     detector: str
     detector_sha256: str
     erased_sha256: dict[str, str] = field(default_factory=dict)

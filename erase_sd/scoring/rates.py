@@ -11,7 +11,7 @@ from .matching import Match
 from .stats import mcnemar, wilson
 
 THRESHOLD = 0.25
-"""Least probability of a detection that counts (YOLOv5's default)."""
+"""Minimum probability of a detection that counts (YOLOv5's default)."""
 THRESHOLDS = (0.1, 0.25, 0.5)
 
 

@@ -45,7 +45,8 @@ def _score(
     run.generated()
     images = run.images()
     _check_images(run, images)
-    classes = classes_of(run.unlearned().concepts, detector_class)
+    concepts = run.unlearned().concepts
+    classes = classes_of(concepts, detector_class)
     settings = {
         "detector": models.detector_file().name,
         "detector_sha256": models.detector_hash(),

@@ -25,6 +25,7 @@ from ..data.tree import Tree
 from ..models.clip import Clip
 from ..models.presets import Models
 from ..models.text_encoder import load_clip
+from ..runtime import quiet_libraries
 
 _T = TypeVar("_T")
 
@@ -53,6 +54,7 @@ def mine_mentions(clip: Clip, sets: ConceptSets, concepts: Sequence[Concept]) ->
 
 def mentions_of(models: Models, data: Dataset, concepts: Sequence[Concept]) -> Mentions:
     """`mine_mentions` with the first CLIP of `models`."""
+    quiet_libraries()
     clip = load_clip(models.clip_folder(0))
     return mine_mentions(clip, split_by_concept(data.items, concepts), concepts)
 

@@ -81,8 +81,8 @@ class UnlearnSettings:
     """Random seed of the batches and of the method's own samples; the data split is the same for every
     seed."""
     mine_mentions: bool = True
-    """Whether methods with concept-removed captions also erase what else the captions of the forget
-    images call the concept, found with CLIP (`unlearning.mentions`)."""
+    """Whether to erase also what else the captions of the forget images call the concept, found with
+    CLIP (`unlearning.mentions`); only cliperase-anchored and cliperase-hardened do."""
     dtype: TrainingPrecision = "auto"
     """Precision of the passes through the model: auto (bf16 on CUDA and, for text encoders, on CPUs
     with bfloat16 instructions; else fp32), fp32 or bf16; weights and optimizer states are always fp32."""
