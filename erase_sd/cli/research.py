@@ -64,7 +64,8 @@ GridAttacks = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ATTACK...",
-        help="Attacks on every erased encoder, such as textual-inversion p4d; `all` for all.",
+        help="Attacks on every erased model, on its held-out captions whatever the prompts, such as "
+        "textual-inversion p4d; `all` for all.",
         show_default="none",
     ),
 ]

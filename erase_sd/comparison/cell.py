@@ -43,7 +43,7 @@ class GridSetup:
     images: bool
     """Whether images are generated and scored."""
     attacks: AttackSettings | None = None
-    """Attacks on every erased encoder; None: none."""
+    """Attacks on every erased model, on held-out captions; None: none."""
     classes: Mapping[str, str] = field(default_factory=dict)
     """The detector's class of each concept; none without images."""
 
