@@ -129,13 +129,14 @@ def _shape(
     pipe: DiffusionPipeline, settings: GenerateSettings, models: Models, fingerprint: str
 ) -> dict[str, Any]:
     """Everything that shapes an image except its text, its seed and what the variant swaps in."""
-    size = image_size(pipe)
+    size, versions = image_size(pipe), runtime.versions()
     return settings.with_defaults_of(models) | {
         "size": size,
         "batch": settings.batch or default_batch(pipe),
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
         "device": pipe.device.type,
+        "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers")},
     }
 
 
