@@ -102,6 +102,14 @@ def test_the_originals_images_are_generated_once_for_all_runs(
     assert len(calls) == 2  # two batches of the erased model, none of the original
 
 
+def test_rates_of_earlier_images_do_not_stay_beside_new_ones(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    scoring.score(run, tiny)
+    assert len(list(run.folder.glob("scores.*"))) == 3
+    generate([Path("apple.txt")], dataclasses.replace(QUICK, seed=5), tiny, run)
+    assert not list(run.folder.glob("scores.*"))
+
+
 def test_images_of_other_libraries_are_not_taken_from_the_cache(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
