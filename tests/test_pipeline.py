@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erase_sd import runtime
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
 from erase_sd.generation import batch as batches
@@ -99,6 +100,27 @@ def test_the_originals_images_are_generated_once_for_all_runs(
     generate([Path("apple.txt")], QUICK, tiny, run)
     assert bytes_of(run) == first
     assert len(calls) == 2  # two batches of the erased model, none of the original
+
+
+def test_rates_of_earlier_images_do_not_stay_beside_new_ones(tiny: Models, run: Run) -> None:
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    scoring.score(run, tiny)
+    assert len(list(run.folder.glob("scores.*"))) == 3
+    generate([Path("apple.txt")], dataclasses.replace(QUICK, seed=5), tiny, run)
+    assert not list(run.folder.glob("scores.*"))
+
+
+def test_images_of_other_libraries_are_not_taken_from_the_cache(
+    tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both variants come from the same libraries; a release may change a sampler."""
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    calls: list[list[str]] = []
+    record_calls(monkeypatch, calls)
+    later = runtime.versions() | {"diffusers": "9.9"}
+    monkeypatch.setattr(runtime, "versions", lambda: later)
+    generate([Path("apple.txt")], QUICK, tiny, run)
+    assert len(calls) == 4  # two batches of each variant
 
 
 def test_a_damaged_image_in_the_cache_is_generated_again(tiny: Models, run: Run) -> None:

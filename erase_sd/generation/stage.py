@@ -94,7 +94,7 @@ def generate(
     with run.stage("generate", stage) as entry:
         records = _generate_all(pipe, variants, images, shape, run, progress, share)
         entry["batch"] = shape["batch"]
-        _remove_stale_images(run, records)
+        _remove_stale(run, records)
         share.clear()
     return records
 
@@ -130,13 +130,14 @@ def _shape(
     pipe: DiffusionPipeline, settings: GenerateSettings, models: Models, fingerprint: str
 ) -> dict[str, Any]:
     """Everything that shapes an image except its text, its seed and what the variant swaps in."""
-    size = image_size(pipe)
+    size, versions = image_size(pipe), runtime.versions()
     return settings.with_defaults_of(models) | {
         "size": size,
         "batch": settings.batch or default_batch(pipe),
         "scheduler": type(pipe.scheduler).__name__,
         "model": fingerprint,
         "device": pipe.device.type,
+        "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers")},
     }
 
 
@@ -224,9 +225,11 @@ def _write(
     write_records(run.folder / "images.jsonl", records)
 
 
-def _remove_stale_images(run: Run, records: Sequence[ImageRecord]) -> None:
-    """Removes images of an earlier pass that this one does not include."""
+def _remove_stale(run: Run, records: Sequence[ImageRecord]) -> None:
+    """Removes images of an earlier pass that this one does not include, and the rates of that pass."""
     current = {record.file for record in records}
     for file in (run.folder / "images").rglob("*.png"):
         if file.relative_to(run.folder).as_posix() not in current:
             file.unlink()
+    for name in ("scores.json", "scores.csv", "scores.md"):
+        (run.folder / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from .records import Stages, UnlearnRecord
 
 SHAPE = (
     "model", "size", "steps", "sampler", "scheduler", "guidance", "dtype", "seed",
-    "images_per_prompt",
+    "images_per_prompt", "versions",
 )  # fmt: skip
 """Settings of `generate` that the images of comparable runs have in common."""
 
