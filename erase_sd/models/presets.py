@@ -62,7 +62,9 @@ class Models:
         A single-file checkpoint is written as one into the cache.
         """
         if self.model is None:
-            raise SettingError(f"{self.name} is alone; needs a Stable Diffusion", field="model")
+            raise SettingError(
+                f"{self.name} is a CLIP or BLIP alone; needs a Stable Diffusion", field="model"
+            )
         if is_single_file(self.model):
             return folder_of(Path(self.model))
         folder = fetch("model", self.model, SD_FILES, self.revision)
