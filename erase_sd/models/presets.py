@@ -189,8 +189,7 @@ def resolve(
 ) -> Models:
     """The preset's models and data, with every argument that is set in place of the preset's own.
 
-    With preset "mini", a `clip` without a `model` is unlearned alone, since it cannot be that of the
-    miniature world; with any other, it is the CLIP of the preset's model.
+    With preset "mini", whose CLIP fits no other model, a `clip` without a `model` is unlearned alone.
 
     Raises SettingError for an unknown preset, and for a revision of a local model.
     """
