@@ -164,7 +164,7 @@ def test_clip_alone_is_explained_and_a_blip_says_that_it_is_not(
     assert names == ["attention-image.png", "attention-text.png", "tsne.png"]
     assert "apple" in (write(run)).read_text()
     other = unlearn(blip, classes, method="graddiff", run="blip")
-    with pytest.raises(EraseError, match="attention is plotted of a CLIP; this is a BLIP"):
+    with pytest.raises(EraseError, match="attention maps need a CLIP; this is a BLIP"):
         erase_sd.explain(other.folder)
 
 
@@ -195,7 +195,7 @@ def test_stages_that_need_a_stable_diffusion_say_so_on_one_line(
         ("run", "--concept", "apple", "--clip", str(tiny.clip_folder(0)), "--data", str(classes)),
     ):
         line = one_line(monkeypatch, capsys, *words)
-        assert line.endswith("is alone; needs a Stable Diffusion"), line
+        assert line.endswith("is a CLIP or BLIP alone; needs a Stable Diffusion"), line
     line = one_line(monkeypatch, capsys, "export", "--run", "apple", "--to", "diffusers")
     assert line.endswith("a CLIP or BLIP alone is an ordinary folder of transformers")
     with pytest.raises(EraseError, match="has no text_encoder; it has clip"):
@@ -241,7 +241,10 @@ def no_captions(blip: Path, classes: Path) -> list[str]:
             lambda *_: ["--method", "ga", "--concept", "pear"],
             "--concept pear: not a class of the da",
         ),
-        (lambda *_: ["--method", "ga", "--data", "synth"], "is alone; needs a Stable Diffusion"),
+        (
+            lambda *_: ["--method", "ga", "--data", "synth"],
+            "is a CLIP or BLIP alone; needs a Stable Diffusion",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

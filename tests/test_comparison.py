@@ -162,7 +162,7 @@ def test_what_images_and_attacks_need_is_known_before_anything_starts(
     with pytest.raises(SettingError, match=r"concept=class, with one of .*: apple, zebra"):
         run_grid(tiny, ["apple", "zebra"], ["ga"], images=True, detector_class=["dog=cow"])
     alone = resolve(clip=tiny.clips[0], data=tiny.data)
-    with pytest.raises(SettingError, match="is alone; needs a Stable Diffusion"):
+    with pytest.raises(SettingError, match="is a CLIP or BLIP alone; needs a Stable Diffusion"):
         run_grid(tiny, ["apple"], ["ga"], images=True, models=alone)
     shutil.copytree(tiny.folder, tmp_path / "flux", ignore=lambda *_: ["unet"])
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')

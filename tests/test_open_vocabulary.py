@@ -198,7 +198,7 @@ def test_what_a_vocabulary_lacks_is_one_line(tmp_path: Path, clip: Path, script:
             yoloe,
             world,
             ModelError,
-            "beside it must lie the tokenizer of a CLIP, with 943 tokens, got 2",
+            "needs the tokenizer of a CLIP beside it, with 943 tokens, got 2",
         ),
     ):
         with pytest.raises(kind, match=message) as caught:

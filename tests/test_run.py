@@ -162,14 +162,14 @@ def test_an_update_keeps_everything_else(tmp_path: Path) -> None:
 
 def test_a_run_of_another_format_has_to_be_erased_again(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1, "stages": {}}')
-    with pytest.raises(RunError, match=f"format 1, this version reads {FORMAT}; erase again"):
+    with pytest.raises(RunError, match=f"format 1, this version reads {FORMAT}; unlearn again"):
         Run(tmp_path).status("unlearn")
 
 
 def test_a_run_of_the_first_version_has_to_be_erased_again(tmp_path: Path) -> None:
     old = {"stages": {"unlearn": {"status": "done", "settings": {"rate": 0.001}}}, "versions": {}}
     (tmp_path / "run.json").write_text(json.dumps(old))
-    with pytest.raises(RunError, match=r"format: Field required\); erase again"):
+    with pytest.raises(RunError, match=r"format: Field required\); unlearn again"):
         Run(tmp_path).status("unlearn")
 
 

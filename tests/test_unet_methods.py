@@ -319,7 +319,7 @@ def test_the_metrics_are_1_before_and_fall_with_the_texts_influence(apple: Task)
 def test_a_method_that_needs_images_of_the_concept_says_so(apple: Task) -> None:
     none = torch.zeros_like(apple.forget.mask)
     task = dataclasses.replace(apple, forget=dataclasses.replace(apple.forget, mask=none))
-    with pytest.raises(DataError, match="learns from images of the concept, there is none"):
+    with pytest.raises(DataError, match="learns from images of the concept, and there are none"):
         concept_images(task, 4)
     with pytest.raises(DataError, match="needs a Stable Diffusion"):
         denoiser_of(dataclasses.replace(apple, open_denoiser=None))

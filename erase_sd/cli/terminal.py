@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..sharing import writes
 
@@ -75,10 +75,8 @@ def print_table(
 
     table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
-        table.add_column(
-            heading, justify="left" if i < text_columns else "right", overflow="fold",
-            min_width=24 if heading == "method" else None,
-        )  # fmt: skip
+        justify: Literal["left", "right"] = "left" if i < text_columns else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
     for line, following in zip(lines, [*lines[1:], [""]], strict=True):
         cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
         table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
@@ -87,7 +85,7 @@ def print_table(
         for i, column in numbers:
             column.width = max(len(x) for x in (*headings[i].split(), *(line[i] for line in lines)))
         if needed().minimum > console.width:
-            for _, column in numbers:
+            for column in table.columns:
                 column.width = None
     console.print(table)
 

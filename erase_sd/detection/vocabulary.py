@@ -139,7 +139,7 @@ def _script_features(words: Sequence[str], path: Path) -> Tensor:
         ) from None
     if len(tokenizer) != CLIP_VOCABULARY:
         raise ModelError(
-            f"beside it must lie the tokenizer of a CLIP, with {CLIP_VOCABULARY} tokens, got "
+            f"needs the tokenizer of a CLIP beside it, with {CLIP_VOCABULARY} tokens, got "
             f"{len(tokenizer)}",
             field="detector_text", value=path,
         )  # fmt: skip

@@ -63,7 +63,9 @@ def concept_images(task: Task, most: int) -> list[Path]:
     rows = mentioning(task.forget, len(task.forget)).tolist()
     paths = list(dict.fromkeys(task.forget.paths[row] for row in rows))[:most]
     if not paths:
-        raise DataError("the method learns from images of the concept, there is none", field="data")
+        raise DataError(
+            "the method learns from images of the concept, and there are none", field="data"
+        )
     return paths
 
 

@@ -62,7 +62,9 @@ class Models:
         A single-file checkpoint is written as one into the cache.
         """
         if self.model is None:
-            raise SettingError(f"{self.name} is alone; needs a Stable Diffusion", field="model")
+            raise SettingError(
+                f"{self.name} is a CLIP or BLIP alone; needs a Stable Diffusion", field="model"
+            )
         if is_single_file(self.model):
             return folder_of(Path(self.model))
         folder = fetch("model", self.model, SD_FILES, self.revision)
@@ -187,8 +189,7 @@ def resolve(
 ) -> Models:
     """The preset's models and data, with every argument that is set in place of the preset's own.
 
-    With preset "mini", a `clip` without a `model` is unlearned alone, since it cannot be that of the
-    miniature world; with any other, it is the CLIP of the preset's model.
+    With preset "mini", whose CLIP fits no other model, a `clip` without a `model` is unlearned alone.
 
     Raises SettingError for an unknown preset, and for a revision of a local model.
     """

@@ -89,10 +89,10 @@ class Run:
         path = self.folder / "run.json"
         if not self.exists:
             raise RunError(f"{self.folder}: not a run folder (no run.json); unlearn first")
-        record = read_record(path, RunRecord, hint=f"erase again, or remove {self.folder}")
+        record = read_record(path, RunRecord, hint=f"unlearn again, or remove {self.folder}")
         if record.format != FORMAT:
             raise RunError(
-                f"{path}: format {record.format}, this version reads {FORMAT}; erase again"
+                f"{path}: format {record.format}, this version reads {FORMAT}; unlearn again"
             )
         return record
 

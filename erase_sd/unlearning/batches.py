@@ -62,7 +62,9 @@ class Batches:
             raise ModelError("out of memory; needs smaller batches", field="retain_batch")
         forget, retain = (size // 2 for size in self.sizes)
         if forget < 1 or retain < 2:  # a contrastive loss needs two pairs
-            raise ModelError("out of memory with the smallest batches; needs a larger device")
+            raise ModelError(
+                "out of memory with the smallest batches; needs a device with more memory"
+            )
         self.sizes = (forget, retain)
         runtime.free_memory()
         runtime.log.warning(

@@ -59,7 +59,7 @@ def explain(run: Run, models: Models) -> list[Path]:
         for folder, encoder in zip(folders, encoders, strict=True):
             clip = load_towers(folder, encoder)
             if isinstance(clip, Blip):
-                raise ModelError(f"{folder}: attention is plotted of a CLIP; this is a BLIP")
+                raise ModelError(f"{folder}: attention maps need a CLIP; this is a BLIP")
             selection = select_pairs(clip, data, sets, concepts)
             views = _views(clip, run.erased, encoder.name, data, selection)
             both_towers = erasure.settings.get("towers") == "both"
