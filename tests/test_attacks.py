@@ -465,6 +465,7 @@ def test_the_command_prints_the_table_and_json(
     from erase_sd.models import presets
 
     monkeypatch.setattr(presets, "models_of_run", lambda *_, **__: tiny)
+    monkeypatch.setenv("COLUMNS", "120")
     words = ["attack", "--run", "apple", "--attack", "embeddings", "--set", "counts=1",
              "--set", "steps=1", "--images", "2", "--steps", "1", "--quiet"]  # fmt: skip
     shown = CliRunner().invoke(app, words)

@@ -15,7 +15,8 @@ from erase_sd.attacks.target import Target, attacked_captions, copy_of, cycled
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.split import split_by_concept
-from erase_sd.models.pipeline import encoders_of, open_pipeline
+from erase_sd.models.denoiser import open_denoiser
+from erase_sd.models.pipeline import embed, encoders_of, open_pipeline
 from erase_sd.models.presets import Models
 
 
@@ -54,3 +55,14 @@ def test_every_attack_works_on_two_encoders(
         assert {*probe.embeds} == {"prompt_embeds", "pooled_prompt_embeds"}
         empty = probe.empty or victim.empty(victim.erased)
         assert len(list(victim.images(probe.embeds, empty, victim.seeds))) == victim.n
+
+
+def test_a_denoiser_pads_the_tokens_of_each_encoder_as_the_pipeline_does(sdxl: Models) -> None:
+    denoiser = open_denoiser(sdxl.folder, "fp32")
+    texts = ["an apple", "a dog on a table"]
+    tokenizer = denoiser.pipe.tokenizer
+    assert tokenizer.pad_token_id != denoiser.pipe.tokenizer_2.pad_token_id
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt")["input_ids"]
+    encoded, expected = denoiser.encode(ids), embed(denoiser.pipe, texts)
+    assert encoded.keys() == expected.keys()
+    assert all(torch.equal(encoded[name], expected[name]) for name in expected)

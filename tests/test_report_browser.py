@@ -65,10 +65,16 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def scheme(self, name: str) -> None:
+        """Sets the system's scheme, and waits until the page has heard of it."""
+        heard = """
+            const dark = matchMedia("(prefers-color-scheme: dark)");
+            const changed = (done) => dark.addEventListener("change", () => setTimeout(done), {once: true});
+            window.heard = dark.matches === arguments[0] ? Promise.resolve() : new Promise(changed);
+        """
+        self.driver.execute_script(heard, name == "dark")
         feature = {"name": "prefers-color-scheme", "value": name}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        # The page hears of it before it is next painted.
-        self.driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
+        self.driver.execute_async_script("window.heard.then(arguments[0])")
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(f"return {script}", *arguments)

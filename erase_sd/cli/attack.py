@@ -106,5 +106,14 @@ def _attacks_table(record: AttacksRecord) -> None:
     from ..attacks.table import ATTACK_HEADINGS, attack_lines, attacks_note, found_lines
 
     console = console_for_tables()
-    print_table(console, "Attacks", ATTACK_HEADINGS, attack_lines(record.rows), text_columns=3)
+    concepts = sorted({row.concept for row in record.rows})
+    # The title names a concept that is alone: there is little room.
+    columns = [
+        i for i, name in enumerate(ATTACK_HEADINGS) if name != "concept" or len(concepts) > 1
+    ]
+    headings, *lines = (
+        [line[i] for i in columns] for line in (ATTACK_HEADINGS, *attack_lines(record.rows))
+    )
+    title = f"Attacks on {', '.join(concepts)}"
+    print_table(console, title, headings, lines, text_columns=headings.index("n"))
     console.print(Text("\n".join([*found_lines(record.rows), attacks_note(record)])))

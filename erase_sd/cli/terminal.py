@@ -62,8 +62,8 @@ def print_table(
 ) -> None:
     """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
 
-    In a narrow terminal, text and headings wrap, and numbers only if that is not enough; nothing is cut
-    off. `grouped` separates lines whose first cells differ.
+    In a narrow terminal, text and headings wrap, columns move together, and numbers wrap only if that is
+    not enough; nothing is cut off. `grouped` separates lines whose first cells differ.
     """
     from rich.box import SIMPLE_HEAD
     from rich.measure import Measurement
@@ -84,6 +84,8 @@ def print_table(
     if needed().maximum > console.width:
         for i, column in numbers:
             column.width = max(len(x) for x in (*headings[i].split(), *(line[i] for line in lines)))
+        if needed().minimum > console.width:
+            table.padding = 0
         if needed().minimum > console.width:
             for column in table.columns:
                 column.width = None
