@@ -14,7 +14,14 @@ from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.pair import CaptionPair, PromptKind, Split
-from erase_sd.data.prompts import find_prompts, locate_prompts, read_prompts, write_prompts
+from erase_sd.data.prompts import (
+    find_prompts,
+    locate_prompts,
+    read_prompt_file,
+    read_prompts,
+    warn_of_names,
+    write_prompts,
+)
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, SettingError
 from erase_sd.models.presets import Models
@@ -234,3 +241,16 @@ def test_bad_input_is_one_line_and_writes_nothing(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("erase-sd: ") and message in line
     assert not list(Path().glob("**/*.txt"))
+
+
+def test_name_free_prompts_that_name_the_concept_are_counted_in_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts = {"apple.name-free": "a red fruit\nthree apples\n", "apple.synonym": "an apple\n"}
+    for name, text in texts.items():
+        Path(f"{name}.txt").write_text(text)
+    files = [read_prompt_file(Path(f"{name}.txt")) for name in texts]
+    warn_of_names(files, [Concept("dog"), Concept("apple", synonyms=("red fruit",))])
+    assert caplog.messages == [
+        "apple.name-free.txt: 1 of 2 prompts name apple; name-free prompts only describe it"
+    ]

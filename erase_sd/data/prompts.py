@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import DataError, SettingError
 from ..files import digest, write_text
+from ..runtime import log
 from .concept import Concept, slug
 from .dataset import CaptionedImage, Dataset
 from .kinds import CONCEPT_KINDS, kind_files_beside, names_concept, parse_prompt_file_name
@@ -125,6 +126,18 @@ def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPa
     mentions. Raises DataError if `read_prompt_file` does.
     """
     return read_prompt_file(path).pairs(concepts)
+
+
+def warn_of_names(files: Sequence[PromptFile], concepts: Sequence[Concept]) -> None:
+    """Logs how many prompts of a name-free file name its concept: it would be rated as a description."""
+    for file in files:
+        file_concept, kind = parse_prompt_file_name(file.stem)
+        name = next((c.name for c in concepts if names_concept(file_concept, c.name)), None)
+        if kind == "name-free" and name and (n := sum(map(Concept(name).in_text, file.texts))):
+            log.warning(
+                "%s: %d of %d prompts name %s; name-free prompts only describe it",
+                file.path, n, len(file.texts), name,
+            )  # fmt: skip
 
 
 def _pair(prompt: str, stem: str, concepts: Sequence[Concept]) -> CaptionPair:

@@ -13,7 +13,7 @@ from .. import runtime
 from ..data import parses
 from ..data.concept import Concept
 from ..data.kinds import check_kind_files
-from ..data.prompts import read_prompt_file
+from ..data.prompts import read_prompt_file, warn_of_names
 from ..errors import ModelError
 from ..files import key_of, write_records
 from ..models import erased
@@ -70,6 +70,7 @@ def generate(
     runtime.quiet_libraries()
     erasure = erased.check_base(run, models)
     files = [read_prompt_file(path) for path in prompts]
+    warn_of_names(files, concepts)
     images = plan(files, concepts, settings.images_per_prompt, settings.seed)
     sampler = settings.sampler or models.sampler
     pipe = open_pipeline(models.folder, settings.dtype, sampler)
