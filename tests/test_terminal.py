@@ -49,6 +49,12 @@ def test_a_table_of_rates_shows_the_whole_name_of_each_run(
     assert "".join(line[:width].strip() for line in table[4:]) == run
 
 
+def test_scores_without_a_rate_are_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = ScoresRecord(threshold=THRESHOLD, detectors=(), rates=(), by_class=(), sweep=())
+    rates_table(scores, scores.rates)
+    assert "original %" in capsys.readouterr().out
+
+
 LINES = [["apple", "retained, same prompts", "40", "92.5 [80.1, 97.4]", "100.0 [91.2, 100.0]"]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def print_table(
     for i, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if i < text_columns else "right"
         table.add_column(heading, justify=justify, overflow="fold")
-    for line, following in zip(lines, [*lines[1:], [""]], strict=True):
+    for line, following in itertools.zip_longest(lines, lines[1:], fillvalue=("",)):
         cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
         table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
     numbers = list(enumerate(table.columns))[text_columns:]
