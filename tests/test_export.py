@@ -22,6 +22,7 @@ from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
 from erase_sd.run.measurements import Change, Rate, RateComparison, ScoresRecord
+from erase_sd.run.records import EncoderResult
 
 RATE = Rate(value=0.95, n=20, detected=19, low=0.76, high=0.99)
 SCORES = ScoresRecord(
@@ -269,18 +270,27 @@ def test_a_width_that_no_program_has_a_slot_for_is_said(
     ]
 
 
-def test_an_export_of_a_concept_that_is_still_there_says_so(
+def test_an_export_names_the_encoder_that_still_knows_the_concept(
     tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     scored(erased_run)
-    record = dataclasses.replace(erased_run.erasure(), settings={"max_residual": 0.5})
-    for residual in (0.1, 0.97):
-        held_out = {"residual_concept_similarity": residual}
-        plain = dataclasses.asdict(dataclasses.replace(record, held_out=held_out))
-        write_json(erased_run.erased / "erase.json", plain)
-        out = export(erased_run, tiny, "hub-folder")
+    stages = erased_run.stages
+    assert stages.unlearn is not None
+    encoders = {
+        name: EncoderResult(
+            steps=20, stopped="steps", resumed_at=0, batch_sizes=(2, 2),
+            held_out={"residual_concept_similarity": residual},
+        )
+        for name, residual in (("text_encoder", 0.1), ("text_encoder_2", 0.97))
+    }  # fmt: skip
+    unlearned = dataclasses.replace(
+        stages.unlearn, encoders=encoders, settings={"max_residual": 0.5}
+    )
+    erased_run.update(stages=dataclasses.replace(stages, unlearn=unlearned))
+    out = export(erased_run, tiny, "hub-folder")
     assert caplog.messages == [
-        "runs/apple: apple not erased (residual concept similarity 0.97); exported all the same"
+        "runs/apple: apple not erased from text_encoder_2 (residual concept similarity 0.97); "
+        "exported all the same"
     ]
     assert "how far that succeeded is measured below" in (out / "README.md").read_text()
 

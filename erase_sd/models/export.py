@@ -110,7 +110,7 @@ def export(
     encoders = (out.parent / "run.json").is_file() and out.name == run.erased.name
     if encoders or (out.exists() and not (out / "erase.json").is_file()):
         raise SettingError("exists and is not an export", field="out", value=out)
-    _warn_if_not_erased(run, record)
+    _warn_if_not_erased(run)
     runtime.quiet_libraries()
     with run.lock():
         sweep(out.parent, out.name)
@@ -142,14 +142,16 @@ def _check_options(
         check_hub_id(push_to)
 
 
-def _warn_if_not_erased(run: Run, record: ErasureRecord) -> None:
-    residual = record.held_out.get("residual_concept_similarity", 1.0)
-    bound = record.settings.get("max_residual")
-    if isinstance(bound, int | float) and residual > bound:
-        log.warning(
-            "%s: %s not erased (residual concept similarity %.2f); exported all the same",
-            run.folder, ", ".join(concept.name for concept in record.concepts), residual,
-        )  # fmt: skip
+def _warn_if_not_erased(run: Run) -> None:
+    unlearned = run.unlearned()
+    concepts = ", ".join(concept.name for concept in unlearned.concepts)
+    bound = unlearned.settings.get("max_residual")
+    for name, result in unlearned.encoders.items():
+        if isinstance(bound, int | float) and result.residual > bound:
+            log.warning(
+                "%s: %s not erased from %s (residual concept similarity %.2f); exported all the same",
+                run.folder, concepts, name, result.residual,
+            )  # fmt: skip
 
 
 def shareable(record: ErasureRecord, models: Models) -> ErasureRecord:
