@@ -122,11 +122,12 @@ def test_help_and_completion_list_the_choices(words: str, choices: set[str]) -> 
     assert all(choice in help_text for choice in choices)
 
 
-def test_no_option_is_cut_off_at_80_columns() -> None:
+def test_no_option_and_no_word_of_its_help_is_cut_off_at_80_columns() -> None:
     for name, command in PROGRAM.commands.items():
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).stdout
         for parameter in command.params:
             assert all(option in shown for option in parameter.opts if option.startswith("--"))
+            assert all(word.strip("`") in shown for word in (parameter.help or "").split())
 
 
 def test_the_help_names_the_methods_that_mine_mentions() -> None:

@@ -128,7 +128,7 @@ Prompts = Annotated[
 Kinds = Annotated[
     bool,
     typer.Option(
-        "--kinds", help="Add the prompt files of other kinds beside these, <concept>.<kind>.txt."
+        "--kinds", help="Add the prompt files of other kinds beside these, such as apple.synonym.txt."
     ),
 ]
 Reference = Annotated[
