@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from erase_sd.cli.terminal import Bar, print_table, rates_table
+from erase_sd.cli.terminal import Bar, facts_table, print_table, rates_table
 from erase_sd.run.measurements import ScoresRecord
 from erase_sd.scoring.matching import Match
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
@@ -76,3 +76,12 @@ def test_the_narrowest_terminal_loses_no_character() -> None:
     shown = printed(30)
     assert max(map(len, shown.splitlines())) <= 30
     assert Counter("".join(LINES[0]).replace(" ", "")) <= Counter(shown)
+
+
+def test_a_table_of_facts_shows_the_whole_name_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    facts_table("Captions", [("caption file", "results_of_the_second_annotation_2014.token")])
+    shown = capsys.readouterr().out.splitlines()[2:-1]
+    assert "".join(line.split("\u2502")[2].strip() for line in shown).endswith("_2014.token")

@@ -96,10 +96,11 @@ def print_table(
 def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
     """Prints names and values, one pair per line."""
     from rich.console import Console
+    from rich.table import Column
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(title=title, show_header=False)
+    table = RichTable(Column(), Column(overflow="fold"), title=title, show_header=False)
     for name, value in lines:
         table.add_row(Text(name), Text(value))
     Console().print(table)
