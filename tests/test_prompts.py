@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from erase_sd.cli import main
+from erase_sd.cli.checks import prompt_files
 from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset
 from erase_sd.data.flickr30k import read_flickr30k
@@ -173,6 +174,7 @@ def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> Non
     packaged = find_prompts("Apple")
     assert packaged.is_file() and packaged.name == "apple.txt" and packaged != OUT
     assert locate_prompts(OUT) == packaged
+    assert [packaged] == prompt_files([OUT], ["apple"])  # of `erase-sd run`
     assert locate_prompts(Path("other/apple.txt")) == Path("other/apple.txt")
     assert packaged.with_name("retain.txt").is_file()
     OUT.parent.mkdir()

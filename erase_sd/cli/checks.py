@@ -16,9 +16,9 @@ def prompt_files(prompts: Sequence[Path] | None, concepts: Sequence[str]) -> lis
 
     Standard input is read here, so that child processes have it too.
     """
-    from ..data.prompts import STANDARD_INPUT, find_prompts, read_prompt_file
+    from ..data.prompts import STANDARD_INPUT, find_prompts, locate_prompts, read_prompt_file
 
-    files = list(prompts) if prompts else [find_prompts(concept) for concept in concepts]
+    files = list(map(locate_prompts, prompts) if prompts else map(find_prompts, concepts))
     for file in set(files).intersection(STANDARD_INPUT):
         read_prompt_file(file)
     return files
