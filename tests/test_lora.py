@@ -162,7 +162,10 @@ def test_diffusers_loads_a_lora_of_a_method_that_changes_no_attention(
         settings=record.settings, origin=record.origin, held_out={},
     )  # fmt: skip
     pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
-    pipe.load_lora_weights(export(erased_run, tiny, "lora", rank=64), weight_name=file)
+    folder = export(erased_run, tiny, "lora", rank=64)
+    downs = (t for n, t in load_file(folder / file).items() if ".lora_A." in n or "lora_down" in n)
+    assert len(set(map(len, downs))) == 1  # earlier versions of diffusers scale all by the first
+    pipe.load_lora_weights(folder, weight_name=file)
     changed = hidden_states(load_text_encoder(erased_run.erased))
     assert torch.allclose(hidden_states(pipe.text_encoder), changed, atol=1e-4)
     assert not torch.allclose(hidden_states(original), changed, atol=1e-2)

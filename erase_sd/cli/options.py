@@ -128,7 +128,8 @@ Prompts = Annotated[
 Kinds = Annotated[
     bool,
     typer.Option(
-        "--kinds", help="Add the prompt files of other kinds beside these, such as apple.synonym.txt."
+        "--kinds",
+        help="Add the prompt files of other kinds beside these, such as apple.synonym.txt.",
     ),
 ]
 Reference = Annotated[

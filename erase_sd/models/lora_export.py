@@ -138,13 +138,13 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
 
 def _with_attention(name: str, source: Path, change: LowRankChange) -> LowRankChange:
     """A text encoder's change with an empty one of an attention layer, if it has none: only by attention
-    layers does diffusers recognize the layout of the file."""
+    layers does diffusers recognize the layout of the file, and earlier versions the scale, from its rank."""
     layer = "text_model.encoder.layers.0.self_attn.q_proj.weight"
     if name == UNET or any(".self_attn." in weight for weight in change.factors):
         return change
     width = int(read_json(source / "config.json")["hidden_size"])
     down = next(down for down, _ in change.factors.values())
-    empty = (down.new_zeros(1, width), down.new_zeros(width, 1))
+    empty = (down.new_zeros(len(down), width), down.new_zeros(width, len(down)))
     return dataclasses.replace(change, factors={**change.factors, layer: empty})
 
 
