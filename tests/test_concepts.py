@@ -164,7 +164,14 @@ def test_the_article_follows_the_sound(phrase: str) -> None:
 
 def test_a_slug_is_a_file_name() -> None:
     assert slug("Hot dog") == slug("hot_dog") == "hot-dog"
-    assert slug(" Caf\u00e9! ") == "caf\u00e9"
+    assert slug(" Caf\u00e9! ") == slug("Cafe\u0301") == "caf\u00e9"
+
+
+def test_words_that_differ_in_a_vowel_sign_or_tone_mark_are_different_concepts() -> None:
+    forest, aunt = "\u0e1b\u0e48\u0e32", "\u0e1b\u0e49\u0e32"
+    day, gift = "\u0926\u093f\u0928", "\u0926\u093e\u0928"
+    names = (forest, aunt, day, gift)
+    assert tuple(concept.name for concept in parse_concepts(names)) == names
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,11 @@ def with_article(noun: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A concept's name as a file name: `hot-dog` for "Hot dog"."""
-    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    """A concept's name as a file name: `hot-dog` for "Hot dog"; accents, vowel signs and tone marks stay."""
+    text = unicodedata.normalize("NFC", name.lower())
+    marks = ("Mn", "Mc")
+    kept = (c if c.isalnum() or unicodedata.category(c) in marks else " " for c in text)
+    return "-".join("".join(kept).split())
 
 
 def joined_slug(names: Sequence[str]) -> str:
