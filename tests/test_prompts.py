@@ -21,10 +21,12 @@ from erase_sd.data.prompts import (
     read_prompt_file,
     read_prompts,
     warn_of_names,
+    with_files_beside,
     write_prompts,
 )
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import DataError, SettingError
+from erase_sd.files import write_text
 from erase_sd.models.presets import Models
 
 APPLE = Concept("apple")
@@ -184,6 +186,14 @@ def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> Non
         find_prompts("Light House")
     assert error.value.field == "prompts"
     assert "prompts/light-house.txt: no such file" in str(error.value)
+
+
+def test_a_file_beside_that_is_also_named_is_read_once() -> None:
+    write_text(OUT, "an apple\n")
+    write_text(OUT.with_name("retain.txt"), "a dog\n")
+    named = [OUT, OUT.with_name("retain.txt").resolve()]
+    assert with_files_beside(named, kinds=False) == named
+    assert with_files_beside([OUT], kinds=False) == [OUT, OUT.with_name("retain.txt")]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:

@@ -53,7 +53,8 @@ def with_files_beside(files: Sequence[Path], kinds: bool) -> list[Path]:
     retain = files[0].with_name("retain.txt")
     beside = [retain] if files[0] not in STANDARD_INPUT and retain.is_file() else []
     beside += kind_files_beside(files) if kinds else []
-    return [*files, *(file for file in beside if file not in files)]
+    named = {file.resolve() for file in files}
+    return [*files, *(file for file in beside if file.resolve() not in named)]
 
 
 @dataclass(frozen=True)
