@@ -16,6 +16,7 @@ from erase_sd.cli import main
 from erase_sd.data.concept import Concept
 from erase_sd.detection.detector import DetectorAnswer
 from erase_sd.errors import DataError, RunError, SettingError
+from erase_sd.files import hash_file
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
@@ -85,6 +86,23 @@ def test_a_run_that_is_not_unlearned_or_of_another_model_is_refused(
     (other / "unet" / "config.json").write_text(json.dumps(config | {"remark": 1}))
     with pytest.raises(RunError, match=r"unlearned from .*sd, not .*other"):
         Player(run, dataclasses.replace(tiny, model=other))
+
+
+def test_a_run_unlearned_again_or_removed_since_is_not_shown_as_it_was(
+    tiny: Models, run: Run, tmp_path: Path
+) -> None:
+    own = Run(tmp_path / "apple")
+    shutil.copytree(run.folder, own.folder)
+    player = Player(own, tiny)
+    player("an apple", 1)
+    record = own.erased / "erase.json"
+    text = record.read_text().replace(hash_file(own.erased / "model.safetensors"), "0" * 64)
+    record.write_text(text)
+    with pytest.raises(RunError, match="unlearned again since this page was opened; play again"):
+        player("an apple", 1)
+    shutil.rmtree(own.folder)
+    with pytest.raises(RunError, match="missing; unlearn again"):
+        player("an apple", 1)
 
 
 APPLE = Detection(name="apple", probability=0.914, box=(6.4, 3.2, 32.0, 64.0))

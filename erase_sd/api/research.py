@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..run import Run, run_folder
 from ..runtime import Approval, Precision, Progress
+from .arguments import texts
 
 if TYPE_CHECKING:
     from ..comparison.runner import Comparison
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def attack(
     run: str | Path,
     *,
-    attacks: Sequence[str] = (),
+    attacks: str | Sequence[str] = (),
     budgets: Mapping[str, Any] | None = None,
     detector: str | Path | None = None,
     detector_text: Source | None = None,
@@ -40,11 +41,10 @@ def attack(
     from ..models.presets import models_of_run
 
     own = Run(run_folder(run))
-    settings |= {"attacks": tuple(attacks)} if attacks else {}
+    settings |= {"attacks": names} if (names := texts(attacks)) else {}
     parsed = AttackSettings(budgets=dict(budgets or {}), **settings)
-    classes = [detector_class] if isinstance(detector_class, str) else detector_class
     models = models_of_run(own, detector=detector, detector_text=detector_text)
-    return attack_stage(own, models, parsed, classes, progress, approve)
+    return attack_stage(own, models, parsed, texts(detector_class), progress, approve)
 
 
 def evaluate(
@@ -69,9 +69,8 @@ def evaluate(
 
     own = Run(run_folder(run))
     models = models_of_run(own, preset=preset, clip=clip)
-    texts = [templates] if isinstance(templates, str) else templates
     folder = Path(images) if images else None
-    return evaluate_stage(own, models, folder, texts or TEMPLATES, progress)
+    return evaluate_stage(own, models, folder, texts(templates) or TEMPLATES, progress)
 
 
 def explain(run: str | Path) -> list[Path]:
@@ -88,8 +87,8 @@ def explain(run: str | Path) -> list[Path]:
 
 
 def compare(
-    concepts: Sequence[str],
-    methods: Sequence[str],
+    concepts: str | Sequence[str],
+    methods: str | Sequence[str],
     *,
     seeds: int = 3,
     out: str | Path = "comparison",
@@ -97,7 +96,7 @@ def compare(
     images_per_prompt: int = 1,
     dtype: Precision = "auto",
     images: bool = True,
-    attacks: Sequence[str] = (),
+    attacks: str | Sequence[str] = (),
     preset: Preset = "mini",
     model: Source | None = None,
     revision: str | None = None,
@@ -123,8 +122,8 @@ def compare(
     from ..models.presets import resolve
 
     return run_grid(
-        concepts,
-        methods,
+        texts(concepts),
+        texts(methods),
         models=resolve(preset, model, clip, data, detector, revision, detector_text),
         seeds=seeds,
         out=Path(out),
@@ -132,8 +131,8 @@ def compare(
         images_per_prompt=images_per_prompt,
         dtype=dtype,
         images=images,
-        attacks=attacks,
-        detector_class=[detector_class] if isinstance(detector_class, str) else detector_class,
+        attacks=texts(attacks),
+        detector_class=texts(detector_class),
         progress=progress,
         approve=approve,
     )

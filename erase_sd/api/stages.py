@@ -10,6 +10,7 @@ from ..errors import EraseError, RunError, SettingError
 from ..run import RUNS, Run, run_folder
 from ..run.differences import different_settings
 from ..runtime import Approval, Progress, log
+from .arguments import texts
 
 if TYPE_CHECKING:
     from ..models.presets import Preset
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 def unlearn(
     concepts: str | Sequence[str],
     *,
-    synonyms: Sequence[str] = (),
-    keep_senses: Sequence[str] = (),
+    synonyms: str | Sequence[str] = (),
+    keep_senses: str | Sequence[str] = (),
     run: str | Path | None = None,
     preset: Preset = "mini",
     model: Source | None = None,
@@ -45,9 +46,10 @@ def unlearn(
     from ..unlearning.stage import check_erased
     from ..unlearning.stage import unlearn as unlearn_stage
 
-    names = [concepts] if isinstance(concepts, str) else list(concepts)
-    parsed = UnlearnSettings(concepts=parse_concepts(names, synonyms, keep_senses), **settings)
-    folder = run_folder(run, tuple(names))
+    names = texts(concepts)
+    words = parse_concepts(names, texts(synonyms), texts(keep_senses))
+    parsed = UnlearnSettings(concepts=words, **settings)
+    folder = run_folder(run, names)
     models = resolve(preset, model, clip, data, revision=revision)
     own = Run(folder)
     unlearn_stage(parsed, models, own, progress)
@@ -120,7 +122,7 @@ def score(
     runs, unscored = ([Run(run_folder(run))], []) if run is not None else runs_with_images()
     if not runs and not unscored:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
-    classes = [detector_class] if isinstance(detector_class, str) else detector_class
+    classes = texts(detector_class)
     scores, stages = [], []
     with detector_kept():
         for own in runs:

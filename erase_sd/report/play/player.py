@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ... import runtime
 from ...data.images import as_files
 from ...detection.detector import DetectorAnswer, detect
-from ...errors import SettingError
+from ...errors import RunError, SettingError
 from ...models import erased as artifact
 from ...models import pipeline, sampling
 from ...models.presets import Models
@@ -30,7 +30,8 @@ class Player:
     """
 
     def __init__(self, run: Run, models: Models) -> None:
-        erasure = artifact.check_base(run, models)
+        self.run = run
+        self.erasure = erasure = artifact.check_base(run, models)
         runtime.quiet_libraries()
         self.lock = threading.Lock()
         stages = run.record.stages
@@ -56,9 +57,13 @@ class Player:
     def __call__(self, prompt: str, seed: int) -> tuple[list[Image], DetectorAnswer]:
         """The original's and the erased model's image, and the detections in them.
 
-        Raises DataError if the prompt is too long, and SettingError if it is empty or the seed is out
-        of range.
+        Raises DataError if the prompt is too long, SettingError if it is empty or the seed is out of
+        range, and RunError if the run has been removed or unlearned again since it was opened.
         """
+        if self.run.erasure().weights_sha256 != self.erasure.weights_sha256:
+            raise RunError(
+                f"{self.run.folder}: unlearned again since this page was opened; play again"
+            )
         if not prompt.strip():
             raise SettingError("the prompt is empty; type at least one word")
         if not 0 <= seed < 2**63:
