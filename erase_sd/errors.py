@@ -14,6 +14,9 @@ option (`--learning-rate`).
 
 from __future__ import annotations
 
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
 
 class EraseError(Exception):
     """Base class of all errors that the command line reports in one line, with exit status 1.
@@ -60,6 +63,21 @@ class DivergedError(EraseError):
 class NotErasedError(EraseError):
     """Unlearning ended, and the concept is still in the text encoder or in what the U-Net predicts; the
     run's files are kept."""
+
+
+def check_numbers(settings: Any) -> None:
+    """Raises SettingError for a field of a settings dataclass that is declared as a number or a truth
+    value and holds anything else: 10.7 steps would be cut to 10, and the text "no" counts as true."""
+    names = {bool: "True or False", int: "a whole number", float: "a number"}
+    for field, hint in get_type_hints(type(settings)).items():
+        kinds, value = set(get_args(hint) or (hint,)), getattr(settings, field)
+        declared = kinds - {NoneType}
+        if not declared <= names.keys() or (value is None and NoneType in kinds):
+            continue
+        accepted = (*declared, int) if float in declared else tuple(declared)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in declared):
+            needed = " or ".join(names[kind] for kind in names if kind in declared)
+            raise SettingError(f"needs {needed}, got {value!r}", field=field)
 
 
 def reason(error: BaseException) -> str:

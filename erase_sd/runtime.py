@@ -131,7 +131,7 @@ def keep_freed_memory() -> None:
 def deterministic() -> Iterator[None]:
     """Inside, gradients on CUDA have the same bits in every run, at a small cost in speed.
 
-    Elsewhere they have anyway. An operation without a deterministic kernel raises RuntimeError, or warns
+    On a CPU they have anyway. An operation without a deterministic kernel raises RuntimeError, or warns
     if the program used CUDA before this package did, and without the setting that cuBLAS needs.
     """
     import torch

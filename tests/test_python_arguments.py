@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 import erase_sd
+from erase_sd.attacks.settings import AttackSettings
+from erase_sd.data.concept import Concept
+from erase_sd.generation.settings import GenerateSettings
 from erase_sd.run import Run, run_folder
 
 
@@ -15,8 +18,16 @@ class _ReachedError(Exception):
     """A stage was called, with these arguments."""
 
 
-def _raise_arguments(*arguments: Any, **named: Any) -> None:
-    raise _ReachedError(*arguments, named)
+def _arguments_of(stage: str, monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
+    """What `call` passes to the function `stage`: positional arguments, then a dict of the named ones."""
+
+    def reached(*arguments: Any, **named: Any) -> None:
+        raise _ReachedError(*arguments, named)
+
+    monkeypatch.setattr(stage, reached)
+    with pytest.raises(_ReachedError) as error:
+        call()
+    return error.value.args
 
 
 def _one(text: str) -> Iterator[str]:
@@ -28,33 +39,35 @@ def _one(text: str) -> Iterator[str]:
 def test_one_synonym_or_kept_sense_is_not_a_sequence_of_letters(
     several: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erase_sd.unlearning.stage.unlearn", _raise_arguments)
-    with pytest.raises(_ReachedError) as reached:
-        erase_sd.unlearn("bicycle", synonyms=several("bike"), keep_senses=several("bmx"))
-    [concept] = reached.value.args[0].concepts
+    settings, *_ = _arguments_of(
+        "erase_sd.unlearning.stage.unlearn", monkeypatch,
+        lambda: erase_sd.unlearn("bicycle", synonyms=several("bike"), keep_senses=several("bmx")),
+    )  # fmt: skip
+    [concept] = settings.concepts
     assert (concept.synonyms, concept.keep_senses) == (("bike",), ("bmx",))
 
 
 def test_every_concept_keeps_the_senses_of_a_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erase_sd.unlearning.stage.unlearn", _raise_arguments)
-    with pytest.raises(_ReachedError) as reached:
-        erase_sd.unlearn(["apple", "bat"], keep_senses=_one("apple bat"))
-    assert ["apple bat" in c.keep_senses for c in reached.value.args[0].concepts] == [True, True]
+    settings, *_ = _arguments_of(
+        "erase_sd.unlearning.stage.unlearn", monkeypatch,
+        lambda: erase_sd.unlearn(["apple", "bat"], keep_senses=_one("apple bat")),
+    )  # fmt: skip
+    assert ["apple bat" in c.keep_senses for c in settings.concepts] == [True, True]
 
 
 @pytest.mark.parametrize("several", [str, lambda text: [text], _one])
 def test_one_attack_or_method_is_not_a_sequence_of_letters(
     several: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erase_sd.attacks.stage.attack", _raise_arguments)
-    with pytest.raises(_ReachedError) as reached:
-        erase_sd.attack("none", attacks=several("p4d"), detector_class=several("apple"))
-    _, _, settings, classes, *_ = reached.value.args
+    _, _, settings, classes, *_ = _arguments_of(
+        "erase_sd.attacks.stage.attack", monkeypatch,
+        lambda: erase_sd.attack("none", attacks=several("p4d"), detector_class=several("apple")),
+    )  # fmt: skip
     assert (settings.attacks, tuple(classes)) == (("p4d",), ("apple",))
-    monkeypatch.setattr("erase_sd.comparison.runner.compare", _raise_arguments)
-    with pytest.raises(_ReachedError) as reached:
-        erase_sd.compare(several("apple"), several("ga"), attacks=several("p4d"))
-    concepts, methods, named = reached.value.args
+    concepts, methods, named = _arguments_of(
+        "erase_sd.comparison.runner.compare", monkeypatch,
+        lambda: erase_sd.compare(several("apple"), several("ga"), attacks=several("p4d")),
+    )  # fmt: skip
     assert (concepts, methods, named["attacks"]) == (("apple",), ("ga",), ("p4d",))
 
 
@@ -73,3 +86,22 @@ def test_a_detector_class_of_a_generator_is_that_of_every_run(
     with pytest.raises(erase_sd.RunError):
         erase_sd.score(detector_class=_one("fruit"))
     assert classes == [["fruit"], ["fruit"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (lambda: GenerateSettings(images_per_prompt=1.5), "images_per_prompt: needs a whole number, got 1.5"),
+        (lambda: GenerateSettings(seed="7"), "seed: needs a whole number, got '7'"),
+        (lambda: GenerateSettings(guidance=True), "guidance: needs a number, got True"),
+        (lambda: AttackSettings(images=2.5), "images: needs a whole number, got 2.5"),
+        (lambda: Concept("bicycle", "bike"), "synonym bike: needs a tuple of texts, got one text"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_not_converted(settings: Any, message: str) -> None:
+    with pytest.raises(erase_sd.SettingError, match=f"^{message}$"):
+        settings()
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert GenerateSettings(guidance=7).guidance == 7

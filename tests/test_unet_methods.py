@@ -300,6 +300,34 @@ def test_a_large_unet_keeps_fewer_activations_and_gives_the_same_gradients(
     assert all(map(torch.equal, *gradients)) and torch.equal(*attention)
 
 
+def test_stable_diffusion_1_keeps_30_gb_of_activations_and_2_gb_where_they_are_recomputed() -> None:
+    """The figures of `LARGE` and of the results' "Time and memory", counted without any memory."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).requires_grad_(False)
+        latents, states = torch.randn(8, 4, 64, 64), torch.randn(8, 77, 768, requires_grad=True)
+        times = torch.zeros(8, dtype=torch.long)
+    parameters = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+
+    def gigabytes_kept() -> float:
+        kept: dict[int, Tensor] = {}  # by storage: several operations may keep one
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            predicted = unet(latents, times, states).sample
+        assert predicted.requires_grad
+        sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in parameters]
+        return sum(sizes) / 1e9
+
+    assert gigabytes_kept() == pytest.approx(30.2, abs=0.5)
+    unet_module.recompute_if_large(unet)
+    assert gigabytes_kept() == pytest.approx(2.4, abs=0.1)
+
+
 def test_the_metrics_are_1_before_and_fall_with_the_texts_influence(apple: Task) -> None:
     denoiser = denoiser_of(apple)
     original = predict_originals(denoiser, apple.forget, apple.retain, 8)

@@ -38,6 +38,11 @@ from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
         ({"towers": "image"}, "towers image: unlearning needs one of text, both"),
         ({"dtype": "fp16"}, "dtype fp16: unlearning needs one of auto, fp32, bf16"),
         ({"concepts": ()}, "concept: needs at least one word"),
+        ({"steps": 10.7}, "steps: needs a whole number, got 10.7"),
+        ({"steps": True}, "steps: needs a whole number, got True"),
+        ({"seed": None}, "seed: needs a whole number, got None"),
+        ({"learning_rate": "1e-4"}, "learning_rate: needs a number, got '1e-4'"),
+        ({"mine_mentions": "no"}, "mine_mentions: needs True or False, got 'no'"),
     ],
 )
 def test_a_setting_outside_its_range_names_field_value_and_rule(

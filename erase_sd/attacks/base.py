@@ -46,7 +46,7 @@ class Attack:
     access: ClassVar[Access]
     """What the attack reads of the models."""
     through_unet: ClassVar[bool] = True
-    """Whether it searches through the U-Net or its images; if not, it is blind to an erasure of the U-Net."""
+    """False for a search in the text encoder alone, which is blind to an erasure of the U-Net."""
 
     def budgets_json(self) -> dict[str, Any]:
         """The budgets, as JSON returns them."""

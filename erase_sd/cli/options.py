@@ -15,7 +15,10 @@ from ..models.presets import PRESETS, Preset
 from ..runtime import Approval, Precision
 
 RUN_HELP = "Name of a run under runs/, or a run folder."
-PRESET_HELP = f"Base model, one of {', '.join(PRESETS)}, and the CLIP, caption pairs and detector that go with it."
+PRESET_HELP = (
+    f"Base model, one of {', '.join(PRESETS)}, and the CLIP, caption pairs and detector that go "
+    "with it."
+)
 
 Concepts = Annotated[
     list[str],
@@ -74,7 +77,8 @@ ClipFolders = Annotated[
         "--clip",
         metavar="CLIP",
         help="CLIP that the model's text encoder belongs to, in transformers format: a folder or a "
-        "hub id; two for SDXL and SD 3.5. With preset mini and without --model: a CLIP or BLIP to unlearn alone.",
+        "hub id; two for SDXL and SD 3.5. With preset mini and without --model: a CLIP or BLIP to "
+        "unlearn alone.",
         show_default="the preset's",
     ),
 ]

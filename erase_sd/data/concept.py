@@ -59,6 +59,10 @@ class Concept:
     def __post_init__(self) -> None:
         words = {"concept": (self.name,), "synonym": self.synonyms, "keep_sense": self.keep_senses}
         for field, phrases in words.items():
+            if isinstance(phrases, str):  # its letters would be the words
+                raise SettingError(
+                    "needs a tuple of texts, got one text", field=field, value=phrases
+                )
             for phrase in phrases:
                 if not re.search(r"\w", phrase):
                     raise SettingError("needs a word", field=field, value=repr(phrase))

@@ -192,7 +192,8 @@ def evaluation_note(record: EvaluationRecord) -> str:
     data = record.about["data"]
     return (
         "Prediction and retrieval in per cent. Drift: mean cosine distance (0-2) between the hidden "
-        "states before and after, by kind of token; subject: the concept's name. Brackets hold the 95 % interval, which treats the queries of a set as independent. "
+        "states before and after, by kind of token; subject: the concept's name. Brackets hold the "
+        "95 % interval, which treats the queries of a set as independent. "
         f"{data['forget']} forget and {data['retain']} retain images: {data['kind']}, "
         f"{data['folder']}."
     )

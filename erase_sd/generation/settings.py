@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import runtime
-from ..errors import SettingError
+from ..errors import SettingError, check_numbers
 from ..models.choices import SAMPLERS, Sampler
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class GenerateSettings:
 
 
 def check_ranges(settings: Any, most: Mapping[str, int]) -> None:
-    """Raises SettingError unless guidance, seed and the settings of `most`, from 1 on, are in range."""
+    """Raises SettingError unless guidance, seed and the settings of `most`, from 1 on, are numbers in
+    range."""
+    check_numbers(settings)
     for name, bound in most.items():
         value = getattr(settings, name)
         if value is not None and not 1 <= value <= bound:

@@ -121,7 +121,8 @@ class Clip:
     ) -> Clip:
         """`copied`, with the weights of the file or folder `source`, named as in the model.
 
-        `sha256` are the hashes of what they were read from. Raises ModelError for one that is not finite or does not fit.
+        `sha256` are the hashes of the files that the weights come from. Raises ModelError for a tensor
+        that is not finite or does not fit.
         """
         after = replace(self.copied(image_tower), digest=key_of([self.digest, *sha256]))
         own = after.model.state_dict()

@@ -40,7 +40,8 @@ def card(
 # {part[0].upper() + part[1:]} without: {concepts}
 
 The {part} of {base}, unlearned with erase-sd to keep the pipeline from generating
-"{concepts}"; how far that succeeded is measured below. {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
+"{concepts}"; how far that succeeded is measured below. \
+{not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
 
 ```python
 {_usage(record, models, hub_id)}

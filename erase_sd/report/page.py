@@ -209,7 +209,7 @@ def _leaves(value: Any, *path: str) -> Iterable[tuple[str, str]]:
         if any(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value, 1)}
         else:
-            value = ", ".join(map(str, value)) or {}
+            value = ", ".join(map(str, value))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, *path, _words(key))
@@ -223,8 +223,10 @@ def _words(name: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    if value is None or value == {}:
-        return "not set" if value is None else "none"
+    if value is None:
+        return "not set"
+    if value in ("", {}):
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -45,8 +45,8 @@ def match_images(
     `detections` maps the images' files to what they show, `classes` every concept of the run to its
     class of the detector, `names` are all classes, `concepts` all that the run erases: the classes
     that they or their synonyms name are not retained. Prompts of another concept's kind files, and plain
-    prompts that mention other concepts only, count for those concepts instead. Raises SettingError if the concept's
-    class is not one of the detector's, RunError if a variant's image is missing.
+    prompts that mention other concepts only, count for those concepts instead. Raises SettingError if
+    the concept's class is not one of the detector's, RunError if a variant's image is missing.
     """
     check_class(classes[concept], names)
     erased = {*classes, *classes.values(), *_mentioning(tuple(names), tuple(concepts))}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from .. import runtime
 from ..data.coco import COMPOUNDS
 from ..data.concept import Concept, slug
-from ..errors import SettingError
+from ..errors import SettingError, check_numbers
 from ..methods.registry import METHODS, MethodName
 from ..models.choices import Towers
 
@@ -102,6 +102,7 @@ class UnlearnSettings:
         if self.max_residual is None:
             bound = MAX_RESIDUAL[METHODS[self.method].unlearns]
             object.__setattr__(self, "max_residual", bound)
+        check_numbers(self)
         self._check_choices()
         self._check_ranges()
         if self.build().unlearns == "unet" and self.towers == "both":

@@ -50,9 +50,9 @@ def unlearn(
 ) -> None:
     """Erases the concepts from all text encoders of `models`, or from its U-Net, as the method does.
 
-    Saves what changed in `erased/` of the run. An interrupted run resumes from its last checkpoint and ends with the
-    same weights; a finished one is left as it is. A launcher's processes share the rows of each batch.
-    Raises an EraseError for bad settings, data or weights, and for a run that began with others.
+    Saves what changed in `erased/` of the run. An interrupted run resumes from its last checkpoint and
+    ends with the same weights; a finished one is left as it is. A launcher's processes share the rows of
+    each batch. Raises an EraseError for bad settings, data or weights, and for a run that began with others.
     """
     runtime.quiet_libraries()
     with together():

@@ -164,11 +164,13 @@ class _State:
                 torch._foreach_lerp_(list(self.mean.values()), parameters, 1 - keep)
 
     def apply_average(self) -> None:
+        """Puts the average of the parameters in their place."""
         with torch.no_grad():
             for name, mean in self.mean.items():
                 self.parameters[name].copy_(mean)
 
     def save(self, path: Path, step: int) -> None:
+        """Writes a checkpoint of that step: parameters, Adam's moments, the average and the buffers."""
         tensors = {f"model.{n}": p.detach().contiguous() for n, p in self.parameters.items()}
         for n, p in self.parameters.items():
             for key in ("exp_avg", "exp_avg_sq"):
