@@ -13,7 +13,7 @@ from .. import runtime
 from ..data import parses
 from ..data.concept import Concept
 from ..data.kinds import check_kind_files
-from ..data.prompts import read_prompt_file, warn_of_names
+from ..data.prompts import PromptFile, read_prompt_file, warn_of_names
 from ..errors import ModelError
 from ..files import key_of, write_records
 from ..models import erased
@@ -66,14 +66,11 @@ def generate(
     file cannot be used, and SettingError if a kind file belongs to none of the run's concepts.
     """
     concepts = run.unlearned().concepts
-    check_kind_files(prompts, [concept.name for concept in concepts])
     runtime.quiet_libraries()
+    files = _read(prompts, concepts)
     erasure = erased.check_base(run, models)
-    files = [read_prompt_file(path) for path in prompts]
-    warn_of_names(files, concepts)
     images = plan(files, concepts, settings.images_per_prompt, settings.seed)
-    sampler = settings.sampler or models.sampler
-    pipe = open_pipeline(models.folder, settings.dtype, sampler)
+    pipe = open_pipeline(models.folder, settings.dtype, settings.sampler or models.sampler)
     limit = pipeline_token_limit(pipe)
     for file in files:
         limit.check(file.texts, file.stem)
@@ -98,6 +95,13 @@ def generate(
         _remove_stale(run, records)
         share.clear()
     return records
+
+
+def _read(prompts: Sequence[Path], concepts: Sequence[Concept]) -> list[PromptFile]:
+    check_kind_files(prompts, [concept.name for concept in concepts])
+    files = [read_prompt_file(path) for path in prompts]
+    warn_of_names(files, concepts)
+    return files
 
 
 def _variants(
