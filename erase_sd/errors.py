@@ -67,7 +67,7 @@ class NotErasedError(EraseError):
 
 def check_numbers(settings: Any) -> None:
     """Raises SettingError for a field of a settings dataclass that is declared as a number or a truth
-    value and holds anything else: 10.7 steps would be cut to 10, and the text "no" counts as true."""
+    value and holds anything else, such as 10.7 steps, or the text "no", which would count as true."""
     names = {bool: "True or False", int: "a whole number", float: "a number"}
     for field, hint in get_type_hints(type(settings)).items():
         kinds, value = set(get_args(hint) or (hint,)), getattr(settings, field)
