@@ -11,11 +11,12 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
 from commands import Answer, call, start
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from erase_sd import runtime
@@ -147,7 +148,26 @@ def test_every_setting_is_an_option_and_its_default_is_in_the_help() -> None:
         for field in fields(settings):
             option = options[field.name]
             if field.name not in ("concepts", "hyperparameters") and field.default is not None:
-                assert option.show_default == str(field.default), field.name
+                shown = option.show_default
+                value = shown if isinstance(shown, str) else str(option.default)
+                assert value == str(field.default), field.name
+
+
+def test_an_option_is_named_after_its_parameter_in_every_release_of_typer() -> None:
+    # Typer 0.27 names an option `--MODEL` whose metavar is its parameter's name in capitals.
+    explicit = 0
+    for command in app.registered_commands:
+        assert command.callback
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                if (option.metavar or "").lower() == name and isinstance(option, OptionInfo):
+                    names = (
+                        option.default,
+                        *(option.param_decls or ()),
+                    )  # in that order, if annotated
+                    assert f"--{name}" in names, f"{command.callback.__name__} --{name}"
+                    explicit += 1
+    assert explicit > 10
 
 
 def test_every_command_and_option_has_a_help_sentence() -> None:

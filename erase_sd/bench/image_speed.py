@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..models.compiled import compile_denoiser
 from ..models.pipeline import embed
 from ..models.sampling import generate_batch
 from .critical_path import loop_seconds
@@ -36,21 +37,24 @@ class ImageSpeed:
     def run(self) -> None:
         """All sections, the most important first; each needs about as many seconds on an H100."""
         section = self.figures.section
-        section("images", lambda: self.images((1, 4, 8, 16, 32)), needs=45)
-        section("images, blocks compiled", lambda: self.images((BATCH,), "blocks"), needs=22)
-        section("images, fp16", lambda: self.images((BATCH,), dtype=torch.float16), needs=14)
-        section("images, U-Net compiled", lambda: self.images((BATCH,), "U-Net"), needs=75)
+        section("images", lambda: self.images((1, 8, 16, 32)), needs=45)
+        section("images, blocks compiled", lambda: self.images((BATCH,), "blocks"), needs=40)
         section("PNG and detection", self.critical_path, needs=30)
+        section("images, U-Net compiled", lambda: self.images((BATCH,), "U-Net"), needs=75)
+        section("images, fp16", lambda: self.images((BATCH,), dtype=torch.float16), needs=14)
         section("variants of denoising", self.variants, needs=20)
 
     def images(
         self, batches: Sequence[int], compiled: str = "", dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        """Images per second by batch size; `compiled` is "U-Net" for the whole of it, or "blocks"."""
+        """Images per second by batch size; `compiled` is "U-Net" for the whole of it, or "blocks" as in
+        `generate`."""
         pipe = random_pipeline(dtype, self.figures.small)
         unet, vae = flops_of(pipe)
-        if compiled:
-            compile_unet(pipe, whole=compiled == "U-Net")
+        if compiled == "blocks":
+            compile_denoiser(pipe)
+        elif compiled:
+            pipe.unet.compile(fullgraph=True, dynamic=False)
         for batch in (1,) if self.figures.brief else batches:
             about = {"batch": batch, "dtype": "bf16" if dtype == torch.bfloat16 else "fp16"}
             about |= {"compiled": compiled} if compiled else {}
@@ -128,15 +132,6 @@ def denoise(pipe: DiffusionPipeline, batch: int, steps: int) -> None:
         prompt_embeds=embeds, negative_prompt_embeds=embeds, num_inference_steps=steps,
         guidance_scale=7.5, output_type="latent",
     )  # fmt: skip
-
-
-def compile_unet(pipe: DiffusionPipeline, whole: bool) -> None:
-    """Compiles the U-Net, or only its transformer blocks, which takes seconds instead of a minute."""
-    # Every shape of the blocks is compiled anew: four for each batch size, where the default allows eight
-    # in all.
-    torch._dynamo.config.recompile_limit = 64
-    compile_it = pipe.unet.compile if whole else pipe.unet.compile_repeated_blocks
-    compile_it(fullgraph=True, dynamic=False)
 
 
 def flops_of(pipe: DiffusionPipeline) -> tuple[float, float]:

@@ -43,6 +43,7 @@ AttackChoices = Annotated[
 PromptSplit = Annotated[
     Split | None,
     typer.Option(
+        "--split",
         metavar="SPLIT",
         help="Split of the captions used as prompts: held-out to report, validation to choose "
         "settings, or train.",

@@ -70,6 +70,7 @@ def prompts(
     split: Annotated[
         Split,
         typer.Option(
+            "--split",
             metavar="SPLIT",
             help="Split to take captions from: held-out to report, validation to choose settings, or "
             "train.",

@@ -75,6 +75,7 @@ def generate(
     seed: opt.ImageSeed = None,
     batch: opt.BatchSize = None,
     dtype: opt.ImageDtype = None,
+    compiled: opt.Compile = False,
     preset: opt.RunPreset = None,
     model: opt.Model = None,
     revision: opt.Revision = None,
@@ -87,7 +88,7 @@ def generate(
     """
     settings = opt.chosen(
         images_per_prompt=images_per_prompt, steps=steps, sampler=sampler, guidance=guidance,
-        seed=seed, batch=batch, dtype=dtype,
+        seed=seed, batch=batch, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     _generate(
         quiet, prompts=prompts or [], run=run, kinds=kinds, reference=reference, preset=preset,
@@ -98,7 +99,9 @@ def generate(
 def score(
     run: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help=opt.RUN_HELP, show_default="all runs with images"),
+        typer.Option(
+            "--run", metavar="RUN", help=opt.RUN_HELP, show_default="all runs with images"
+        ),
     ] = None,
     by_class: opt.ByClass = False,
     preset: opt.RunPreset = None,

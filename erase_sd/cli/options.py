@@ -57,6 +57,7 @@ RunPreset = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
+        "--model",
         metavar="MODEL",
         help="Stable Diffusion or FLUX.1: a diffusers folder, a hub id, or a single .safetensors "
         "file (Stable Diffusion only).",
@@ -66,6 +67,7 @@ Model = Annotated[
 Revision = Annotated[
     str | None,
     typer.Option(
+        "--revision",
         metavar="REVISION",
         help="Branch, tag or commit of a model on the hub.",
         show_default="the latest",
@@ -176,6 +178,13 @@ ImageDtype = Annotated[
         help="Precision of image generation, fp32, bf16, fp16 or auto: bf16 on CUDA and on CPUs "
         "with bfloat16 instructions, else fp32.",
         show_default="auto",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the denoiser, which takes a minute; for hundreds of images on a GPU.",
     ),
 ]
 

@@ -13,6 +13,7 @@ from ..unlearning.settings import TrainingPrecision
 MethodChoice = Annotated[
     MethodName | None,
     typer.Option(
+        "--method",
         metavar="METHOD",
         help=f"Unlearning method, one of {', '.join(get_args(MethodName))}; `erase-sd methods` "
         "describes them.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.images import png_of
 from ..files import digest, hash_file, key_of, write_bytes
+from ..models.compiled import compile_denoiser, compiling
 from ..models.sampling import generate_batch
 from ..run import Run
 from ..run.records import ImageRecord, Variant
@@ -106,9 +107,21 @@ def generate_pngs(batch: ImageBatch, pipe: DiffusionPipeline) -> Pngs:
         cached = cached_batch(image_cache(), batch.key, len(batch.texts))
         if cached:
             return lambda: cached
+    return functools.partial(_encode, batch, _generated(batch, pipe))
+
+
+def _generated(batch: ImageBatch, pipe: DiffusionPipeline) -> list[Image]:
     texts, seeds = list(batch.texts.values()), [image.seed for image in batch.texts]
-    images = generate_batch(pipe, texts, seeds, batch.shape["steps"], batch.shape["guidance"])
-    return functools.partial(_encode, batch, images)
+    steps, guidance = batch.shape["steps"], batch.shape["guidance"]
+    if not batch.shape.get("compiled"):
+        return generate_batch(pipe, texts, seeds, steps, guidance)
+    missing = batch.shape["batch"] - len(texts)
+    compile_denoiser(pipe)
+    with compiling():
+        images = generate_batch(
+            pipe, texts + missing * texts[-1:], seeds + missing * seeds[-1:], steps, guidance
+        )
+    return images[: len(texts)]
 
 
 def _encode(batch: ImageBatch, images: Sequence[Image]) -> list[bytes]:

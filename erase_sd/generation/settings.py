@@ -36,6 +36,9 @@ class GenerateSettings:
     """Images per batch, which changes pixels slightly. None: 25 up to 256 px, 8 at 512 px, 2 at 1024 px."""
     dtype: runtime.Precision = "auto"
     """Precision of the pipeline. auto: bf16 on CUDA and on CPUs with bfloat16 instructions, else fp32."""
+    compiled: bool = False
+    """Compile the denoiser's blocks with torch.compile, which changes pixels slightly; for hundreds of images
+    on a GPU. A batch that is not full is filled up, so that all have one size."""
 
     def __post_init__(self) -> None:
         runtime.check_precision(self.dtype)
@@ -46,8 +49,14 @@ class GenerateSettings:
             )
 
     def with_defaults_of(self, models: Models) -> dict[str, Any]:
-        """The settings, with those of `models` where they are None; only the batch may still be None."""
-        return asdict(self) | {
+        """The settings, with those of `models` where they are None; only the batch may still be None.
+
+        `compiled` is in them only if it is on: images from before it existed stay valid.
+        """
+        own = asdict(self)
+        if not own["compiled"]:
+            del own["compiled"]
+        return own | {
             "steps": self.steps or models.steps,
             "sampler": self.sampler or models.sampler,
             "guidance": self.guidance or models.guidance,

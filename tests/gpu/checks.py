@@ -44,13 +44,18 @@ def rates(one: str, other: str) -> None:
     """Fails if a detection rate of one run lies outside of the other's 95 % interval, and the reverse."""
     apart = 0
     runs = Run(Path(one)), Run(Path(other))
-    first, second = (run.stages.generate.settings["dtype"] for run in runs if run.stages.generate)
+    first, second = (_precision(run) for run in runs)
     for a, b in zip(*(run.scores().rates for run in runs), strict=True):
         disjoint = any(_disjoint(x, y) for x, y in ((a.original, b.original), (a.erased, b.erased)))
         print(f"* {a.concept}, {a.group}: {first} {_counts(a)}; {second} {_counts(b)}", end="")
         print(": INTERVALS APART" * disjoint)
         apart += disjoint
     sys.exit(3 if apart else 0)
+
+
+def _precision(run: Run) -> str:
+    settings = run.generated().settings
+    return settings["dtype"] + ", compiled" * settings.get("compiled", False)
 
 
 def _disjoint(one: Rate, other: Rate) -> bool:

@@ -1,26 +1,28 @@
 #!/bin/bash
-# All checks that need a GPU, in one run of at most 560 s; with `--device cpu --small`, the same script
-# on a CPU, with tiny models and four times the time. Needs no network: packages that the machine lacks
-# come as a `.tar.xz` of a site-packages folder.
+# All checks that need a GPU, in one run of at most 560 s (--seconds); with `--device cpu --small`, the
+# same script on a CPU, with tiny models and four times the time. Needs no network: packages that the
+# machine lacks come as a `.tar.xz` of a site-packages folder.
 #
 #     bash tests/gpu/run.sh [--out FOLDER] [--packages FILE.tar.xz] [--device cuda|cpu] [--small]
+#                           [--seconds N]
 #
 # The most important figures come first. Every step has a time limit; one that fails, or that no time is
 # left for, says so in the table at the end. Lines with a figure begin with `*`: they are printed as they
 # come, for the case that the script is killed, and again in the table.
 set -u
-out=${OUT:-gpu-results} packages= device=cuda small=
+out=${OUT:-gpu-results} packages= device=cuda small= seconds=560
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=$2; shift 2 ;;
     --packages) packages=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
+    --seconds) seconds=$2; shift 2 ;;
     --small) small=--small; shift ;;
     *) echo "unknown option $1" >&2; exit 2 ;;
   esac
 done
 slower=1; [ "$device" = cpu ] && slower=4 CUDA_VISIBLE_DEVICES= && export CUDA_VISIBLE_DEVICES
-end=$((560 * slower)) # of SECONDS, which bash counts from the start
+end=$((seconds * slower)) # of SECONDS, which bash counts from the start
 root=$(cd "$(dirname "$0")/../.." && pwd)
 checks=$root/tests/gpu/checks.py prompts=$root/prompts/apple.txt
 mkdir -p "$out"; out=$(cd "$out" && pwd)
@@ -83,13 +85,18 @@ apart() { # generates and scores the main job's encoder again, one after the oth
   ERASE_SD_CACHE=$work/cold erase generate --prompts "$prompts" $denoising --run runs/apart &&
     erase score --run runs/apart && python3 "$checks" costs runs/apple runs/apart
 }
+compiled() { # generates and scores the main job's encoder again, with a compiled denoiser
+  cp -r runs/apple runs/compiled && rm -r runs/compiled/images* runs/compiled/detections.jsonl || return
+  erase generate --prompts "$prompts" $denoising --compile --run runs/compiled &&
+    erase score --run runs/compiled && python3 "$checks" rates runs/apple runs/compiled
+}
 run_tests() { # the tests of what differs on a GPU
   # New lengths of captions all the time: cuDNN's attention plans each for longer than it computes.
   TORCH_CUDNN_SDPA_DEPRIORITIZED=1 python3 -m pytest -p no:cacheprovider -v --tb=short \
     --show-capture=no -o filterwarnings=default -c "$root/pyproject.toml" --rootdir "$root" \
     -n 8 --dist worksteal $tests >"$tests_log" 2>&1
 }
-export -f erase job kill_and_resume apart run_tests
+export -f erase job kill_and_resume apart compiled run_tests
 tests="test_device test_trainer test_batches test_methods test_hardened test_lipschitz test_emmn
   test_pipeline test_attacks test_attacks_sdxl test_metrics test_unlearning"
 [ -n "$small" ] && tests="test_device test_batches test_metrics"
@@ -99,7 +106,7 @@ export small steps denoising prompts checks tests_log root tests work
 bench="python3 -m erase_sd.bench --random-weights --device $device $small"
 
 step versions 60 python3 "$checks" versions "$device" || exit 1
-step "bench sd15" 255 $bench --preset sd15 --seconds $((240 * slower)) --out "$out/sd15.json"
+step "bench sd15" 290 $bench --preset sd15 --seconds $((275 * slower)) --out "$out/sd15.json"
 step "bench sdxl" 100 $bench --preset sdxl --seconds $((100 * slower)) --out "$out/sdxl.json"
 step "main job" 100 bash -c "job runs/apple auto"
 step "generate, then score" 60 bash -c apart
@@ -108,5 +115,6 @@ step "kill and resume" 90 bash -c kill_and_resume
 step "resumed weights" 30 python3 "$checks" weights runs/apple runs/killed
 step "main job in fp32" 100 bash -c "job runs/fp32 fp32"
 step "bf16 against fp32 rates" 30 python3 "$checks" rates runs/apple runs/fp32
+step "compiled denoiser" 90 bash -c compiled
 wait $!
 ! grep -qE "FAILED|SKIPPED" "$table"

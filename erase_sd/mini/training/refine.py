@@ -66,7 +66,7 @@ def refine(
     print("scenes encoded", flush=True)
     fit(
         "unet-refined", loss.unet, loss, steps=1_000_000, learning_rate=learning_rate,
-        average=0.9995, schedule=one_cycle, folder=out, save_every=1_000_000, minutes=minutes,
+        average=0.999, schedule=one_cycle, folder=out, save_every=1_000_000, minutes=minutes,
     )  # fmt: skip
     loss.unet.half().save_pretrained(out / "unet", max_shard_size="12MB")
 
