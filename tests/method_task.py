@@ -27,6 +27,7 @@ class LinearStudent:
     """
 
     scale = 1.0
+    joins = False
 
     def __init__(self, texts: list[list[float]], gain: float = 1.0) -> None:
         self.texts = torch.tensor(texts)

@@ -7,17 +7,21 @@ import dataclasses
 import pytest
 import torch
 
+from erase_sd import runtime
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.split import split_by_concept
 from erase_sd.errors import ModelError
 from erase_sd.methods.base import Encodings
+from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.models.clip import Clip
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
+from erase_sd.unlearning import student as student_module
 from erase_sd.unlearning.batches import Batches
 from erase_sd.unlearning.captions import tokenize_pairs
 from erase_sd.unlearning.settings import UnlearnSettings
+from erase_sd.unlearning.student import ClipStudent
 
 APPLE = (Concept("apple"),)
 NAMES = ("text", "image", "hidden_states")
@@ -82,6 +86,7 @@ def test_the_original_encodes_the_captions_of_the_batch_alone(
         return encode_text(self, ids, unit)
 
     monkeypatch.setattr(Clip, "encode_text", counted)
+    monkeypatch.setattr(runtime, "starts_slowly", lambda _: False)
     for step in range(2):
         batches.at(step, 10, frozenset({"hidden_states"}))
     assert rows == [3, 4, 3, 4]
@@ -132,3 +137,51 @@ def test_batches_halve_when_memory_runs_out_until_they_cannot(
     assert "continues with 1 forget and 2 retain captions per step" in caplog.text
     with pytest.raises(ModelError, match="out of memory with the smallest batches"):
         batches.shrink()
+
+
+def test_on_a_gpu_each_model_encodes_both_sets_in_one_pass(
+    batches: Batches, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, passes = AnchoredCLIPErase(), []
+    encode_text = Clip.encode_text
+
+    def counted(self: Clip, ids: torch.Tensor, *others: object) -> object:
+        passes.append(len(ids))
+        return encode_text(self, ids, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Clip, "encode_text", counted)
+    results = []
+    for slowly in (False, True):
+        monkeypatch.setattr(runtime, "starts_slowly", lambda _, answer=slowly: answer)
+        # Other weights than the original's, so that no term is 0.
+        other = clip.copied(image_tower=False)
+        positions = other.model.text_model.embeddings.position_embedding.weight.data
+        noise = torch.randn(positions.shape, generator=torch.Generator().manual_seed(0))
+        positions += 0.1 * noise.to(positions)
+        student = ClipStudent(other, "text", torch.float32, method.needs)
+        student.train_only(method.trains)
+        passes.clear()
+        batch = batches.at(3, 10, method.needs)
+        terms: dict[str, float] = {}
+        for part in method.loss(student, batch):
+            torch.stack(list(part.values())).sum().backward()  # type: ignore[no-untyped-call]
+            terms |= {name: float(term.detach()) for name, term in part.items()}
+        gradients = {n: p.grad for n, p in student.parameters.items() if p.grad is not None}
+        results.append((terms, gradients))
+        assert passes == ([7, 7] if slowly else [3, 4, 4, 3])
+    (terms, gradients), (joined_terms, joined_gradients) = results
+    assert set(terms) == {"token", "anchor"} and min(terms.values()) > 1e-3
+    assert joined_terms == pytest.approx(terms, rel=1e-4)
+    assert gradients.keys() == joined_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(joined_gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_tower_that_recomputes_its_activations_is_not_joined(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "starts_slowly", lambda _: True)
+    needs = AnchoredCLIPErase.needs
+    assert ClipStudent(clip.copied(False), "text", torch.float32, needs).joins
+    monkeypatch.setattr(student_module, "LARGE", 1_000)
+    assert not ClipStudent(clip.copied(False), "text", torch.float32, needs).joins

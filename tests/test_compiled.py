@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from faulty import PRETEND_CARD
 from torch._inductor import config
 
 from erase_sd.errors import ModelError
@@ -22,6 +24,10 @@ from erase_sd.models.sampling import generate_batch
 from erase_sd.run import Run
 from erase_sd.run.differences import different_settings
 from erase_sd.run.records import ImageRecord
+
+pytestmark = pytest.mark.skipif(
+    PRETEND_CARD in os.environ, reason="PyTorch cannot trace tensors of the pretend GPU"
+)
 
 
 @pytest.fixture
@@ -107,4 +113,4 @@ def test_a_block_that_cannot_be_compiled_is_one_error(
 
 
 def test_the_option_that_keeps_kernels_the_same_exists() -> None:
-    assert config.deterministic is False
+    assert isinstance(config.deterministic, bool)

@@ -36,6 +36,7 @@ class EmbeddingStudent:
     """Its hidden states are the free embeddings, and 0 elsewhere, times `gain`."""
 
     scale = 1.0
+    joins = False
 
     def __init__(self, gain: float = 1.0) -> None:
         self.gain = torch.tensor(gain, requires_grad=True)

@@ -33,6 +33,8 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 class FixedStudent:
     """A student with fixed encodings of the forget and the retain pairs."""
 
+    joins = False
+
     def __init__(self, scale: float, forget: Encodings, retain: Encodings) -> None:
         self.scale = scale
         self.encodings = {0: forget, 1: retain}

@@ -117,6 +117,13 @@ class Student(Protocol):
     def scale(self) -> float:
         """CLIP's temperature, which multiplies similarities."""
 
+    @property
+    def joins(self) -> bool:
+        """Whether `both` takes less time than two calls."""
+
+    def both(self, batch: Batch) -> tuple[Encodings, Encodings]:
+        """The encodings of the captions of the forget and of the retain pairs, by one pass."""
+
     def text(
         self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
     ) -> tuple[Tensor, Tensor]:

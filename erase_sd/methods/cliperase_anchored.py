@@ -33,12 +33,19 @@ class AnchoredCLIPErase(Method):
     """Weight of the paper's forgetting module, with similarities below 0 clamped to 0 (ours: off)."""
 
     def loss(self, student: Student, batch: Batch) -> Iterator[Terms]:
-        """The term `token`; then `anchor`, with `forget` if it has a weight."""
+        """The term `token`; then, or together with it, `anchor`, with `forget` if it has a weight."""
         assert batch.concept_removed is not None
-        change = student(batch.retain).hidden_states - batch.retain.original.hidden_states
-        yield {"token": self.token_weight * change.square().mean()}
+        if student.joins:
+            forget, retain = student.both(batch)
+            yield self._kept(retain, batch) | self._forgotten(forget, batch.concept_removed)
+            return
+        yield self._kept(student(batch.retain), batch)
         # After the larger batch, because its freed memory holds the smaller one's.
         yield self._forgotten(student(batch.forget), batch.concept_removed)
+
+    def _kept(self, retain: Encodings, batch: Batch) -> Terms:
+        change = retain.hidden_states - batch.retain.original.hidden_states
+        return {"token": self.token_weight * change.square().mean()}
 
     def _forgotten(self, forget: Encodings, target: ConceptRemoved) -> Terms:
         distance = (forget.hidden_states - target.hidden_states).square().mean(-1)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import runtime
 from ..data.images import ImageSource, open_image
 from ..errors import ModelError
 from ..files import key_of
@@ -175,9 +176,10 @@ class Clip:
             taps.append(tower.final_layer_norm(hidden_states) if tap.norm else hidden_states)
         return text, torch.cat(taps, dim=-1).float()
 
-    def encode_texts(self, ids: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
+    def encode_texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """`encode_text` of any number of rows, in batches, which processes in step share, and without
         gradient."""
+        batch = 512 if runtime.starts_slowly(self.device) else 128
 
         def encode(ids: Tensor) -> tuple[Tensor, Tensor]:
             text, hidden_states = self.encode_text(ids[:batch])

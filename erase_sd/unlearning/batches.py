@@ -44,8 +44,7 @@ class Batches:
         concept_removed = None
         text = hidden_states = None
         if "hidden_states" in needs:
-            concept_removed = self._concept_removed(forget)
-            text, hidden_states = self._original(self.retain.ids[retain])
+            concept_removed, text, hidden_states = self._originals(forget, retain)
         return Batch(
             self._encode(self.forget, forget, needs),
             self._encode(self.retain, retain, needs, text, hidden_states, prompts),
@@ -73,10 +72,20 @@ class Batches:
             retain,
         )
 
-    def _concept_removed(self, rows: Tensor) -> ConceptRemoved:
-        _, hidden_states = self._original(self.forget.concept_removed_ids[rows])
-        mask = self.forget.mask[rows].to(hidden_states.device)
-        return ConceptRemoved(self.forget.aligned(rows, hidden_states), mask)
+    def _originals(self, forget: Tensor, retain: Tensor) -> tuple[ConceptRemoved, Tensor, Tensor]:
+        """The targets of the forget captions; features and hidden states of the retain captions."""
+        parts = [self.forget.concept_removed_ids[forget], self.retain.ids[retain]]
+        if runtime.starts_slowly(self.original.device):
+            both = self._original(torch.cat(parts))
+            sizes = [len(forget), len(retain)]
+            (_, removed), (text, hidden_states) = zip(
+                *(torch.split(t, sizes) for t in both), strict=True
+            )
+        else:
+            (_, removed), (text, hidden_states) = map(self._original, parts)
+        mask = self.forget.mask[forget].to(removed.device)
+        target = ConceptRemoved(self.forget.aligned(forget, removed), mask)
+        return target, text, hidden_states
 
     def _encode(
         self,

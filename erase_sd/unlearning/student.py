@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..methods.base import EncodedPairs, Encodings, Need
+from .. import runtime
+from ..methods.base import Batch, EncodedPairs, Encodings, Need
 from ..models.choices import Towers
 from ..models.clip import Clip, FreeEmbeddings, trainable
 from ..models.denoiser import Denoiser
@@ -37,7 +38,9 @@ class ClipStudent:
             # PyTorch's fused attention is several times slower backward in bf16 on a CPU.
             clip.model.set_attn_implementation("eager")
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
-        if sum(parameter.numel() for parameter in self.parameters.values()) > LARGE:
+        large = sum(parameter.numel() for parameter in self.parameters.values()) > LARGE
+        self.joins = runtime.starts_slowly(clip.device) and not large
+        if large:
             tower = clip.model.text_model
             # transformers 5.17 and earlier have the old name only, later ones warn of it.
             enable = getattr(tower, "activation_checkpointing_enable", None)
@@ -94,6 +97,18 @@ class ClipStudent:
             image = self.image(pairs.pixels)
             return Encodings(text, image, hidden_states, prompts, pairs.original.label)
         return pairs.original.with_text(text, hidden_states, prompts)
+
+    def both(self, batch: Batch) -> tuple[Encodings, Encodings]:
+        """The forget and the retain pairs of a method that reads hidden states, by one pass."""
+        forget, retain = batch.forget, batch.retain
+        text, hidden_states = self.text(torch.cat([forget.ids, retain.ids]))
+        sizes = [len(forget.ids), len(retain.ids)]
+        parts = [torch.split(t, sizes) for t in (text, hidden_states)]
+        first, second = (
+            pairs.original.with_text(*encoded, None)
+            for pairs, *encoded in zip((forget, retain), *parts, strict=True)
+        )
+        return first, second
 
     def precision(self) -> torch.autocast:
         """Autocast for passes through the towers; off in float32."""
