@@ -63,12 +63,6 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def starts_slowly(device: torch.device) -> bool:
-    """Whether starting a kernel can take longer than running it, so that one pass over more rows is faster
-    than several: on an H100, 134 of the 167 ms of a step of unlearning did not depend on the batch sizes."""
-    return device.type == "cuda"
-
-
 def processes() -> tuple[int, int]:
     """Rank and count of the processes, from the variables that `erase-sd launch` and torchrun set.
 

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from erase_sd import runtime
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.split import split_by_concept
@@ -86,7 +85,7 @@ def test_the_original_encodes_the_captions_of_the_batch_alone(
         return encode_text(self, ids, unit)
 
     monkeypatch.setattr(Clip, "encode_text", counted)
-    monkeypatch.setattr(runtime, "starts_slowly", lambda _: False)
+    monkeypatch.setattr(Clip, "starts_slowly", False)
     for step in range(2):
         batches.at(step, 10, frozenset({"hidden_states"}))
     assert rows == [3, 4, 3, 4]
@@ -152,7 +151,7 @@ def test_on_a_gpu_each_model_encodes_both_sets_in_one_pass(
     monkeypatch.setattr(Clip, "encode_text", counted)
     results = []
     for slowly in (False, True):
-        monkeypatch.setattr(runtime, "starts_slowly", lambda _, answer=slowly: answer)
+        monkeypatch.setattr(Clip, "starts_slowly", slowly)
         # Other weights than the original's, so that no term is 0.
         other = clip.copied(image_tower=False)
         positions = other.model.text_model.embeddings.position_embedding.weight.data
@@ -180,7 +179,7 @@ def test_on_a_gpu_each_model_encodes_both_sets_in_one_pass(
 def test_a_tower_that_recomputes_its_activations_is_not_joined(
     clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "starts_slowly", lambda _: True)
+    monkeypatch.setattr(Clip, "starts_slowly", True)
     needs = AnchoredCLIPErase.needs
     assert ClipStudent(clip.copied(False), "text", torch.float32, needs).joins
     monkeypatch.setattr(student_module, "LARGE", 1_000)

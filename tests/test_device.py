@@ -24,6 +24,7 @@ from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.methods.registry import METHODS, MethodName
 from erase_sd.models import erased
+from erase_sd.models.clip import Clip
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
 from erase_sd.runtime import device  # itself, on the pretend card too
@@ -162,7 +163,7 @@ def test_a_large_tower_trains_alike_with_its_activations_computed_anew(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A large tower encodes the two sets one after the other, which rounds in another way.
-    monkeypatch.setattr(runtime, "starts_slowly", lambda _: False)
+    monkeypatch.setattr(Clip, "starts_slowly", False)
     plain, anew = Run(Path("a")), Run(Path("b"))
     settings = settings_of("cliperase-anchored")
     unlearn(settings, tiny, plain)

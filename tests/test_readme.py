@@ -72,7 +72,10 @@ def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
         "--job",
         "--counts",
         "--strengths",
-    }  # torchrun, pytest, benchmarks, the strengths of a LoRA
+        "--random-weights",
+        "--minutes",
+        "--scenes",
+    }  # torchrun, pytest, benchmarks, the strengths of a LoRA, training of the miniature world
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 

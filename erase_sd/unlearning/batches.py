@@ -75,7 +75,7 @@ class Batches:
     def _originals(self, forget: Tensor, retain: Tensor) -> tuple[ConceptRemoved, Tensor, Tensor]:
         """The targets of the forget captions; features and hidden states of the retain captions."""
         parts = [self.forget.concept_removed_ids[forget], self.retain.ids[retain]]
-        if runtime.starts_slowly(self.original.device):
+        if self.original.starts_slowly:
             both = self._original(torch.cat(parts))
             sizes = [len(forget), len(retain)]
             (_, removed), (text, hidden_states) = zip(

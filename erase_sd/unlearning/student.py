@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .. import runtime
 from ..methods.base import Batch, EncodedPairs, Encodings, Need
 from ..models.choices import Towers
 from ..models.clip import Clip, FreeEmbeddings, trainable
@@ -39,7 +38,7 @@ class ClipStudent:
             clip.model.set_attn_implementation("eager")
         self.parameters: dict[str, nn.Parameter] = trainable(clip, towers)
         large = sum(parameter.numel() for parameter in self.parameters.values()) > LARGE
-        self.joins = runtime.starts_slowly(clip.device) and not large
+        self.joins = clip.starts_slowly and not large
         if large:
             tower = clip.model.text_model
             # transformers 5.17 and earlier have the old name only, later ones warn of it.
