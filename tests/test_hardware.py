@@ -27,7 +27,8 @@ def card() -> Iterator[None]:
         about = SimpleNamespace(total_memory=80_000_000_000)
         stack.enter_context(patch("torch.cuda.get_device_properties", lambda _: about))
         stack.enter_context(patch("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3"))
-        stack.enter_context(patch.object(image_speed, "compile_unet", lambda *_, **__: None))
+        for name in ("compile_denoiser", "compile_blocks"):
+            stack.enter_context(patch.object(image_speed, name, lambda _: None))
         stack.enter_context(patch.object(image_speed, "KERNELS", ("FLASH_ATTENTION",)))
         stack.enter_context(pretend_card())
         yield
@@ -40,13 +41,14 @@ def test_every_kind_of_section_has_its_figures_on_a_card(
     images = ImageSpeed(bench.figures)
     for work in (
         bench.matmul, bench.closed_form, lambda: images.images((1,), "blocks"),
-        images.critical_path, images.variants,
+        images.critical_path, images.variants, images.decoding,
     ):  # fmt: skip
         bench.figures.section("one", work)
     assert not bench.figures.failed
     assert {
         "bf16 matrix product", "closed form", "images", "PNG", "generate loop",
         "a step of denoising, FLASH_ATTENTION", "a step of denoising, contiguous layout",
+        "decoding, a batch at once, blocks compiled",
     } <= {row["measure"] for row in bench.rows}  # fmt: skip
     speed = next(row for row in bench.rows if row["measure"] == "images")
     assert {"batch", "steps", "TFLOP/s", "of matmul", "of H100"} <= speed.keys()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..models.compiled import compile_denoiser
+from ..models.compiled import compile_blocks, compile_denoiser
 from ..models.pipeline import embed
 from ..models.sampling import generate_batch
 from .critical_path import loop_seconds
@@ -42,7 +42,8 @@ class ImageSpeed:
         section("PNG and detection", self.critical_path, needs=30)
         section("images, U-Net compiled", lambda: self.images((BATCH,), "U-Net"), needs=75)
         section("images, fp16", lambda: self.images((BATCH,), dtype=torch.float16), needs=14)
-        section("variants of denoising", self.variants, needs=20)
+        section("variants of denoising", self.variants, needs=45)
+        section("variants of decoding", self.decoding, needs=25)
 
     def images(
         self, batches: Sequence[int], compiled: str = "", dtype: torch.dtype = torch.bfloat16
@@ -102,10 +103,12 @@ class ImageSpeed:
         if self.figures.on_card:
             ways["cuDNN's fastest convolutions"] = cudnn.flags(enabled=True, benchmark=True)
             ways |= {kernel: sdpa_kernel(getattr(SDPBackend, kernel)) for kernel in KERNELS}
-        ways["contiguous layout"] = nullcontext()
+        ways["contiguous layout"] = ways["contiguous layout, blocks compiled"] = nullcontext()
         for name, way in ways.items():
-            if name == "contiguous layout":
+            if name.startswith("contiguous"):
                 pipe.unet.to(memory_format=torch.contiguous_format)
+            if name.endswith("compiled"):
+                compile_denoiser(pipe)
             try:
                 with way:
                     seconds = timed(lambda: denoise(pipe, batch, steps), warm=1) / steps
@@ -114,6 +117,23 @@ class ImageSpeed:
                 continue
             used = self.figures.share(2 * batch * unet / seconds)
             self.figures.add(f"a step of denoising, {name}", seconds, "s", batch=batch, **used)
+
+    def decoding(self) -> None:
+        """The VAE an image at a time, as `generate` decodes, a batch at once, and with compiled blocks."""
+        pipe = random_pipeline(torch.bfloat16, self.figures.small)
+        batch = 1 if self.figures.brief else 8
+        _, flops = flops_of(pipe)
+        size = pipe.unet.config.sample_size
+        latents = torch.randn(batch, 4, size, size).to(pipe.device, pipe.vae.dtype)
+        for name in ("as in generate", "a batch at once", "a batch at once, blocks compiled"):
+            if "at once" in name:
+                pipe.vae.disable_slicing()
+            if name.endswith("compiled"):
+                compile_blocks(pipe.vae)
+            with torch.inference_mode():
+                seconds = timed(lambda: pipe.vae.decode(latents), 3, warm=1) / batch
+            used = self.figures.share(flops / seconds)
+            self.figures.add(f"decoding, {name}", seconds, "s an image", batch=batch, **used)
 
 
 def sample_images(pipe: DiffusionPipeline, batch: int, steps: int) -> list[Image]:

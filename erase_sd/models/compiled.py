@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ..errors import ModelError, reason
 from .t5 import denoising_model
@@ -22,12 +23,16 @@ _GRAPHS = 64
 
 
 def compile_denoiser(pipe: DiffusionPipeline) -> None:
-    """Makes the denoiser compile each of its blocks at the first batch, and again for a batch of another size.
+    """Makes the denoiser compile each of its blocks at the first batch, and again for a batch of another size."""
+    compile_blocks(denoising_model(pipe))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """`compile_denoiser` for any model of diffusers.
 
     Kernels are chosen without timing them, so that every process chooses the same.
     """
     torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
-    model = denoising_model(pipe)
     names = {*_BLOCKS, *(getattr(model, "_repeated_blocks", None) or ())}
     for block in model.modules():
         if type(block).__name__ in names and block._compiled_call_impl is None:

@@ -46,17 +46,18 @@ trap finish EXIT; trap 'exit 143' TERM
 
 note() { printf '%-34s %4d s  %s\n' "$@" >>"$table"; }
 step() { # name, seconds at most, command ...; skipped if less than half of the time is left
-  local name=$1 limit=$(($2 * slower)) left=$((end - SECONDS)) began=$SECONDS from status=0
+  local name=$1 limit=$(($2 * slower)) left=$((end - SECONDS)) began=$SECONDS own status
   shift 2
   [ $((2 * left)) -ge $limit ] || { note "$name" 0 "SKIPPED, $left s left"; return 1; }
   [ $limit -le $left ] || limit=$left
+  own=$(mktemp -p "$work")
   echo "=== $name" >>"$log"
-  from=$(($(wc -l <"$log") + 1))
   # SIGINT, on which Python ends what it does in order; a child process that stays is killed.
-  timeout -s INT -k 10 $limit "$@" >>"$log" 2>&1 </dev/null || status=$?
+  timeout -s INT -k 10 $limit "$@" 2>&1 </dev/null | tee "$own" >>"$log"
+  status=${PIPESTATUS[0]}
   if [ $status = 0 ]; then note "$name" $((SECONDS - began)) ok; return; fi
   note "$name" $((SECONDS - began)) "FAILED ($status)"
-  tail -n +$from "$log" | tail -n 8 | cut -c1-150 | sed 's/^/    /' >>"$table"
+  tail -n 8 "$own" | cut -c1-150 | sed 's/^/    /' >>"$table"
   return 1
 }
 
@@ -110,11 +111,12 @@ step "bench sd15" 290 $bench --preset sd15 --seconds $((275 * slower)) --out "$o
 step "bench sdxl" 100 $bench --preset sdxl --seconds $((100 * slower)) --out "$out/sdxl.json"
 step "main job" 100 bash -c "job runs/apple auto"
 step "generate, then score" 60 bash -c apart
-step tests 200 bash -c run_tests & # beside what is not timed
-step "kill and resume" 90 bash -c kill_and_resume
-step "resumed weights" 30 python3 "$checks" weights runs/apple runs/killed
-step "main job in fp32" 100 bash -c "job runs/fp32 fp32"
-step "bf16 against fp32 rates" 30 python3 "$checks" rates runs/apple runs/fp32
-step "compiled denoiser" 90 bash -c compiled
-wait $!
+# Side by side, because none of these is timed.
+{ step "kill and resume" 120 bash -c kill_and_resume
+  step "resumed weights" 30 python3 "$checks" weights runs/apple runs/killed; } & others=$!
+{ step "main job in fp32" 120 bash -c "job runs/fp32 fp32"
+  step "bf16 against fp32 rates" 30 python3 "$checks" rates runs/apple runs/fp32; } & others+=" $!"
+step "compiled denoiser" 120 bash -c compiled & others+=" $!"
+step tests 200 bash -c run_tests
+wait $others
 ! grep -qE "FAILED|SKIPPED" "$table"
