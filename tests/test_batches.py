@@ -129,13 +129,17 @@ def test_no_retain_pair_is_twice_in_a_batch(batches: Batches) -> None:
 
 
 def test_batches_halve_when_memory_runs_out_until_they_cannot(
-    batches: Batches, caplog: pytest.LogCaptureFixture
+    batches: Batches, clip: Clip, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batches.shrink()
+    student = ClipStudent(clip, "text", torch.float32, AnchoredCLIPErase.needs)
+    student.joins = True
+    batches.shrink(student)  # first, one set is encoded after the other
+    assert not student.joins and batches.sizes == (3, 4) and not caplog.text
+    batches.shrink(student)
     assert batches.sizes == (1, 2)
     assert "continues with 1 forget and 2 retain captions per step" in caplog.text
     with pytest.raises(ModelError, match="out of memory with the smallest batches"):
-        batches.shrink()
+        batches.shrink(student)
 
 
 def test_on_a_gpu_each_model_encodes_both_sets_in_one_pass(

@@ -12,6 +12,7 @@ from ..models.clip import Clip
 from ..sharing import place
 from ..sharing.rows import by_rows
 from .settings import UnlearnSettings
+from .student import ClipStudent
 
 
 class Batches:
@@ -54,11 +55,16 @@ class Batches:
             {} if memory is None else memory,
         )
 
-    def shrink(self) -> None:
-        """Halves the batches after memory ran out; ModelError if they cannot be smaller, or if other
-        processes would go on with the larger ones."""
+    def shrink(self, student: ClipStudent) -> None:
+        """After memory ran out, lets the student encode one set after the other, or, if it does, halves
+        the batches; ModelError if they cannot be smaller, or if other processes would go on with the
+        larger ones."""
         if place()[1] > 1:
             raise ModelError("out of memory; needs smaller batches", field="retain_batch")
+        if student.joins:
+            student.joins = False
+            runtime.free_memory()
+            return
         forget, retain = (size // 2 for size in self.sizes)
         if forget < 1 or retain < 2:  # a contrastive loss needs two pairs
             raise ModelError(

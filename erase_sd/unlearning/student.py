@@ -142,6 +142,7 @@ class UNetStudent(ClipStudent):
         self, clip: Clip, original: Denoiser, dtype: torch.dtype, trains: Callable[[str], bool]
     ) -> None:
         super().__init__(clip, "text", dtype, frozenset())
+        self.joins = False  # it encodes no captions with gradients
         self._denoiser = original.with_copy()
         named = self._denoiser.unet.named_parameters()
         self.parameters = {name: p for name, p in named if trains(name)}

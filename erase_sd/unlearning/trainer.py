@@ -176,7 +176,7 @@ class Trainer:
             except Exception as error:
                 if not runtime.is_out_of_memory(error):
                     raise
-            self.batches.shrink()  # out of the handler, which holds on to the tensors of the failed pass
+            self.batches.shrink(self.student)  # not in the handler, which holds the pass's tensors
         if not self.state.stopped:
             self.optimizer.step()
         return terms
