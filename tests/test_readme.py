@@ -73,9 +73,12 @@ def test_each_option_that_a_page_explains_is_an_option_of_a_command() -> None:
         "--counts",
         "--strengths",
         "--random-weights",
+        "--packages",
+        "--device",
+        "--small",
         "--minutes",
         "--scenes",
-    }  # torchrun, pytest, benchmarks, the strengths of a LoRA, training of the miniature world
+    }  # torchrun, pytest, benchmarks, the GPU script, strengths of a LoRA, the U-Net's training
     for text in TEXTS.values():
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= known | others
 
