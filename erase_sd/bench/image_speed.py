@@ -119,7 +119,7 @@ class ImageSpeed:
             self.figures.add(f"a step of denoising, {name}", seconds, "s", batch=batch, **used)
 
     def decoding(self) -> None:
-        """The VAE an image at a time, as `generate` decodes, a batch at once, and with compiled blocks."""
+        """Decoding by the VAE: image by image as in `generate`, whole batches, and with compiled blocks."""
         pipe = random_pipeline(torch.bfloat16, self.figures.small)
         batch = 1 if self.figures.brief else 8
         _, flops = flops_of(pipe)

@@ -1,5 +1,5 @@
-"""Denoisers whose blocks torch.compile has fused: on a GPU most of their time goes into reading and
-writing activations between kernels, which fused kernels do less often."""
+"""Models whose blocks are compiled by torch.compile: on a GPU, fused kernels read and write activations
+less often."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compile_denoiser(pipe: DiffusionPipeline) -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """`compile_denoiser` for any model of diffusers.
+    """The same for any model of diffusers.
 
     Kernels are chosen without timing them, so that every process chooses the same.
     """

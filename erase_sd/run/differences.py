@@ -49,7 +49,8 @@ def different_settings(runs: Sequence[Stages]) -> list[str]:
     for stages in runs:
         generated = stages.generate.settings if stages.generate else {}
         own = {name: generated[name] for name in SHAPE if name in generated}
-        own["compiled"] = generated.get("compiled", False)
+        if generated:
+            own["compiled"] = generated.get("compiled", False)
         own |= {f"prompts {file}": sha256 for file, sha256 in generated.get("prompts", {}).items()}
         if stages.score:
             own["detector"] = stages.score.settings.get("detector_sha256")
