@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erase_sd.data.coco import named_classes
-from erase_sd.data.concept import Concept, slug, with_article
+from erase_sd.data.concept import Concept, joined_slug, slug, with_article
 from erase_sd.data.nouns import plurals_of
 from erase_sd.data.removal import remove_concepts
 from erase_sd.errors import SettingError
@@ -165,6 +165,13 @@ def test_the_article_follows_the_sound(phrase: str) -> None:
 def test_a_slug_is_a_file_name() -> None:
     assert slug("Hot dog") == slug("hot_dog") == "hot-dog"
     assert slug(" Caf\u00e9! ") == slug("Cafe\u0301") == "caf\u00e9"
+
+
+@pytest.mark.parametrize("names", [["apple"] * 40, ["\u82f9\u679c"] * 30])
+def test_many_concepts_have_a_name_that_file_systems_take(names: list[str]) -> None:
+    number, _, rest = joined_slug(names).partition("-")
+    assert int(number) == len(names) and rest.startswith("concepts-")
+    assert joined_slug(names[:2]) == f"{names[0]}+{names[1]}"
 
 
 def test_words_that_differ_in_a_vowel_sign_or_tone_mark_are_different_concepts() -> None:

@@ -17,7 +17,9 @@ Span = tuple[int, int]
 MAX_PHRASE = 300
 """Maximum length of a name, synonym or kept sense; no text encoder reads as many characters."""
 MAX_NAME = 120
-"""Maximum number of characters of a file name; file systems allow 255 bytes."""
+"""Maximum number of characters of a file name."""
+MAX_NAME_BYTES = 200
+"""Maximum number of its bytes; file systems allow 255, and an ending may follow."""
 
 
 @functools.cache
@@ -37,7 +39,9 @@ def slug(name: str) -> str:
 def joined_slug(names: Sequence[str]) -> str:
     """Several concepts as one file name: `apple+chair`, or their number and a hash if it is too long."""
     joined = "+".join(map(slug, names))
-    return joined if len(joined) <= MAX_NAME else f"{len(names)}-concepts-{key_of(list(names))}"
+    if len(joined) <= MAX_NAME and len(joined.encode()) <= MAX_NAME_BYTES:
+        return joined
+    return f"{len(names)}-concepts-{key_of(list(names))}"
 
 
 @dataclass(frozen=True)
