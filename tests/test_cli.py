@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,12 +124,23 @@ def test_help_and_completion_list_the_choices(words: str, choices: set[str]) -> 
     assert all(choice in help_text for choice in choices)
 
 
-def test_no_option_and_no_word_of_its_help_is_cut_off_at_80_columns() -> None:
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_no_option_no_default_and_no_word_of_its_help_is_cut_off(columns: int) -> None:
     for name, command in PROGRAM.commands.items():
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).stdout
+        settings: dict[str, Any] = {"env": {"COLUMNS": str(columns)}, "terminal_width": columns}
+        page = CliRunner().invoke(app, [name, "--help"], **settings).stdout
+        lines = page.splitlines()
+        assert max(map(len, lines)) <= columns, name
+        shown = re.sub(r"- (?=\w)", "-", " ".join(page.split()))  # a line may end after a hyphen
         for parameter in command.params:
-            assert all(option in shown for option in parameter.opts if option.startswith("--"))
-            assert all(word.strip("`") in shown for word in (parameter.help or "").split())
+            options = (*parameter.opts, *parameter.secondary_opts)
+            assert all(option in shown for option in options if option.startswith("--"))
+            default = parameter.show_default if isinstance(parameter.show_default, str) else ""
+            words = f"{parameter.help} {default}".split()
+            assert all(word.strip("`") in shown for word in words), parameter.name
+        for paragraph in command.help.split("\n\n"):
+            whole = [line.strip() for line in lines if line.strip() and line.strip() in paragraph]
+            assert all(len(line) > columns / 2 for line in whole[:-1]), name
 
 
 def test_the_help_names_the_methods_that_mine_mentions() -> None:

@@ -16,6 +16,7 @@ from .. import runtime, termination
 from ..errors import EraseError
 from ..sharing import writes
 from .attack import attack
+from .command import Command
 from .data import data, prompts
 from .job import generate, run, score, unlearn
 from .launch import launch
@@ -91,7 +92,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
-        kind = WordLists if command is compare else None
+        kind = WordLists if command is compare else Command
         # What follows launch's command belongs to that command.
         settings = {"allow_interspersed_args": command is not launch}
         app.command(cls=kind, rich_help_panel=panel, context_settings=settings)(command)

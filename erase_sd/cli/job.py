@@ -65,7 +65,7 @@ def unlearn(
 
 def generate(
     prompts: opt.Prompts = None,
-    run: opt.RunName = None,
+    run: opt.RunOfPrompts = None,
     kinds: opt.Kinds = False,
     reference: opt.Reference = False,
     images_per_prompt: opt.ImagesPerPrompt = None,
@@ -82,10 +82,7 @@ def generate(
     yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Generate images of prompts with the original and the erased encoder, from the same seeds.
-
-    The first prompt file names the run unless --run does.
-    """
+    """Generate images of prompts with the original and the erased encoder, from the same seeds."""
     settings = opt.chosen(
         images_per_prompt=images_per_prompt, steps=steps, sampler=sampler, guidance=guidance,
         seed=seed, batch=batch, dtype=dtype, compiled=compiled,

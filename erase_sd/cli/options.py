@@ -48,6 +48,12 @@ RunName = Annotated[
     str | None,
     typer.Option("--run", metavar="RUN", help=RUN_HELP, show_default="named after the concepts"),
 ]
+RunOfPrompts = Annotated[
+    str | None,
+    typer.Option(
+        "--run", metavar="RUN", help=RUN_HELP, show_default="named after the first prompt file"
+    ),
+]
 OneRun = Annotated[str, typer.Option("--run", metavar="RUN", help=RUN_HELP)]
 PresetName = Annotated[Preset, typer.Option("--preset", metavar="PRESET", help=PRESET_HELP)]
 RunPreset = Annotated[

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand
 
 from .. import api
 from ..attacks.registry import ATTACKS
 from ..methods.registry import MethodName
 from . import options as opt
+from .command import Command
 from .terminal import Bar, comparison_tables, evaluation_table, methods_list
 
 
 def methods(
     name: Annotated[
-        MethodName | None, typer.Argument(help="Method to describe.", show_default="all")
+        MethodName | None,
+        typer.Argument(
+            metavar="METHOD",
+            show_choices=False,
+            help=f"Method to describe, one of {', '.join(get_args(MethodName))}.",
+            show_default="all",
+        ),
     ] = None,
 ) -> None:
     """Describe the unlearning methods: paper, trained parameters, hyperparameters for --set."""
@@ -72,7 +78,7 @@ GridAttacks = Annotated[
 SkipImages = Annotated[bool, typer.Option("--skip-images", help="Take CLIP-side measures only.")]
 
 
-class WordLists(TyperCommand):
+class WordLists(Command):
     """A command whose --concepts, --methods and --attacks take all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -17,7 +17,10 @@ def report(
     run: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run to write the report of; repeatable.", show_default="all runs with images"
+            "--run",
+            metavar="RUN",
+            help="Run to write the report of; repeatable.",
+            show_default="all runs with images",
         ),
     ] = None,
 ) -> None:
@@ -41,7 +44,10 @@ def report(
 
 
 def show(
-    run: Annotated[list[str], typer.Option(help="Run to show, one row each; repeatable.")],
+    run: Annotated[
+        list[str],
+        typer.Option("--run", metavar="RUN", help="Run to show, one row each; repeatable."),
+    ],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("pairs.png"),
     columns: Annotated[int, typer.Option(help="Maximum number of prompts, one column each.")] = 12,
     scale: Annotated[int, typer.Option(help="Factor by which the images are enlarged.")] = 1,
@@ -74,7 +80,13 @@ def play(
 
 def export(
     run: opt.OneRun,
-    to: Annotated[ExportFormat, typer.Option(help="Program or format to export to.")],
+    to: Annotated[
+        ExportFormat,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Program or format to export to, one of {', '.join(get_args(ExportFormat))}.",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder to write.", show_default="export/<format> in the run"),
