@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from report_run import image_record
 
@@ -18,9 +19,10 @@ from erase_sd.data.concept import Concept
 from erase_sd.files import digest
 from erase_sd.report import pictures
 from erase_sd.report.data import ReportData
-from erase_sd.report.figures import training_curves
+from erase_sd.report.figures import ACCENT, training_curves
 from erase_sd.report.image_pairs import ImagePair
-from erase_sd.report.index import best_trade_offs
+from erase_sd.report.index import TradeOff, best_trade_offs, draw_trade_offs
+from erase_sd.report.page import strip_of
 from erase_sd.report.pictures import MAX_SIDE, embed_images
 from erase_sd.report.rendering import unbroken
 from erase_sd.report.verdict import verdict_of
@@ -219,6 +221,30 @@ def test_the_front_holds_the_points_that_no_other_beats_in_both() -> None:
     points = [(2.0, 90.0), (0.0, 70.0), (2.0, 80.0), (50.0, 90.0), (30.0, 95.0), (0.0, 70.0)]
     assert best_trade_offs(points) == [(0.0, 70.0), (2.0, 90.0), (30.0, 95.0)]
     assert best_trade_offs([(5.0, 5.0)]) == [(5.0, 5.0)]
+
+
+def test_the_best_trade_off_is_drawn_above_those_that_it_nearly_covers() -> None:
+    axes = Figure().add_subplot()
+    erased = [(0.0, 98.44), (0.0, 98.40), (0.0, 98.41)]
+    draw_trade_offs(axes, [TradeOff(str(i), (95.0, 97.0), end) for i, end in enumerate(erased)])
+    dots = {tuple(line.get_xydata()[0]): line for line in axes.lines if len(line.get_xydata()) == 1}
+    uppermost = max(dots.values(), key=lambda dot: dot.get_zorder())
+    assert tuple(uppermost.get_xydata()[0]) == erased[0] and uppermost.get_color() == ACCENT
+
+
+def test_the_pairs_at_the_top_show_every_concept() -> None:
+    def pair(prompt: str, concept: str | None, kind: str = "named") -> ImagePair:
+        return ImagePair("p", prompt, 0, kind, (), (), (), (), concept)
+
+    others = [pair(f"a dog {i}", None, "other") for i in range(9)]
+    apples, chairs = ([pair(f"{name} {i}", name) for i in range(9)] for name in ("apple", "chair"))
+    for pairs, shown in (
+        (others + apples + chairs, [9, 10, 11, 18, 19, 20]),
+        (others + apples + apples, [9, 10, 11, 12, 13, 14]),
+        (others + apples + chairs[:1], [9, 10, 11, 12, 13, 18]),
+        (others, [0, 1, 2, 3, 4, 5]),
+    ):
+        assert [number for number, _ in strip_of(pairs)] == shown
 
 
 def test_text_has_enough_contrast_in_both_schemes() -> None:

@@ -78,6 +78,8 @@ class ImagePair:
     targets: tuple[Match, ...]
     others: tuple[Match, ...]
     outcomes: tuple[str, ...]
+    concept: str | None = None
+    """The erased concept that the prompt names, or that its kind belongs to; the first of several."""
 
 
 def image_pairs_of(data: ReportData) -> list[ImagePair]:
@@ -112,6 +114,7 @@ def _image_pair(
         first.prompt_file, first.prompt, first.seed, _kind(data, first.pair, others),
         tuple(images), targets, others,
         _outcomes(targets, others, data.threshold) if matches else (),
+        next(iter(first.pair.mentions), first.pair.concept),
     )  # fmt: skip
 
 

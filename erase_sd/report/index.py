@@ -52,7 +52,9 @@ def write_index(pages: Sequence[ReportPage]) -> Path:
         entries.append((page, link, _index_rows(page)))
         points += _trade_offs(page)
     pareto = (
-        inline_svg(lambda axes: _draw_pareto(axes, points), "pareto", (5.0, 3.8)) if points else ""
+        inline_svg(lambda axes: draw_trade_offs(axes, points), "pareto", (5.0, 3.8))
+        if points
+        else ""
     )
     different = different_settings([page.data.record.stages for page in pages if page.data.scores])
     page_text = render_template(
@@ -113,7 +115,7 @@ def _percentages(groups: Sequence[RateComparison]) -> tuple[float, float] | None
     return 100 * before / n, 100 * after / n
 
 
-def _draw_pareto(axes: Axes, points: Sequence[TradeOff]) -> None:
+def draw_trade_offs(axes: Axes, points: Sequence[TradeOff]) -> None:
     """A line from each original to its erased model; the best erased models are joined."""
     for point in points:
         axes.annotate(
@@ -123,9 +125,9 @@ def _draw_pareto(axes: Axes, points: Sequence[TradeOff]) -> None:
         axes.plot(*point.original, "o", color=MUTED, markerfacecolor="none")
     best = best_trade_offs([point.erased for point in points])
     axes.plot(*zip(*best, strict=True), color=ACCENT, linewidth=1, zorder=2)
-    for point in points:
-        colour = ACCENT if point.erased in best else INK
-        axes.plot(*point.erased, "o", color=colour, zorder=3)
+    for point in points:  # the best above others that lie nearly on them
+        colour, height = (ACCENT, 4) if point.erased in best else (INK, 3)
+        axes.plot(*point.erased, "o", color=colour, zorder=height)
     lowest = min(min(point.original[1], point.erased[1]) for point in points)
     bottom = max(0.0, lowest - 10)
     gap = 0.045 * (105 - bottom)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -43,7 +44,7 @@ def write_page(run: Run) -> ReportPage:
     """Writes `report.html` into the run folder."""
     data = read_report_data(run)
     pairs = image_pairs_of(data)
-    verdict, strip = verdict_of(data, pairs), _strip(pairs)
+    verdict, strip = verdict_of(data, pairs), strip_of(pairs)
     page = render_template(
         "report.html.j2",
         data=data, verdict=verdict, strip=strip, strip_named=any(_is_named(p) for _, p in strip),
@@ -63,14 +64,18 @@ def _is_named(pair: ImagePair) -> bool:
     return pair.kind in ("named", "synonym")
 
 
-def _strip(pairs: Sequence[ImagePair]) -> list[tuple[int, ImagePair]]:
-    """The first pairs, one per prompt, of those that name the concept if there are any."""
-    chosen: dict[str, tuple[int, ImagePair]] = {}
+def strip_of(pairs: Sequence[ImagePair]) -> list[tuple[int, ImagePair]]:
+    """The first pairs, one per prompt, of those that name a concept if there are any; with several
+    concepts, the same number for each of them."""
+    chosen: dict[str | None, dict[str, tuple[int, ImagePair]]] = {}
     any_named = any(_is_named(pair) for pair in pairs)
     for number, pair in enumerate(pairs):
         if _is_named(pair) or not any_named:
-            chosen.setdefault(pair.prompt, (number, pair))
-    return list(chosen.values())[:STRIP_LENGTH]
+            of_concept = chosen.setdefault(pair.concept if any_named else None, {})
+            of_concept.setdefault(pair.prompt, (number, pair))
+    rounds = itertools.zip_longest(*(of_concept.values() for of_concept in chosen.values()))
+    in_turn = [entry for entries in rounds for entry in entries if entry]
+    return sorted(in_turn[:STRIP_LENGTH], key=lambda entry: entry[0])
 
 
 def _labels(data: ReportData, rates: Sequence[RateComparison]) -> list[str]:
