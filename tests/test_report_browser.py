@@ -207,6 +207,28 @@ def test_wide_tables_can_be_scrolled_by_keyboard(browser: Browser) -> None:
     assert browser.run(f"{wide}.every(e => e.tabIndex === 0 && e.getAttribute('aria-label'))")
 
 
+def test_a_printed_page_cuts_nothing_off_and_its_dots_and_labels_keep_their_colours(
+    browser: Browser,
+) -> None:
+    browser.scheme("dark")
+    browser.run("document.documentElement.setAttribute('data-theme', 'dark')")
+    browser.size(720)  # a sheet of A4 or Letter with the browser's margins
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        style = "getComputedStyle(document.querySelector(arguments[0]))"
+        for colours in (".track .dot.erased", ".legend .full", ".box.target b", ".tag.leaked"):
+            assert browser.run(f"{style}.printColorAdjust", colours) == "exact"
+        assert (
+            browser.run(f"{style}.color", "body") == "rgb(28, 27, 25)"
+        )  # light, whatever was chosen
+        assert browser.run(f"{style}.overflowX", ".scroll") == "visible"
+        assert browser.run(f"{style}.breakInside", ".pair") == "avoid"
+        right = "[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right)"
+        assert max(browser.run(right)) <= 720
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_markup_in_a_prompt_is_text(browser: Browser) -> None:
     assert MARKUP in browser.prompts()
     assert browser.run("document.querySelectorAll('.prompt *, .strip p *').length") == 0

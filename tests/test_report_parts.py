@@ -201,11 +201,12 @@ def test_fifty_prompts_with_four_images_each_stay_under_ten_megabytes(
     assert 400 * len(picture.source) < 9_000_000
 
 
-def test_no_line_break_divides_an_option_a_percentage_or_an_interval() -> None:
+def test_no_line_break_divides_an_option_a_percentage_an_interval_or_a_number() -> None:
     whole = '<span class="whole">{}</span>'.format
     assert unbroken("17 % <b> [3, 56] (erase-sd attack --run a-b)") == (
         f"{whole('17 %')} &lt;b&gt; {whole('[3, 56]')} (erase-sd attack {whole('--run')} a-b)"
     )
+    assert unbroken("2e-16") == whole("2e-16")
 
 
 def test_each_dashed_line_of_the_training_curves_is_in_its_legend() -> None:

@@ -27,6 +27,7 @@ def render_template(template: str, **values: Any) -> str:
 
 
 def unbroken(text: str) -> str:
-    """HTML of `text`, in which no line break divides an option, a percentage or an interval."""
-    whole = re.compile(r"--[\w-]+|[\d.]+ %|\[[\d., -]+\]")
+    """HTML of `text`, in which no line break divides an option, a percentage, an interval or a
+    number with an exponent."""
+    whole = re.compile(r"--[\w-]+|[\d.]+ %|\[[\d., -]+\]|\b\d+e-\d+\b")
     return whole.sub(r'<span class="whole">\g<0></span>', html.escape(text))
