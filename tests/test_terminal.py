@@ -45,8 +45,9 @@ def test_a_table_of_rates_shows_the_whole_name_of_each_run(
     )
     rates_table(scores, rates)
     table = capsys.readouterr().out.split("Rates of")[0].splitlines()
-    width = table[2].index("object")
-    assert "".join(line[:width].strip() for line in table[4:]) == run
+    [rule] = [number for number, line in enumerate(table) if "─" in line]
+    [width] = [line.index("object") for line in table[:rule] if "object" in line]
+    assert "".join(line[:width].strip() for line in table[rule + 1 :]) == run
 
 
 def test_scores_without_a_rate_are_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +71,26 @@ def test_a_narrow_terminal_wraps_text_and_no_interval() -> None:
     narrow = printed(66)
     assert "retained, same prompts" not in narrow and max(map(len, narrow.splitlines())) <= 66
     assert "92.5 [80.1, 97.4]" in narrow and "100.0 [91.2, 100.0]" in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_numbers_wrap_before_the_words_of_a_name_are_broken(width: int) -> None:
+    headings = (
+        "attack",
+        "concept",
+        "reads",
+        "n",
+        "attacked %",
+        "no attack %",
+        "original, same input %",
+    )
+    line = ("relearning, 40 steps, new word", "elephant", "white box", "50",
+            "38 [14, 69]", "100 [68, 100]", "100 [68, 100]")  # fmt: skip
+    file = io.StringIO()
+    print_table(Console(file=file, width=width), "Attacks", headings, [line], text_columns=4)
+    shown = file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(word in shown for cell in line for word in cell.split())
 
 
 def test_the_narrowest_terminal_loses_no_character() -> None:

@@ -12,6 +12,7 @@ from ..sharing import writes
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     from ..comparison.tables import Table
@@ -64,16 +65,13 @@ def print_table(
     """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
 
     In a narrow terminal, text and headings wrap, columns move together, and numbers wrap only if that is
-    not enough; nothing is cut off. `grouped` separates lines whose first cells differ.
+    not enough, words only if no other way is left; nothing is cut off. `grouped` separates lines whose first cells differ.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.measure import Measurement
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    def needed() -> Measurement:
-        return console.measure(table, options=console.options.update_width(10_000))
-
+    wide = console.options.update_width(10_000)
     table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if i < text_columns else "right"
@@ -81,16 +79,41 @@ def print_table(
     for line, following in itertools.zip_longest(lines, lines[1:], fillvalue=("",)):
         cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
         table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
-    numbers = list(enumerate(table.columns))[text_columns:]
-    if needed().maximum > console.width:
-        for i, column in numbers:
-            column.width = max(len(x) for x in (*headings[i].split(), *(line[i] for line in lines)))
-        if needed().minimum > console.width:
-            table.padding = 0
-        if needed().minimum > console.width:
-            for column in table.columns:
-                column.width = None
+    if console.measure(table, options=wide).maximum > console.width:
+        _narrow(table, console.width, headings, lines, text_columns)
     console.print(table)
+
+
+def _narrow(
+    table: RichTable,
+    width: int,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str | Text]],
+    text_columns: int,
+) -> None:
+    """Gives the columns widths that fit into `width`, as `print_table` promises."""
+    columns = [[str(line[i]) for line in lines] for i in range(len(headings))]
+    names = [[*heading.split(), *cells] for heading, cells in zip(headings, columns, strict=True)]
+    words = [
+        max(len(word) for name in own for word in name.split()) for own in names[:text_columns]
+    ]
+    whole = [max(map(len, own)) for own in names]
+    for padding in (1, 0):
+        room = width - (1 + padding) * len(columns) - 1 - sum(whole[text_columns:]) - sum(words)
+        if room >= 0:
+            for i in sorted(range(text_columns), key=lambda i: whole[i] - words[i]):
+                more = min(room, whole[i] - words[i])
+                words[i], room = words[i] + more, room - more
+            widths: list[int | None] = [*words, *whole[text_columns:]]
+            break
+    else:  # numbers wrap, and their headings are broken before a name is
+        numbers = columns[text_columns:]
+        parts = [max((len(w) for cell in own for w in cell.split()), default=1) for own in numbers]
+        fits = sum(words) + sum(parts) + len(columns) + 1 <= width
+        widths = [*(words if fits else [None] * text_columns), *[None] * len(parts)]
+    table.padding = (0, padding, 0, 0)
+    for column, own in zip(table.columns, widths, strict=True):
+        column.width = own
 
 
 def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
