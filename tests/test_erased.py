@@ -134,5 +134,5 @@ def test_a_run_is_only_used_with_the_model_it_was_unlearned_from(
 
 
 def test_a_run_that_is_not_unlearned_has_no_base(tiny: Models) -> None:
-    with pytest.raises(EraseError, match="unlearn is missing; unlearn first"):
+    with pytest.raises(EraseError, match=r"not a run folder \(no run.json\); unlearn first"):
         erased.check_base(Run(Path("runs/pear")), tiny)

@@ -366,7 +366,9 @@ def test_other_pairs_or_another_model_than_the_runs_are_refused(
 
 
 def test_run_before_unlearning_is_refused(tiny: Models) -> None:
-    with pytest.raises(RunError, match=r"runs/none: unlearn is missing; unlearn first"):
+    with pytest.raises(
+        RunError, match=r"runs/none: not a run folder \(no run.json\); unlearn first"
+    ):
         evaluate(Run(Path("runs/none")), tiny)
 
 

@@ -174,7 +174,8 @@ def test_run_before_unlearning_is_a_one_line_error_and_leaves_no_folder(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "erase-sd: runs/apple: unlearn is missing; unlearn first\n"
+    message = "erase-sd: runs/apple: not a run folder (no run.json); unlearn first\n"
+    assert capsys.readouterr().err == message
     assert not Path("runs").exists()
 
 

@@ -231,10 +231,14 @@ def test_a_prompt_file_that_cannot_be_used_is_one_line(
 def test_generate_before_unlearn_and_score_before_generate_are_refused(
     tiny: Models, run: Run
 ) -> None:
-    with pytest.raises(RunError, match="unlearn is missing; unlearn first"):
+    with pytest.raises(RunError, match=r"not a run folder \(no run.json\); unlearn first"):
         generate([Path("apple.txt")], QUICK, tiny, Run(Path("runs/none")))
     with pytest.raises(RunError, match="generate is missing; generate first"):
         scoring.score(run, tiny)
+    with pytest.raises(
+        RunError, match=r"runs/none: not a run folder \(no run.json\); unlearn first"
+    ):
+        scoring.score(Run(Path("runs/none")), tiny)
 
 
 def test_damaged_erased_weights_are_refused(tiny: Models, run: Run) -> None:

@@ -78,7 +78,7 @@ def test_an_unusable_prompt_or_seed_is_refused_in_one_line(
 def test_a_run_that_is_not_unlearned_or_of_another_model_is_refused(
     tiny: Models, run: Run, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="unlearn is missing; unlearn first"):
+    with pytest.raises(RunError, match=r"not a run folder \(no run.json\); unlearn first"):
         Player(Run(Path("runs/none")), tiny)
     other = tmp_path / "other"
     shutil.copytree(tiny.folder, other)

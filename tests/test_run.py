@@ -140,9 +140,20 @@ def test_unlearning_from_other_data_is_refused_by_the_hash_that_differs(tmp_path
         pytest.fail("the stage began")
 
 
+def test_of_several_settings_that_differ_the_method_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path / "apple")
+    with run.stage("unlearn", {"forget_threshold": 0.1, "method": "cliperase"}, **BEGINS):
+        pass
+    with (
+        pytest.raises(RunError, match='began with method "cliperase", now it is "ga"'),
+        run.stage("unlearn", {"forget_threshold": None, "method": "ga"}, **BEGINS),
+    ):
+        pytest.fail("the stage began")
+
+
 def test_a_stage_that_is_not_done_is_refused_with_what_to_run_first(tmp_path: Path) -> None:
     run = Run(tmp_path / "apple")
-    with pytest.raises(RunError, match="unlearn is missing; unlearn first"):
+    with pytest.raises(RunError, match=r"not a run folder \(no run.json\); unlearn first"):
         run.unlearned()
     with (
         run.stage("unlearn", {}, **BEGINS),

@@ -26,7 +26,8 @@ def refuse_other(
     now = json.loads(json.dumps({"settings": settings, **entry}))
     pairs = {"concepts": (was["concepts"], now["concepts"])}
     for part in ("settings", "origin"):
-        for name in sorted({*was[part], *now[part]}):
+        # The method first: other settings follow from it.
+        for name in sorted({*was[part], *now[part]}, key=lambda name: (name != "method", name)):
             pairs[name] = (was[part].get(name), now[part].get(name))
     for name, (old, new) in pairs.items():
         if old != new:

@@ -108,15 +108,15 @@ class Run:
 
     def unlearned(self) -> UnlearnRecord:
         """The unlearn stage's entry; RunError if it is not done."""
-        return self._done("unlearn", self.stages.unlearn)
+        return self._done("unlearn", self.record.stages.unlearn)
 
     def generated(self) -> GenerateRecord:
         """The generate stage's entry; RunError if it is not done."""
-        return self._done("generate", self.stages.generate)
+        return self._done("generate", self.record.stages.generate)
 
     def scored(self) -> ScoreRecord:
         """The score stage's entry; RunError if it is not done."""
-        return self._done("score", self.stages.score)
+        return self._done("score", self.record.stages.score)
 
     def _done(self, stage: StageName, entry: S | None) -> S:
         if entry is None or entry.status != "done":

@@ -42,7 +42,7 @@ def play(
             port = probe.getsockname()[1]
     except OSError as error:
         raise SettingError(
-            f"cannot listen on {host} ({error.strerror}); choose another port, or 0 for any free one",
+            f"cannot listen on {host} ({error.strerror}); choose another port (0: any free one) or host",
             field="port",
             value=port,
         ) from None
