@@ -64,8 +64,9 @@ def print_table(
 ) -> None:
     """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
 
-    In a narrow terminal, text and headings wrap, columns move together, and numbers wrap only if that is
-    not enough, words only if no other way is left; nothing is cut off. `grouped` separates lines whose first cells differ.
+    In a narrow terminal, text and headings wrap and columns move together. Numbers wrap only if that is
+    not enough, and words break only if no other way is left; nothing is cut off. `grouped` separates
+    lines whose first cells differ.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
