@@ -15,7 +15,7 @@ from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, SettingError
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
-from erase_sd.models import erased, pipeline
+from erase_sd.models import erased, pipeline, sampling
 from erase_sd.models.clip import Tap
 from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
@@ -201,6 +201,33 @@ def test_a_foreign_architecture_is_one_line_before_any_work(
         unlearn(QUICK, models, Run(Path("runs/a")))
     assert "\n" not in str(caught.value)
     assert not Path("runs").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.upcast_vae. is deprecated")  # which diffusers itself calls
+def test_out_of_memory_in_a_decoder_that_runs_in_fp32_leaves_it_in_the_pipelines_precision(
+    sdxl: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SDXL's own in fp16: the pipeline casts it to fp32 before it decodes, and back only afterwards."""
+    from diffusers import AutoencoderKL
+
+    pipe = pipeline.open_pipeline(sdxl.folder, "fp16")
+    pipe.vae = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=8, force_upcast=True
+    ).to(pipe.device, torch.float16)  # fmt: skip
+    decode, precisions = pipe.vae.decode, []
+
+    def full(latents: Any, **options: Any) -> Any:
+        precisions.append(pipe.vae.dtype)
+        if len(precisions) == 1:
+            raise torch.OutOfMemoryError
+        return decode(latents, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        sampling.generate_batch(pipe, ["a dog", "a cat"], [0, 1], 1, 2.0)
+    assert pipe.vae.dtype == torch.float16
+    assert len(sampling.generate_batch(pipe, ["a dog"], [0], 1, 2.0)) == 1
+    assert precisions == [torch.float32] * 2
 
 
 def test_a_missing_second_clip_is_named(sdxl: Models) -> None:
