@@ -203,6 +203,16 @@ def test_a_foreign_architecture_is_one_line_before_any_work(
     assert not Path("runs").exists()
 
 
+def test_images_do_not_depend_on_an_installed_watermarker(
+    sdxl: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl as xl
+
+    monkeypatch.setattr(xl, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(xl, "StableDiffusionXLWatermarker", object, raising=False)
+    assert pipeline.open_pipeline(sdxl.folder).watermark is None
+
+
 @pytest.mark.filterwarnings("ignore:.upcast_vae. is deprecated")  # which diffusers itself calls
 def test_out_of_memory_in_a_decoder_that_runs_in_fp32_leaves_it_in_the_pipelines_precision(
     sdxl: Models, monkeypatch: pytest.MonkeyPatch

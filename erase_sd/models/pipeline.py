@@ -58,7 +58,9 @@ def open_pipeline(
         )  # fmt: skip
     omitted: dict[str, Any] = {
         "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None,
-        "image_encoder": None, **dict.fromkeys(left_out(folder)),
+        "image_encoder": None,
+        "add_watermarker": False,  # SDXL's, which else depends on a package that may be installed
+        **dict.fromkeys(left_out(folder)),
     }  # fmt: skip
     parameters = inspect.signature(kind.__init__).parameters
     try:
