@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,3 +244,44 @@ def test_a_concept_in_no_caption_suggests_near_words(tiny: Models) -> None:
     with pytest.raises(DataError, match=r"concept aple: in no caption of the data; near.*apple"):
         unlearn(short(concepts=(Concept("aple"),)), tiny, Run(Path("runs/a")))
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "factor"), [("uce", 1), ("esd", 1.26), ("forget-me-not", 7), ("projection", 1)]
+)
+def test_the_disk_has_room_for_what_is_erased_in_fp32_and_for_checkpoints_of_what_trains(
+    tiny: Models, method: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`esd` trains the cross-attention, a fifteenth of this U-Net."""
+    module = "text_encoder" if method == "projection" else "unet"
+    shutil.copytree(tiny.folder, tmp_path / "sd")
+    [file] = (tmp_path / "sd" / module).glob("*.safetensors")
+    in_fp32 = file.stat().st_size
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(half, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+    (tmp_path / "sd" / module / "foreign.safetensors").write_bytes(b"a pointer of git lfs")
+    settings = short(method=method, hyperparameters=few(method))
+    models = dataclasses.replace(tiny, model=tmp_path / "sd")
+
+    def with_free(sizes: float) -> None:
+        usage = SimpleNamespace(free=sizes * in_fp32)
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda _: usage)
+            patch.setattr(stage, "load_towers", _enough)
+            unlearn(settings, models, Run(Path("run")))
+
+    for copies in ("both precisions", "half precision only"):
+        with pytest.raises(EnoughError):
+            with_free(factor + 0.1)
+        with pytest.raises(RunError, match="are free on its disk"):
+            with_free(0.8 * factor)
+        if copies == "both precisions":
+            file.unlink()
+
+
+class EnoughError(Exception):
+    """Stands for the rest of an unlearning, which found the disk large enough."""
+
+
+def _enough(*_: object) -> None:
+    raise EnoughError

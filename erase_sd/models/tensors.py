@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +22,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: weights cannot be loaded ({reason(error)})") from None
     return tensors
+
+
+def tensor_sizes(folder: Path) -> dict[str, int]:
+    """How many numbers each tensor in the files of a model's folder has, by name; copies in other
+    precisions count once. A file that cannot be read is left out: loading it says why, if it is needed."""
+    sizes: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with (
+            contextlib.suppress(OSError, SafetensorError),
+            safe_open(path, framework="pt") as file,
+        ):
+            sizes |= {n: math.prod(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+    return sizes
 
 
 def in_precision(

@@ -22,6 +22,7 @@ from ..models.clip import Clip
 from ..models.pipeline_kinds import TextEncoder, not_erased
 from ..models.presets import Models
 from ..models.source import fingerprint
+from ..models.tensors import tensor_sizes
 from ..models.text_encoder import check_fit
 from ..models.towers import encoders_to_unlearn, load_towers
 from ..models.unet import UNET
@@ -40,9 +41,6 @@ from .trainer import Trainer
 
 CLIP_ONLY = frozenset({"hidden_states", "clip_layers", "denoiser"})
 """Needs that a BLIP cannot meet."""
-SPACE = 7
-"""Disk space that unlearning needs, in sizes of what it changes: an old and a new checkpoint, each with
-the weights and Adam's two moments, the new one also with weights that are not validated yet."""
 
 
 def unlearn(
@@ -73,7 +71,7 @@ def _unlearn(
     _check_method(settings, models)
     of_unet = settings.build().unlearns == "unet"
     modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
-    _check_space(run, [models.folder / UNET] if of_unet else [e.folder for e in encoders])
+    _check_space(run, settings, [models.folder / UNET] if of_unet else [e.folder for e in encoders])
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
@@ -116,9 +114,22 @@ def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
     return encoders, clips
 
 
-def _check_space(run: Run, folders: list[Path]) -> None:
-    files = [path for folder in folders for path in folder.glob("*.safetensors")]
-    check_space(run.folder, SPACE * sum(path.stat().st_size for path in files))
+def _check_space(run: Run, settings: UnlearnSettings, folders: list[Path]) -> None:
+    """RunError if the disk is too small for the modules in `folders`, unlearned, and for their checkpoints.
+
+    All are written in fp32. A checkpoint holds what trains, three times with Adam's two moments; while
+    one is written, which may also hold weights that are not validated yet, the one before still exists.
+    """
+    method, numbers = settings.build(), 0
+    for folder in folders:
+        sizes = tensor_sizes(folder)
+        whole = trained = sum(sizes.values())
+        if isinstance(method, ClosedFormMethod):
+            trained = 0
+        elif method.unlearns == "unet":
+            trained = sum(size for name, size in sizes.items() if method.trains(name))
+        numbers += max(whole + 4 * trained, 7 * trained)
+    check_space(run.folder, 4 * numbers)
 
 
 def _check_method(settings: UnlearnSettings, models: Models) -> None:
