@@ -6,11 +6,13 @@ import dataclasses
 import math
 from collections import ChainMap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from unlearn_runs import KilledError, kill_at, original_weights, same, short, weights
 
 from erase_sd import runtime
@@ -286,3 +288,29 @@ def test_projections_and_temperature_are_frozen(
         assert torch.equal(parameters[name], base[name])
     vision = "vision_model.encoder.layers.0.mlp.fc1.weight"
     assert torch.equal(parameters[vision], base[vision]) == (towers == "text")
+
+
+@pytest.mark.parametrize("method", ["cliperase-anchored", "cliperase"])
+def test_a_step_reads_no_single_number_from_the_device(
+    tiny: Models, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, each time waits until all that was started before is finished; token ids are on the CPU."""
+    reads: list[int] = []
+    backward = Trainer._backward
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            read = func is torch.ops.aten._local_scalar_dense.default
+            reads[-1] += read and args[0].dtype != torch.long
+            return func(*args, **(kwargs or {}))
+
+    def counted(self: Trainer) -> dict[str, float]:
+        reads.append(0)
+        with Reads():
+            return backward(self)
+
+    monkeypatch.setattr(Trainer, "_backward", counted)
+    unlearn(short(method=method, mine_mentions=False, dtype="fp32"), tiny, Run(Path("runs/a")))
+    assert reads[1:] == [0] * 5

@@ -81,9 +81,9 @@ class Clip:
         on an H100, 134 do not depend on the batch sizes."""
         return self.device.type == "cuda"
 
-    @property
+    @functools.cached_property
     def scale(self) -> float:
-        """The temperature, which multiplies similarities."""
+        """The temperature, which multiplies similarities; read once, since it is never trained."""
         return float(self.model.logit_scale.exp())
 
     @property

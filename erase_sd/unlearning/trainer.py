@@ -147,8 +147,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Restores the checkpoint, if there is one."""
-        snapshot = self.session.checkpoint.load()
-        if snapshot is None:
+        if (snapshot := self.session.checkpoint.load()) is None:
             return
         self.state, self.resumed_at = snapshot.state, snapshot.state.step
         self.batches.sizes = self.state.batch_sizes
@@ -190,18 +189,19 @@ class Trainer:
         # In float32: a similarity times CLIP's temperature keeps no decimals in bf16.
         parts = self.method.loss(self.student, batch)
         for part in (parts,) if isinstance(parts, dict) else parts:
-            if not torch.isfinite(loss := torch.stack(list(part.values())).sum()):
-                self._diverge(self.state.step + 1, f"loss {float(loss.detach())}")
+            loss = (values := torch.stack(list(part.values()))).sum()
+            *numbers, total = torch.cat([values, loss[None]]).tolist()  # each copy waits for a GPU
+            if not math.isfinite(total):
+                self._diverge(self.state.step + 1, f"loss {total}")
                 break
             loss.backward()  # type: ignore[no-untyped-call]
-            terms |= {name: float(term.detach()) for name, term in part.items()}
+            terms |= dict(zip(part, numbers, strict=True))
         else:
             sum_gradients(self.parameters.values())
         return terms
 
     def _validate(self, terms: dict[str, float], seconds_per_step: float) -> None:
-        metrics = self.session.measure("validation")
-        if not metrics.finite:
+        if not (metrics := self.session.measure("validation")).finite:
             self._diverge(self.state.step, "validation metrics are not finite")
             return
         accepted = self.accepts(metrics)
