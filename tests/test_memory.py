@@ -81,6 +81,24 @@ def test_out_of_memory_continues_unlearning_with_smaller_batches(
         unlearn(QUICK, tiny, Run(Path("runs/none")))
 
 
+def test_a_step_that_runs_out_of_memory_is_repeated_with_what_the_last_one_left(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, seen = AnchoredCLIPErase.loss, []
+
+    def counting(method: Any, student: Any, batch: Any) -> Iterator[Any]:
+        steps = batch.memory.get("steps", torch.zeros(1))
+        seen.append(int(steps))
+        batch.memory["steps"] = steps + 1
+        yield from loss(method, student, batch)
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(AnchoredCLIPErase, "loss", counting)
+    unlearn(QUICK, tiny, Run(Path("runs/apple")))
+    assert seen == [0, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_unlearning_in_bfloat16_stays_close_to_float32(tiny: Models, dtype: Precision) -> None:
     def held_out(name: str, settings: UnlearnSettings) -> dict[str, float]:

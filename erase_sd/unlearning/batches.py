@@ -37,7 +37,7 @@ class Batches:
     def at(
         self, step: int, steps: int, needs: frozenset[Need], memory: dict[str, Tensor] | None = None
     ) -> Batch:
-        """The batch of `step`, from 0, with the encodings that a method needs and its memory."""
+        """The batch of `step`, from 0, with the encodings that a method needs and a copy of its memory."""
         generator = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
         forget = torch.randint(len(self.forget), (self.sizes[0],), generator=generator)
         retain = torch.randperm(len(self.retain), generator=generator)[: self.sizes[1]]
@@ -52,7 +52,7 @@ class Batches:
             concept_removed,
             step / steps,
             generator,
-            {} if memory is None else memory,
+            dict(memory or {}),
         )
 
     def shrink(self, student: ClipStudent) -> None:

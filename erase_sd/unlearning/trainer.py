@@ -25,8 +25,7 @@ from .session import Session
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 SLOW_CHECKPOINT = 0.2
-"""Seconds above which writing checkpoints may take only a tenth of the time: on a GPU, writing one can
-take as long as training."""
+"""Seconds above which writing checkpoints, on a GPU as slow as training, may take only a tenth of the time."""
 
 
 class Trainer:
@@ -198,6 +197,7 @@ class Trainer:
             terms |= dict(zip(part, numbers, strict=True))
         else:
             sum_gradients(self.parameters.values())
+            self.memory = batch.memory  # not before: a step that runs out of memory is repeated
         return terms
 
     def _validate(self, terms: dict[str, float], seconds_per_step: float) -> None:
