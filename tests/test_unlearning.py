@@ -279,6 +279,19 @@ def test_the_disk_has_room_for_what_is_erased_in_fp32_and_for_checkpoints_of_wha
             file.unlink()
 
 
+def test_the_disk_has_room_for_both_towers_if_both_train(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = tiny.clip_folder(0).glob("*.safetensors")
+    usage = SimpleNamespace(free=6.5 * file.stat().st_size)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(stage, "load_towers", _enough)
+    with pytest.raises(EnoughError):
+        unlearn(short(), tiny, Run(Path("run")))
+    with pytest.raises(RunError, match="are free on its disk"):
+        unlearn(short(method="cliperase", towers="both"), tiny, Run(Path("run")))
+
+
 class EnoughError(Exception):
     """Stands for the rest of an unlearning, which found the disk large enough."""
 

@@ -71,7 +71,8 @@ def _unlearn(
     _check_method(settings, models)
     of_unet = settings.build().unlearns == "unet"
     modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
-    _check_space(run, settings, [models.folder / UNET] if of_unet else [e.folder for e in encoders])
+    changed = clips if settings.towers == "both" else [encoder.folder for encoder in encoders]
+    _check_space(run, settings, [models.folder / UNET] if of_unet else changed)
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
