@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,19 +48,20 @@ class ManifestEntry:
     sha256: str
 
 
-def hash_folder(
-    folder: Path, *patterns: str, without: Callable[[Path], bool] = lambda _: False
-) -> str:
+def hash_folder(folder: Path, *patterns: str) -> str:
     """One hash of the names and bytes of all files in `folder`, at any depth, that match a pattern.
 
-    Links to folders are followed; hidden files, and those that are `without`, are left out.
+    Links to folders are followed; hidden files are left out.
     """
-    files = sorted(
-        path
-        for path in walk_files(folder)
-        if any(fnmatch.fnmatchcase(path.name, p) for p in patterns) and not without(path)
+    files = walk_files(folder)
+    return hash_files(
+        folder, [p for p in files if any(fnmatch.fnmatchcase(p.name, each) for each in patterns)]
     )
-    return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in files])
+
+
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """One hash of the names and bytes of some files in `folder`, in whatever order they come."""
+    return key_of([[str(p.relative_to(folder)), hash_file(p)] for p in sorted(files)])
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from erase_sd.checked import hash_folder
 from erase_sd.data.concept import Concept
-from erase_sd.errors import ModelError
+from erase_sd.errors import ModelError, RunError
 from erase_sd.models import pipeline
+from erase_sd.models.erased import check_base
 from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
 from erase_sd.models.source import fingerprint
@@ -139,6 +141,64 @@ def test_hidden_files_and_a_second_copy_of_the_vocabulary_are_not_fingerprinted(
     assert fingerprint(folder) == fingerprint(tiny.folder)
     (folder / "tokenizer" / "tokenizer.json").unlink()
     assert fingerprint(folder) != fingerprint(tiny.folder)
+
+
+def add_what_diffusers_downloads(folder: Path) -> None:
+    """Of a repository that was fetched for erase-sd, into the same folder of the hub's cache."""
+    for name in ("safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json",
+                 "safety_checker/config.json", "text_encoder/model.fp16.safetensors",
+                 "unet/diffusion_pytorch_model.non_ema.safetensors", "v1-5-pruned.safetensors",
+                 "out/erase.json", "out/text_encoder/model.safetensors"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+
+def test_files_that_others_add_to_a_model_do_not_make_it_another_one(
+    tiny: Models, erased_run: Run, tmp_path: Path
+) -> None:
+    folder, clip = tmp_path / "sd", tmp_path / "clip"
+    shutil.copytree(tiny.folder, folder)
+    shutil.copytree(tiny.clip_folder(0), clip)
+    add_what_diffusers_downloads(folder)
+    (clip / "runs").mkdir()
+    for name in ("runs/run.json", "open_clip_model.safetensors"):
+        (clip / name).write_text("{}")
+    assert fingerprint(clip) == fingerprint(tiny.clip_folder(0))
+    models = dataclasses.replace(tiny, model=folder)
+    assert models.fingerprint() == tiny.fingerprint()
+    assert check_base(erased_run, models).concepts == (Concept("apple"),)
+    (folder / "vae" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="with its present weights"):
+        check_base(erased_run, models)
+
+
+def test_a_run_in_the_folder_of_its_model_goes_on(
+    tiny: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.folder, tmp_path / "sd")
+    monkeypatch.chdir(tmp_path / "sd")
+    models, run = dataclasses.replace(tiny, model="."), Run(Path("runs/apple"))
+    for _ in range(2):
+        unlearn(QUICK, models, run)
+    assert check_base(run, models).base.model == "."
+
+
+def test_a_run_whose_fingerprints_are_of_all_files_goes_on(tiny: Models, tmp_path: Path) -> None:
+    """Earlier versions recorded those."""
+    folder = tmp_path / "sd"
+    shutil.copytree(tiny.folder, folder)
+    add_what_diffusers_downloads(folder)
+    models, run = dataclasses.replace(tiny, model=folder), Run(Path("runs/apple"))
+    unlearn(QUICK, models, run)
+    of_all = hash_folder(folder, "*.safetensors", "*.json")
+    for path in (run.folder / "run.json", run.erased / "erase.json"):
+        path.write_text(path.read_text().replace(models.fingerprint(), of_all))
+    assert of_all != models.fingerprint()
+    unlearn(QUICK, models, run)  # finished, not refused
+    assert check_base(run, models).base.fingerprint == of_all
+    (folder / "vae" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="unlearn began with model"):
+        unlearn(QUICK, models, run)
 
 
 def test_the_miniature_tokenizer_is_the_same_in_both_of_its_forms(tmp_path: Path) -> None:

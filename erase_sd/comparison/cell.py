@@ -25,6 +25,7 @@ from ..run import Run
 from ..run.records import Origin
 from ..scoring.classes import classes_of
 from ..scoring.stage import score
+from ..unlearning.stage import origin as origin_of
 from ..unlearning.stage import unlearn
 from .grid import Cell
 
@@ -129,9 +130,11 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
     del wanted["concepts"]
     if record.concepts != settings.concepts or not wanted.items() <= record.settings.items():
         return False
-    origin = setup.origin
+    origin, own = setup.origin, record.origin
+    if origin.model != own.model and origin.model == setup.models.fingerprint():
+        now = origin_of(setup.models, None, own)  # its hashes may be those of an earlier version
+        origin = dataclasses.replace(origin, model=now.model, clip=now.clip)
     if origin.data is None:
-        own = record.origin
         origin = dataclasses.replace(
             origin, data=own.data, images=own.images, missing_images=own.missing_images
         )

@@ -104,7 +104,8 @@ def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, 
     """The original and the erased model on the device, and what they are; another BLIP alone."""
     folder = models.clip_folder(0)
     about: dict[str, Any] = {"clip": str(models.clips[0])}
-    if is_blip(folder) and fingerprint(folder) not in run.unlearned().origin.clip:
+    known = run.unlearned().origin.clip
+    if is_blip(folder) and fingerprint(folder, known) not in known:
         blip = load_blip(folder)
         blip.model.to(runtime.device())
         runtime.log.info(

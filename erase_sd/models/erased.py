@@ -118,7 +118,7 @@ def check_base(run: Run, models: Models) -> ErasureRecord:
     """
     run.unlearned()
     record = check(run.erased)
-    if record.base.fingerprint != models.fingerprint():
+    if record.base.fingerprint != models.fingerprint((record.base.fingerprint,)):
         raise RunError(
             f"{run.folder}: unlearned from {record.base.model}, not {models.name} with its present "
             "weights; use the model that the run began with, or unlearn again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -122,9 +122,9 @@ class Models:
         """The same with other CLIPs, if there are any."""
         return replace(self, clips=tuple(clips)) if clips else self
 
-    def fingerprint(self) -> str:
-        """Hash of the weights and settings of the diffusers folder, or of the CLIP or BLIP alone."""
-        return fingerprint(self.clip_folder(0) if self.model is None else self.folder)
+    def fingerprint(self, known: Collection[str] = ()) -> str:
+        """`source.fingerprint` of the diffusers folder, or of the CLIP or BLIP alone."""
+        return fingerprint(self.clip_folder(0) if self.model is None else self.folder, known)
 
     def detector_file(self) -> Path:
         """The detector; SettingError if none is named, ModelError if there is no such file."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checked import hash_folder, walk_files
+from ..checked import hash_files, walk_files
 from ..errors import EraseError, ModelError, reason
 from ..reading import read_json
 from ..runtime import is_out_of_memory, log
@@ -94,18 +95,32 @@ def foreign_files(folder: Path) -> Iterator[None]:
         raise ModelError(f"{folder}: files are damaged or foreign ({reason(error)})") from None
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash of a model folder's weights and settings.
+def fingerprint(folder: Path, known: Collection[str] = ()) -> str:
+    """Hash of a model folder's weights and settings, as far as `fetch` would take them from the hub.
 
-    Without a `vocab.json` beside a `tokenizer.json`, which holds the same vocabulary.
+    Other files that come into the folder do not change it: runs and exports, and in the hub's cache the
+    safety checker and the half-precision copies that diffusers downloads there. Without a `vocab.json`
+    beside a `tokenizer.json`, which holds the same vocabulary. Earlier versions took the hash of all
+    files; that one is returned if it is among the `known`.
     """
-    copies = {path.parent for path in walk_files(folder) if path.name == "tokenizer.json"}
-    return hash_folder(
-        folder,
-        "*.safetensors",
-        "*.json",
-        without=lambda path: path.name == "vocab.json" and path.parent in copies,
-    )
+    files = [p for p in walk_files(folder) if p.suffix in (".json", ".safetensors")]
+    copies = {path.parent for path in files if path.name == "tokenizer.json"}
+    files = [p for p in files if not (p.name == "vocab.json" and p.parent in copies)]
+    own = hash_files(folder, [path for path in files if _is_read(folder, path)])
+    if known and own not in known and (of_all := hash_files(folder, files)) in known:
+        return of_all
+    return own
+
+
+def _is_read(folder: Path, path: Path) -> bool:
+    """Whether a file in a model folder is one that `fetch` takes."""
+    name = path.relative_to(folder).as_posix()
+    if (folder / "model_index.json").is_file():
+        wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in SD_FILES)
+    else:
+        wanted = path.parent == folder and any(fnmatch.fnmatchcase(name, p) for p in CLIP_FILES)
+    other = any(fnmatch.fnmatchcase(name, pattern) for pattern in UNWANTED)
+    return wanted and (not other or variant_of(path.parent) == "fp16")
 
 
 def variant_of(folder: Path) -> str | None:

@@ -62,7 +62,8 @@ def _unlearn(
 ) -> None:
     encoders, clips = _fitting(models)
     data = dataset_of(models, settings.concepts)
-    started_from = origin(models, data)
+    before = run.stages.unlearn
+    started_from = origin(models, data, before.origin if before else None)
     values = dataclasses.asdict(settings)
     entry = {"concepts": values.pop("concepts"), "origin": dataclasses.asdict(started_from)}
     if from_first(lambda: _is_finished(run, models, values, entry)):
@@ -180,14 +181,17 @@ def clips_of(models: Models) -> list[Path]:
     return [models.clip_folder(number) for number in range(len(encoders_to_unlearn(models)))]
 
 
-def origin(models: Models, data: Dataset | None) -> Origin:
+def origin(models: Models, data: Dataset | None, before: Origin | None = None) -> Origin:
     """Hashes of the weights and the data that an unlearning starts from.
 
-    Without `data`, which the model may yet have to generate, its hashes are None.
+    Without `data`, which the model may yet have to generate, its hashes are None. `before` is what the
+    same unlearning recorded when it began, perhaps in an earlier version.
     """
     return Origin(
-        model=models.fingerprint(),
-        clip=tuple(fingerprint(folder) for folder in clips_of(models)),
+        model=models.fingerprint((before.model,) if before else ()),
+        clip=tuple(
+            fingerprint(folder, before.clip if before else ()) for folder in clips_of(models)
+        ),
         data=data.digest if data else None,
         images=data.images_digest if data else None,
         missing_images=len(data.missing) if data else 0,

@@ -79,7 +79,8 @@ def _suffix(encoder: TextEncoder) -> str:
 
 def _check_clips(run: Run, folders: Sequence[Path]) -> None:
     """RunError if the CLIP folders are not those that the run was unlearned with."""
-    if tuple(map(fingerprint, folders)) != run.unlearned().origin.clip:
+    known = run.unlearned().origin.clip
+    if tuple(fingerprint(folder, known) for folder in folders) != known:
         names = ", ".join(map(str, folders))
         raise RunError(f"{run.folder}: unlearned with another CLIP than {names} holds now")
 
