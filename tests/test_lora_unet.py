@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_models import sdxl as sdxl
+from test_single_file import own as own
 from test_unet_erasure import erase
 from torch import Tensor
 
@@ -92,6 +94,27 @@ def test_diffusers_puts_the_change_of_a_unet_into_its_pipeline(
     pipe.unload_lora_weights()
     fused, wanted = pipe.unet.state_dict(), changed(tiny)
     assert fused.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.allclose(fused[name], wanted[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("own", ["sd1"], indirect=True)
+@pytest.mark.parametrize("file", ["apple-lora.safetensors", "pytorch_lora_weights.safetensors"])
+def test_layers_narrower_than_the_rank_keep_their_scale_in_diffusers(
+    tiny: Models, own: Any, any_peft: None, tmp_path: Path, file: str
+) -> None:
+    own.save_pretrained(tmp_path / "sd")
+    models, wanted = dataclasses.replace(tiny, model=tmp_path / "sd"), own.unet.state_dict()
+    for name in wanted:
+        if name.endswith("attn2.to_k.weight"):
+            wanted[name] = wanted[name] + torch.randn_like(wanted[name])
+    assert {len(t) for n, t in wanted.items() if n.endswith("attn2.to_k.weight")} == {8, 16}
+    out = export(erase(models, weights=wanted), models, "lora", Path("lora"), rank=20)
+    pipe = type(own).from_pretrained(models.folder)
+    pipe.load_lora_weights(out, weight_name=file)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused = pipe.unet.state_dict()
     for name in wanted:
         assert torch.allclose(fused[name], wanted[name], atol=1e-4), name
 

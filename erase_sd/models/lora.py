@@ -46,7 +46,8 @@ def low_rank_change(
 ) -> LowRankChange:
     """The best approximation of `erased - base` at that rank (Eckart and Young 1936), layer by layer.
 
-    Both are named as in `named_weights`. A layer that is narrower than `rank` keeps its whole change.
+    Both are named as in `named_weights`. A layer that is narrower than `rank` keeps its whole change; all
+    factors have one rank, narrower ones with zeros, because diffusers scales them all by that of one.
     """
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     squares = dict.fromkeys(("linear", "truncated", "bias", "norm", "embedding"), 0.0)
@@ -66,12 +67,23 @@ def low_rank_change(
     whole = sum(squares.values())
     return LowRankChange(
         rank=rank,
-        factors=factors,
+        factors=_of_one_rank(factors),
         weight_residual=_root(truncated, linear),
         left_out={
             part: _root(square, whole) for part, square in squares.items() if part != "linear"
         },
     )
+
+
+def _of_one_rank(factors: Factors) -> Factors:
+    """The factors with zeros up to the highest rank among them; their products stay the same."""
+    rank = max((len(down) for down, _ in factors.values()), default=0)
+    padded = {}
+    for name, (down, up) in factors.items():
+        more = rank - len(down)
+        zeros = down.new_zeros(more, *down.shape[1:]), up.new_zeros(len(up), more, *up.shape[2:])
+        padded[name] = (torch.cat((down, zeros[0])), torch.cat((up, zeros[1]), dim=1))
+    return padded
 
 
 def _part(name: str, tensor: Tensor) -> str:
