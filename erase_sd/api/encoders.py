@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..runtime import Precision
+from .turns import in_turn
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Pipeline = TypeVar("Pipeline")
 
 
+@in_turn
 def load(
     run: str | Path,
     module: str = "text_encoder",
@@ -35,6 +37,7 @@ def load(
     return load_module(run, module, dtype, device)
 
 
+@in_turn
 def apply(pipe: Pipeline, run: str | Path) -> Pipeline:
     """Erases the concepts of a run from an open diffusers pipeline, in place, and returns it.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..run import Run, run_folder
 from ..runtime import Approval, Precision, Progress
 from .arguments import texts
+from .turns import in_turn
 
 if TYPE_CHECKING:
     from ..comparison.runner import Comparison
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..run.measurements import AttacksRecord, EvaluationRecord
 
 
+@in_turn
 def attack(
     run: str | Path,
     *,
@@ -47,6 +49,7 @@ def attack(
     return attack_stage(own, models, parsed, texts(detector_class), progress, approve)
 
 
+@in_turn
 def evaluate(
     run: str | Path,
     *,
@@ -73,6 +76,7 @@ def evaluate(
     return evaluate_stage(own, models, folder, texts(templates) or TEMPLATES, progress)
 
 
+@in_turn
 def explain(run: str | Path) -> list[Path]:
     """Figures of what an erasure did to CLIP, as PNG files in the run folder; returns their paths.
 
@@ -86,6 +90,7 @@ def explain(run: str | Path) -> list[Path]:
     return explain_stage(own, models_of_run(own))
 
 
+@in_turn
 def compare(
     concepts: str | Sequence[str],
     methods: str | Sequence[str],

@@ -11,6 +11,7 @@ from ..run import RUNS, Run, run_folder
 from ..run.differences import different_settings
 from ..runtime import Approval, Progress, log
 from .arguments import texts
+from .turns import in_turn
 
 if TYPE_CHECKING:
     from ..models.presets import Preset
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..run.measurements import ScoresRecord
 
 
+@in_turn
 def unlearn(
     concepts: str | Sequence[str],
     *,
@@ -58,6 +60,7 @@ def unlearn(
     return folder
 
 
+@in_turn
 def generate(
     prompts: str | Path | Sequence[str | Path],
     *,
@@ -98,6 +101,7 @@ def generate(
     return own.folder
 
 
+@in_turn
 def score(
     run: str | Path | None = None,
     *,
