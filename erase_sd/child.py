@@ -35,9 +35,15 @@ def in_child(
     """Calls `prepare()`, then `work(...)`, in a child process that ends with this one; returns its result.
 
     `meanwhile` is called in this process, again and again, until the child ends; everything else has to
-    be picklable. Raises what the work raises, and KilledError if the child was killed. A signal to this
-    process ends the child, which may write a checkpoint first.
+    be picklable. Raises what the work raises, KilledError if the child was killed, and RunError in a
+    process that may not have children. A signal to this process ends the child, which may write a
+    checkpoint first.
     """
+    if multiprocessing.current_process().daemon:
+        raise RunError(
+            "a daemonic process, such as a worker of multiprocessing.Pool, cannot start the process that "
+            "this needs; use concurrent.futures.ProcessPoolExecutor"
+        )
     with ProcessPoolExecutor(1, context, _begin, (prepare,)) as pool:
         try:
             result = pool.submit(_call, work, arguments, options)
@@ -47,7 +53,7 @@ def in_child(
         except BrokenProcessPool:
             raise KilledError("the child process was killed (out of memory?)") from None
         except BaseException:  # a signal; leaving the block would wait for the work
-            for process in multiprocessing.active_children():
+            for process in list(pool._processes.values()):  # not the program's other children
                 process.terminate()
             raise
 

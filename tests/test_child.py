@@ -101,6 +101,29 @@ def test_a_parent_that_is_terminated_ends_its_child() -> None:
         os.kill(int(child), 0)
 
 
+def test_a_program_s_own_children_outlive_an_interrupted_stage() -> None:
+    code = """
+import multiprocessing
+own = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+own.start()
+print(outcome(end, os.getpid(), signal.SIGINT)[0], own.is_alive())
+own.kill()
+"""
+    assert run(code)[1:] == ["KeyboardInterrupt True"]
+
+
+def test_a_process_that_may_not_have_children_says_so_in_one_line() -> None:
+    code = """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(pool.apply(outcome, (os.getpid,)))
+"""
+    [line] = run(code)
+    assert line.startswith(
+        "('RunError', 'a daemonic process, such as a worker of multiprocessing.Pool"
+    )
+
+
 def test_peak_memory_is_that_of_the_largest_process() -> None:
     code = """
 held = runtime.peak_memory() + 2**26  # a process inherits the peak of the one that started it
