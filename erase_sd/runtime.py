@@ -199,15 +199,6 @@ def in_batches(
             start += len(batch)
 
 
-def quiet_libraries() -> None:
-    """Silences progress bars and notices of transformers, but not its errors; those of diffusers, slow
-    to import, are silenced when a pipeline is opened."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def peak_memory() -> int:
     """Peak memory so far, bytes: on CUDA what PyTorch reserved on the device, else `peak_resident_set`."""
     torch = sys.modules.get("torch")  # not imported for this: it takes 500 MB

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import transformers
 from faulty import side_by_side
 
 import erase_sd
 from erase_sd.api import turns
+from erase_sd.models import quiet
+from erase_sd.models.quiet import quiet_libraries, silence
 
 FUNCTIONS: dict[str, tuple[str, Callable[[], Any]]] = {
     "unlearn": ("erase_sd.unlearning.stage.unlearn", lambda: erase_sd.unlearn("apple")),
@@ -57,6 +62,37 @@ def test_no_other_thread_works_at_the_same_time_and_an_error_lets_the_next_one_i
 def test_every_function_that_opens_a_model_takes_turns() -> None:
     functions = {name for name in erase_sd.__all__ if name[0].islower()}
     assert functions - {"concept_removed"} == set(FUNCTIONS)
+
+
+def test_the_libraries_log_as_before_after_a_function_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+
+    def state() -> list[tuple[int, bool]]:
+        return [(own.get_verbosity(), own.is_progress_bar_enabled()) for own in libraries]
+
+    def failing(*_: Any) -> None:
+        quiet_libraries()
+        silence(diffusers.utils.logging)
+        assert state() == [(logging.ERROR, False)] * 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quiet, "_before", {})
+    monkeypatch.setattr("erase_sd.models.erased.load", failing)
+    earlier = state()
+    try:
+        diffusers.utils.logging.set_verbosity_info()
+        transformers.utils.logging.set_verbosity_warning()
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.enable_progress_bar()
+        with pytest.raises(KeyboardInterrupt):
+            erase_sd.load("apple")
+        assert state() == [(logging.INFO, False), (logging.WARNING, True)]
+    finally:
+        for own, (verbosity, bars) in zip(libraries, earlier, strict=True):
+            own.set_verbosity(verbosity)
+            (own.enable_progress_bar if bars else own.disable_progress_bar)()
 
 
 def test_a_progress_function_may_call_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from ..models.quiet import restore_libraries
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,11 +32,16 @@ turn = _Turn()
 
 
 def in_turn(function: Callable[P, T]) -> Callable[P, T]:
-    """The function; threads that call it, or another one that takes turns, wait for one another."""
+    """The function; threads that call it, or another one that takes turns, wait for one another.
+
+    Afterwards transformers and diffusers log as before."""
 
     @functools.wraps(function)
     def waiting(*arguments: P.args, **options: P.kwargs) -> T:
         with turn.lock:
-            return function(*arguments, **options)
+            try:
+                return function(*arguments, **options)
+            finally:
+                restore_libraries()
 
     return waiting

@@ -16,6 +16,7 @@ from ..generation.cost import announce, check_image_space
 from ..models.features import report_unreadable
 from ..models.pipeline import encoders_of, image_size
 from ..models.presets import Models
+from ..models.quiet import quiet_libraries
 from ..models.unet import UNET
 from ..reading import read_records
 from ..run import Run
@@ -57,7 +58,7 @@ def attack(
     attacks = build_attacks(settings.attacks, settings.budgets)
     run.unlearned()
     check_writable(run.folder)
-    runtime.quiet_libraries()
+    quiet_libraries()
     attempts = [
         Attempt(run, models, target, name, own)
         for target in _targets(run, models, settings, detector_class)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import runtime
 from ..files import write_json
+from ..models.quiet import quiet_libraries
 from ..scoring.table import markdown_table
 from .compare import (
     NAIVE_STEPS,
@@ -94,7 +95,7 @@ def main() -> None:
     if not (options.compare or options.preset):
         parser.error("needs --compare or --preset")
     runtime.keep_freed_memory()
-    runtime.quiet_libraries()
+    quiet_libraries()
     if options.preset:
         time_preset(options)
         return

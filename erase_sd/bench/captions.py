@@ -30,6 +30,7 @@ from ..data.shards import write_shards
 from ..data.split import split_by_concept
 from ..files import write_bytes, write_json
 from ..models.presets import resolve
+from ..models.quiet import quiet_libraries
 from ..models.text_encoder import load_clip
 from ..plotting import render_png
 from ..scoring.table import markdown_table
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("captions.json"), help="File to write.")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    runtime.quiet_libraries()
+    quiet_libraries()
     if options.measure:
         print(json.dumps(asdict(cost_of_shards(options.measure, int(options.captions)))))
         return

@@ -22,6 +22,7 @@ from ..data.shards import write_shards
 from ..files import write_bytes, write_json
 from ..models.pipeline import open_pipeline
 from ..models.presets import resolve
+from ..models.quiet import quiet_libraries
 from ..models.sampling import default_batch, generate_batch
 from ..plotting import render_png
 from ..run import Run
@@ -131,7 +132,7 @@ def main() -> None:
     if max(options.concepts) > len(WORDS) - 10:
         parser.error(f"needs at most {len(WORDS) - 10} concepts")
     runtime.keep_freed_memory()
-    runtime.quiet_libraries()
+    quiet_libraries()
     costs = []
     for measured in (image_costs(options.images), concept_costs(options.concepts)):
         for cost in measured:

@@ -17,6 +17,7 @@ from ..files import check_writable, write_csv, write_json
 from ..models.blip import is_blip, load_blip
 from ..models.erased import check_base, erased_clip, module_folder
 from ..models.presets import Models, PairSource
+from ..models.quiet import quiet_libraries
 from ..models.source import fingerprint
 from ..models.text_encoder import check_fit
 from ..models.towers import encoders_to_unlearn, load_towers
@@ -60,7 +61,7 @@ def _evaluate(
     progress: runtime.Progress | None,
 ) -> EvaluationRecord:
     concepts = run.unlearned().concepts
-    runtime.quiet_libraries()
+    quiet_libraries()
     variants, about = _open(run, models)
     if "erased" in variants:
         check_writable(run.folder)

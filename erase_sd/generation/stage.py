@@ -19,6 +19,7 @@ from ..files import key_of, write_records
 from ..models import erased
 from ..models.pipeline import image_size, open_pipeline, pipeline_token_limit, swap
 from ..models.presets import Models
+from ..models.quiet import quiet_libraries
 from ..models.sampling import default_batch
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
@@ -66,7 +67,7 @@ def generate(
     file cannot be used, and SettingError if a kind file belongs to none of the run's concepts.
     """
     concepts = run.unlearned().concepts
-    runtime.quiet_libraries()
+    quiet_libraries()
     files = _read(prompts, concepts)
     erasure = erased.check_base(run, models)
     images = plan(files, concepts, settings.images_per_prompt, settings.seed)

@@ -28,6 +28,7 @@ from .model_card import card
 from .pipeline_kinds import text_encoders
 from .presets import Models
 from .publish import check_hub_id, push
+from .quiet import quiet_libraries
 from .source import foreign_files
 from .tensors import in_precision
 from .unet import UNET, load_unet, single_file_unet, unet_tensors
@@ -111,7 +112,7 @@ def export(
     if encoders or (out.exists() and not (out / "erase.json").is_file()):
         raise SettingError("exists and is not an export", field="out", value=out)
     _warn_if_not_erased(run)
-    runtime.quiet_libraries()
+    quiet_libraries()
     with run.lock():
         sweep(out.parent, out.name)
         with whole_folder(out) as partial:

@@ -15,6 +15,7 @@ from ..errors import ModelError, SettingError, reason
 from .choices import Sampler
 from .clip import Tap
 from .pipeline_kinds import kind_of, left_out, text_encoders
+from .quiet import silence
 from .source import check_config, check_sizes, variant_of
 from .t5 import denoising_model, embed_with_t5
 from .tokens import TokenLimit
@@ -43,8 +44,7 @@ def open_pipeline(
     """
     import diffusers
 
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
+    silence(diffusers.utils.logging)
     taps = {encoder.name: encoder.taps for encoder in text_encoders(folder)}
     kind = getattr(diffusers, kind_of(folder))
     has_unet = (folder / "unet").is_dir()

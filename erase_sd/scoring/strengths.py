@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import plotting, runtime
+from .. import plotting
 from ..data.images import as_files
 from ..detection.detector import detect, text_encoder_hash
 from ..errors import EraseError, RunError
@@ -22,6 +22,7 @@ from ..models.lora import read_factors, with_strength
 from ..models.lora_export import DIFFUSERS_FILE
 from ..models.pipeline import open_pipeline, swap
 from ..models.presets import Models, models_of_run
+from ..models.quiet import quiet_libraries
 from ..models.sampling import generate_batch
 from ..models.text_encoder import load_text_encoder
 from ..models.unet import UNET, load_unet
@@ -175,7 +176,7 @@ def main() -> None:
         file = folder / DIFFUSERS_FILE
         if not file.is_file():
             raise RunError(f"{folder}: no LoRA; export it first")
-        runtime.quiet_libraries()
+        quiet_libraries()
         models = models_of_run(run, detector=options.detector, detector_text=options.detector_text)
         rates = strength_rates(run, models, file, options.strengths)
     except EraseError as error:

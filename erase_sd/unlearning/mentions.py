@@ -24,8 +24,8 @@ from ..data.syntax import parse
 from ..data.tree import Tree
 from ..models.clip import Clip
 from ..models.presets import Models
+from ..models.quiet import quiet_libraries
 from ..models.text_encoder import load_clip
-from ..runtime import quiet_libraries
 
 _T = TypeVar("_T")
 

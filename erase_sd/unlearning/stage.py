@@ -21,6 +21,7 @@ from ..models.blip import is_blip
 from ..models.clip import Clip
 from ..models.pipeline_kinds import TextEncoder, not_erased
 from ..models.presets import Models
+from ..models.quiet import quiet_libraries
 from ..models.source import fingerprint
 from ..models.tensors import tensor_sizes
 from ..models.text_encoder import check_fit
@@ -52,7 +53,7 @@ def unlearn(
     ends with the same weights; a finished one is left as it is. A launcher's processes share the rows of
     each batch. Raises an EraseError for bad settings, data or weights, and for a run that began with others.
     """
-    runtime.quiet_libraries()
+    quiet_libraries()
     with together():
         _unlearn(settings, models, run, progress)
 

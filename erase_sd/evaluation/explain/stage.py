@@ -23,6 +23,7 @@ from ...models.erased import check_base, erased_clip
 from ...models.features import image_features, readable
 from ...models.pipeline_kinds import TextEncoder
 from ...models.presets import Models
+from ...models.quiet import quiet_libraries
 from ...models.source import fingerprint
 from ...models.tokens import words_of
 from ...models.towers import encoders_to_unlearn, load_towers
@@ -45,7 +46,7 @@ def explain(run: Run, models: Models) -> list[Path]:
     adds three more, with `_2` in their names. Raises RunError before unlearning is done, and if the
     models or caption pairs are no longer those that the run was unlearned with.
     """
-    runtime.quiet_libraries()
+    quiet_libraries()
     concepts = run.unlearned().concepts
     data, sets = concept_sets_of(run, models)
     erasure = check_base(run, models)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from ... import runtime
 from ...detection.detector import CONTAINED
 from ...detection.worker import Detector
+from ...models.quiet import quiet_libraries
 from .. import WEIGHTS
 from .check_images import Generator, check_images
 from .check_models import check_clip, check_detector, check_vae
@@ -20,7 +20,7 @@ from .checklist import Checklist
 def main() -> None:
     """Runs all checks."""
     os.environ.update(CONTAINED)
-    runtime.quiet_libraries()
+    quiet_libraries()
     checks, detector = Checklist(), Detector(WEIGHTS / "detector.safetensors")
     check_vae(checks)
     check_clip(checks)

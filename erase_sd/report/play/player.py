@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from ... import runtime
 from ...data.images import as_files
 from ...detection.detector import DetectorAnswer, detect
 from ...errors import RunError, SettingError
 from ...models import erased as artifact
 from ...models import pipeline, sampling
 from ...models.presets import Models
+from ...models.quiet import quiet_libraries
 from ...run import Run
 from ..data import SHOWN_VARIANTS
 
@@ -32,7 +32,7 @@ class Player:
     def __init__(self, run: Run, models: Models) -> None:
         self.run = run
         self.erasure = erasure = artifact.check_base(run, models)
-        runtime.quiet_libraries()
+        quiet_libraries()
         self.lock = threading.Lock()
         stages = run.record.stages
         classes = stages.score.classes if stages.score else {}
