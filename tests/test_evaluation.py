@@ -379,12 +379,14 @@ def test_damaged_weights_of_the_erased_encoder_are_one_line(tiny: Models, run: R
         evaluate(run, tiny)
 
 
-def test_run_in_use_is_refused_and_evaluation_leaves_run_json_unchanged(
+def test_run_in_use_is_refused_before_any_work_and_evaluation_leaves_run_json_unchanged(
     tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = hash_file(run.folder / "run.json")
-    with run.lock(), pytest.raises(RunError, match="in use by process"):
-        evaluate(run, tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr("erase_sd.evaluation.stage.load_towers", None)
+        with run.lock(), pytest.raises(RunError, match="in use by process"):
+            evaluate(run, tiny)
     assert not (run.folder / "evaluation.json").exists()
     evaluate(run, tiny)
     assert hash_file(run.folder / "run.json") == before  # evaluation is not a stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..data.cifar100 import find_cifar100, holds_test
 from ..data.classes import TEMPLATES
 from ..data.pair import CONCEPT_SETS, ConceptSet
 from ..errors import SettingError
-from ..files import check_writable, write_csv, write_json
+from ..files import write_csv, write_json
 from ..models.blip import is_blip, load_blip
 from ..models.erased import check_base, erased_clip, module_folder
 from ..models.presets import Models, PairSource
@@ -49,7 +50,11 @@ def evaluate(
     and captions. Raises RunError before unlearning is done.
     """
     check_templates(templates)
-    with together():
+    quiet_libraries()
+    run.unlearned()
+    alone = _is_foreign_blip(run, models)
+    # Locked from the first, so that the weights that are measured are those that the run has at the end.
+    with together(), nullcontext() if alone else run.lock():
         return _evaluate(run, models, images, templates, progress)
 
 
@@ -61,10 +66,7 @@ def _evaluate(
     progress: runtime.Progress | None,
 ) -> EvaluationRecord:
     concepts = run.unlearned().concepts
-    quiet_libraries()
     variants, about = _open(run, models)
-    if "erased" in variants:
-        check_writable(run.folder)
     if images and _is_same(images, models.data):
         runtime.log.info("%s: the run's own data; its held-out images are measured", images)
         images = None
@@ -74,8 +76,7 @@ def _evaluate(
     about["versions"] = runtime.versions()
     record = EvaluationRecord(about=about, measurements=_measurements(run, estimates))
     if "erased" in variants and writes():
-        with run.lock():
-            _write(run.folder, record)
+        _write(run.folder, record)
     return record
 
 
@@ -101,12 +102,17 @@ def _is_same(images: Path, data: PairSource | None) -> bool:
     return (mine or images).resolve() == (theirs or data).resolve()
 
 
+def _is_foreign_blip(run: Run, models: Models) -> bool:
+    """Whether the CLIP of `models` is a BLIP that the run did not erase."""
+    folder, known = models.clip_folder(0), run.unlearned().origin.clip
+    return is_blip(folder) and fingerprint(folder, known) not in known
+
+
 def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, Any]]:
     """The original and the erased model on the device, and what they are; another BLIP alone."""
     folder = models.clip_folder(0)
     about: dict[str, Any] = {"clip": str(models.clips[0])}
-    known = run.unlearned().origin.clip
-    if is_blip(folder) and fingerprint(folder, known) not in known:
+    if _is_foreign_blip(run, models):
         blip = load_blip(folder)
         blip.model.to(runtime.device())
         runtime.log.info(
