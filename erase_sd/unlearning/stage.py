@@ -13,7 +13,6 @@ from ..data import parses
 from ..data.dataset import Dataset
 from ..data.split import ConceptSets, split_by_concept
 from ..errors import NotErasedError, RunError, SettingError
-from ..files import check_space
 from ..methods.base import ClosedFormMethod, StagedMethod
 from ..methods.registry import METHODS
 from ..models import erased
@@ -23,7 +22,6 @@ from ..models.pipeline_kinds import TextEncoder, not_erased
 from ..models.presets import Models
 from ..models.quiet import quiet_libraries
 from ..models.source import fingerprint
-from ..models.tensors import tensor_sizes
 from ..models.text_encoder import check_fit
 from ..models.towers import encoders_to_unlearn, load_towers
 from ..models.unet import UNET
@@ -37,6 +35,7 @@ from .mentions import Mentions, mention_lines, mine_mentions, with_mentions
 from .pairs import dataset_of
 from .session import Session, open_session
 from .settings import UnlearnSettings
+from .space import check_unlearning_space
 from .staged import StagedTrainer
 from .trainer import Trainer
 
@@ -74,7 +73,7 @@ def _unlearn(
     of_unet = settings.build().unlearns == "unet"
     modules = [UNET] if of_unet else [encoder.name for encoder in encoders]
     changed = clips if settings.towers == "both" else [encoder.folder for encoder in encoders]
-    _check_space(run, settings, [models.folder / UNET] if of_unet else changed)
+    check_unlearning_space(run, settings, [models.folder / UNET] if of_unet else changed)
     # Damaged weights fail here, before the run folder is created. A second CLIP, 10 GB, loads later.
     clip = load_towers(clips[0], encoders[0])
     weights: dict[str, dict[str, Tensor]] = {}
@@ -115,24 +114,6 @@ def _fitting(models: Models) -> tuple[list[TextEncoder], list[Path]]:
         for folder, encoder in zip(clips, encoders, strict=True):
             check_fit(folder, encoder.folder)
     return encoders, clips
-
-
-def _check_space(run: Run, settings: UnlearnSettings, folders: list[Path]) -> None:
-    """RunError if the disk is too small for the modules in `folders`, unlearned, and for their checkpoints.
-
-    All are written in fp32. A checkpoint holds what trains, three times with Adam's two moments; while
-    one is written, which may also hold weights that are not validated yet, the one before still exists.
-    """
-    method, numbers = settings.build(), 0
-    for folder in folders:
-        sizes = tensor_sizes(folder)
-        whole = trained = sum(sizes.values())
-        if isinstance(method, ClosedFormMethod):
-            trained = 0
-        elif method.unlearns == "unet":
-            trained = sum(size for name, size in sizes.items() if method.trains(name))
-        numbers += max(whole + 4 * trained, 7 * trained)
-    check_space(run.folder, 4 * numbers)
 
 
 def _check_method(settings: UnlearnSettings, models: Models) -> None:
