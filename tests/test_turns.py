@@ -95,16 +95,28 @@ def test_the_libraries_log_as_before_after_a_function_has_failed(
             (own.enable_progress_bar if bars else own.disable_progress_bar)()
 
 
-def test_a_progress_function_may_call_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erase_sd.models.erased.load", lambda *_: "loaded")
-    monkeypatch.setattr(
-        "erase_sd.unlearning.stage.unlearn",
-        lambda _settings, _models, _run, progress: progress(1, 1, ""),
-    )
+def test_a_progress_function_may_call_another_and_the_libraries_stay_silent_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     inside: list[Any] = []
-    with pytest.raises(erase_sd.RunError):  # nothing was unlearned
-        erase_sd.unlearn("apple", progress=lambda *_: inside.append(erase_sd.load("apple")))
-    assert inside == ["loaded"]
+
+    def unlearning(_settings: Any, _models: Any, _run: Any, progress: Callable[..., None]) -> None:
+        quiet_libraries()
+        progress(1, 1, "")
+        inside.append(transformers.utils.logging.get_verbosity())
+
+    monkeypatch.setattr(quiet, "_before", {})
+    monkeypatch.setattr("erase_sd.models.erased.load", lambda *_: quiet_libraries() or "loaded")
+    monkeypatch.setattr("erase_sd.unlearning.stage.unlearn", unlearning)
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_info()
+    try:
+        with pytest.raises(erase_sd.RunError):  # nothing was unlearned
+            erase_sd.unlearn("apple", progress=lambda *_: inside.append(erase_sd.load("apple")))
+        inside.append(transformers.utils.logging.get_verbosity())
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    assert inside == ["loaded", logging.ERROR, logging.INFO]
 
 
 @pytest.mark.forks(tensors=False)

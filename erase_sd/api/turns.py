@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from ..models.quiet import restore_libraries
+from ..models.quiet import restored_libraries
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,10 +38,7 @@ def in_turn(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def waiting(*arguments: P.args, **options: P.kwargs) -> T:
-        with turn.lock:
-            try:
-                return function(*arguments, **options)
-            finally:
-                restore_libraries()
+        with turn.lock, restored_libraries():
+            return function(*arguments, **options)
 
     return waiting

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 _before: dict[Any, tuple[int, bool]] = {}
@@ -23,10 +25,16 @@ def silence(logging: Any) -> None:
     logging.disable_progress_bar()
 
 
-def restore_libraries() -> None:
-    """Gives the libraries back the verbosity and progress bars that they had."""
-    while _before:
-        logging, (verbosity, bars) = _before.popitem()
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+@contextlib.contextmanager
+def restored_libraries() -> Iterator[None]:
+    """Afterwards the libraries have the verbosity and progress bars that they had before; if something
+    around this has silenced them, they stay silent for the rest of it."""
+    outermost = not _before
+    try:
+        yield
+    finally:
+        while outermost and _before:
+            logging, (verbosity, bars) = _before.popitem()
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
