@@ -93,6 +93,14 @@ def test_numbers_wrap_before_the_words_of_a_name_are_broken(width: int) -> None:
     assert all(word in shown for cell in line for word in cell.split())
 
 
+def test_a_name_in_letters_of_two_columns_is_not_broken_where_there_is_room() -> None:
+    name, line = "\u7ea2\u8272\u7684\u5927\u82f9\u679c", "relearning, 40 steps, new word"
+    file = io.StringIO()
+    headings = ("attack", "concept", "attacked %")
+    print_table(Console(file=file, width=45), "Attacks", headings, [(line, name, "38 [14, 69]")], 2)
+    assert name in file.getvalue()
+
+
 def test_the_narrowest_terminal_loses_no_character() -> None:
     shown = printed(30)
     assert max(map(len, shown.splitlines())) <= 30

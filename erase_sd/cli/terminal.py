@@ -93,12 +93,14 @@ def _narrow(
     text_columns: int,
 ) -> None:
     """Gives the columns widths that fit into `width`, as `print_table` promises."""
+    from rich.cells import cell_len  # a Chinese letter, for one, takes two columns
+
     columns = [[str(line[i]) for line in lines] for i in range(len(headings))]
     names = [[*heading.split(), *cells] for heading, cells in zip(headings, columns, strict=True)]
     words = [
-        max(len(word) for name in own for word in name.split()) for own in names[:text_columns]
+        max(cell_len(word) for name in own for word in name.split()) for own in names[:text_columns]
     ]
-    whole = [max(map(len, own)) for own in names]
+    whole = [max(map(cell_len, own)) for own in names]
     for padding in (1, 0):
         room = width - (1 + padding) * len(columns) - 1 - sum(whole[text_columns:]) - sum(words)
         if room >= 0:
