@@ -214,7 +214,7 @@ def test_images_do_not_depend_on_an_installed_watermarker(
 
 
 @pytest.mark.filterwarnings("ignore:.upcast_vae. is deprecated")  # which diffusers itself calls
-def test_out_of_memory_in_a_decoder_that_runs_in_fp32_leaves_it_in_the_pipelines_precision(
+def test_images_are_generated_after_memory_ran_out_in_a_decoder_that_runs_in_fp32(
     sdxl: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As SDXL's own in fp16: the pipeline casts it to fp32 before it decodes, and back only afterwards."""
@@ -235,8 +235,8 @@ def test_out_of_memory_in_a_decoder_that_runs_in_fp32_leaves_it_in_the_pipelines
     monkeypatch.setattr(pipe.vae, "decode", full)
     with pytest.raises(torch.OutOfMemoryError):
         sampling.generate_batch(pipe, ["a dog", "a cat"], [0, 1], 1, 2.0)
-    assert pipe.vae.dtype == torch.float16
     assert len(sampling.generate_batch(pipe, ["a dog"], [0], 1, 2.0)) == 1
+    assert pipe.vae.dtype == torch.float16
     assert precisions == [torch.float32] * 2
 
 

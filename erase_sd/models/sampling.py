@@ -88,17 +88,16 @@ def _pixels(
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # SDXL
         empty = {name: torch.zeros_like(embedding) for name, embedding in empty.items()}
-    try:
-        out = pipe(
-            **embeds,
-            **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
-            latents=torch.cat(noise).to(pipe.device, denoiser.dtype),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="pt",
-        )
-    finally:  # where SDXL decodes in fp32, memory may run out before it casts its VAE back to fp16
-        pipe.vae.to(dtype=denoiser.dtype)
+    # SDXL decodes in fp32; had memory run out, it would not have cast its VAE back to fp16.
+    pipe.vae.to(dtype=denoiser.dtype)
+    out = pipe(
+        **embeds,
+        **{f"negative_{name}": t.expand_as(embeds[name]) for name, t in empty.items()},
+        latents=torch.cat(noise).to(pipe.device, denoiser.dtype),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="pt",
+    )
     pixels: Tensor = out.images
     return pixels
 
