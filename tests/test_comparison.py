@@ -18,6 +18,7 @@ from PIL import Image
 
 from erase_sd import api
 from erase_sd.attacks.settings import AttackSettings
+from erase_sd.checked import hash_folder
 from erase_sd.cli import main
 from erase_sd.comparison import cell as cell_module
 from erase_sd.comparison import own_process, runner
@@ -377,6 +378,28 @@ def test_a_run_with_other_settings_or_without_its_evaluation_is_not_done(tiny: M
     assert "began with steps 2, now it is 3" in attempt(other, setup_of(tiny, images=False))
     (cell.folder / "evaluation.json").unlink()
     assert not is_done(cell, setup_of(tiny, images=False))
+
+
+@pytest.mark.parametrize("part", ["sd", "clip"])
+def test_a_run_whose_fingerprints_are_of_all_files_is_done(
+    tiny: Models, part: str, tmp_path: Path
+) -> None:
+    """Earlier versions recorded those."""
+    for name, folder in (("sd", tiny.folder), ("clip", tiny.clip_folder(0))):
+        shutil.copytree(folder, tmp_path / name)
+    (tmp_path / part / "other.safetensors").write_text("{}")
+    models = dataclasses.replace(tiny, model=tmp_path / "sd", clips=(tmp_path / "clip",))
+    here = setup_of(models, images=False)
+    [cell] = cells_of(["apple"], ["ga:steps=2"], 1, OUT)
+    assert attempt(cell, here) == "" and is_done(cell, here)
+    of_all = hash_folder(tmp_path / part, "*.safetensors", "*.json")
+    own = here.origin.model if part == "sd" else here.origin.clip[0]
+    for name in ("run.json", "evaluation.json", "erased/erase.json"):
+        path = cell.folder / name
+        path.write_text(path.read_text().replace(own, of_all))
+    assert of_all != own and is_done(cell, here)
+    (cell.folder / "evaluation.json").unlink()
+    assert attempt(cell, here) == "" and is_done(cell, here)
 
 
 def test_a_run_that_was_trained_or_evaluated_on_something_else_is_not_done(tiny: Models) -> None:

@@ -131,9 +131,10 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
     if record.concepts != settings.concepts or not wanted.items() <= record.settings.items():
         return False
     origin, own = setup.origin, record.origin
-    if origin.model != own.model and origin.model == setup.models.fingerprint():
-        now = origin_of(setup.models, None, own)  # its hashes may be those of an earlier version
-        origin = dataclasses.replace(origin, model=now.model, clip=now.clip)
+    if (origin.model, origin.clip) != (own.model, own.clip):
+        now, then = (origin_of(setup.models, None, before) for before in (None, own))
+        if (origin.model, origin.clip) == (now.model, now.clip):  # as earlier versions took hashes
+            origin = dataclasses.replace(origin, model=then.model, clip=then.clip)
     if origin.data is None:
         origin = dataclasses.replace(
             origin, data=own.data, images=own.images, missing_images=own.missing_images

@@ -128,7 +128,7 @@ def _open(run: Run, models: Models) -> tuple[dict[Variant, Embedder], dict[str, 
     clip.model.to(runtime.device())
     erased = erased_clip(run.erased, encoder.name, clip)
     about |= {
-        "clip_digest": clip.digest,
+        "clip_digest": fingerprint(folder, run.unlearned().origin.clip),  # as the run records it
         "encoder": encoder.name,
         "erased_sha256": erasure.weights_sha256,
         "image_tower_erased": clip.model.vision_model is not erased.model.vision_model,
