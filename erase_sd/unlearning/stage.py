@@ -169,11 +169,10 @@ def origin(models: Models, data: Dataset | None, before: Origin | None = None) -
     Without `data`, which the model may yet have to generate, its hashes are None. `before` is what the
     same unlearning recorded when it began, perhaps in an earlier version.
     """
+    model, clips = ((before.model,), before.clip) if before else ((), ())
     return Origin(
-        model=models.fingerprint((before.model,) if before else ()),
-        clip=tuple(
-            fingerprint(folder, before.clip if before else ()) for folder in clips_of(models)
-        ),
+        model=models.fingerprint(model),
+        clip=tuple(fingerprint(folder, clips) for folder in clips_of(models)),
         data=data.digest if data else None,
         images=data.images_digest if data else None,
         missing_images=len(data.missing) if data else 0,
