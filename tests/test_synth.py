@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import erase_sd
+from erase_sd.checked import hash_folder
 from erase_sd.data import grammar
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
@@ -121,3 +123,22 @@ def test_pairs_of_another_solver_are_generated_anew(
     pairs = synthetic.synthetic_pairs(tiny, CONCEPTS)
     assert synthetic.synthetic_pairs(tiny, CONCEPTS) == pairs
     assert synthetic.synthetic_pairs(dataclasses.replace(tiny, **change), CONCEPTS) != pairs
+
+
+def test_pairs_that_an_earlier_version_has_generated_are_used(
+    tiny: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fingerprint was of all files in the model's folder."""
+    shutil.copytree(tiny.folder, tmp_path / "sd")
+    (tmp_path / "sd" / "other.safetensors").write_text("{}")
+    models = dataclasses.replace(tiny, model=tmp_path / "sd")
+    monkeypatch.setattr(synthetic, "cached_folder", lambda folder, write: folder)
+    with monkeypatch.context() as patch:
+        of_all = hash_folder(models.folder, "*.safetensors", "*.json")
+        patch.setattr(Models, "fingerprint", lambda _: of_all)
+        before = synthetic.synthetic_pairs(models, CONCEPTS)
+    now = synthetic.synthetic_pairs(models, CONCEPTS)
+    before.mkdir(parents=True)
+    assert synthetic.synthetic_pairs(models, CONCEPTS) == before != now
+    now.mkdir()
+    assert synthetic.synthetic_pairs(models, CONCEPTS) == now

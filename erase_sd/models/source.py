@@ -99,17 +99,27 @@ def fingerprint(folder: Path, known: Collection[str] = ()) -> str:
     """Hash of a model folder's weights and settings, as far as `fetch` would take them from the hub.
 
     Other files that come into the folder do not change it: runs and exports, and in the hub's cache the
-    safety checker and the half-precision copies that diffusers downloads there. Without a `vocab.json`
-    beside a `tokenizer.json`, which holds the same vocabulary. Earlier versions took the hash of all
-    files; that one is returned if it is among the `known`.
+    safety checker and the half-precision copies that diffusers downloads there. If that of earlier
+    versions is among the `known`, it is returned instead.
     """
+    own = hash_files(
+        folder, [path for path in _weights_and_settings(folder) if _is_read(folder, path)]
+    )
+    if known and own not in known and (earlier := earlier_fingerprint(folder)) in known:
+        return earlier
+    return own
+
+
+def earlier_fingerprint(folder: Path) -> str:
+    """The hash that earlier versions took, of all weights and settings in the folder."""
+    return hash_files(folder, _weights_and_settings(folder))
+
+
+def _weights_and_settings(folder: Path) -> list[Path]:
+    """Without a `vocab.json` beside a `tokenizer.json`, which holds the same vocabulary."""
     files = [p for p in walk_files(folder) if p.suffix in (".json", ".safetensors")]
     copies = {path.parent for path in files if path.name == "tokenizer.json"}
-    files = [p for p in files if not (p.name == "vocab.json" and p.parent in copies)]
-    own = hash_files(folder, [path for path in files if _is_read(folder, path)])
-    if known and own not in known and (of_all := hash_files(folder, files)) in known:
-        return of_all
-    return own
+    return [p for p in files if not (p.name == "vocab.json" and p.parent in copies)]
 
 
 def _is_read(folder: Path, path: Path) -> bool:

@@ -16,6 +16,7 @@ from ..files import cache_folder, key_of
 from ..models.pipeline import open_pipeline, pipeline_token_limit
 from ..models.presets import Models
 from ..models.sampling import default_batch, generate_batch
+from ..models.source import earlier_fingerprint
 from ..runtime import log
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ def synthetic_pairs(models: Models, concepts: Sequence[Concept]) -> Path:
     words = [[c.name, *c.synonyms, *c.keep_senses] for c in concepts]
     scale = [GRAMMAR_VERSION, FORGET_SCENES, RETAIN_SCENES]
     solver = [models.sampler, models.steps, models.guidance, runtime.precision()]
-    folder = cache_folder() / f"synth-{key_of([models.fingerprint(), words, scale, solver])}"
+
+    def kept(model: str) -> Path:
+        return cache_folder() / f"synth-{key_of([model, words, scale, solver])}"
+
+    folder = kept(models.fingerprint())
+    if not folder.exists() and (before := kept(earlier_fingerprint(models.folder))).exists():
+        folder = before
     return cached_folder(folder, lambda partial: _generate_pairs(partial, models, concepts))
 
 
