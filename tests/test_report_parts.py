@@ -244,6 +244,10 @@ def test_the_pairs_at_the_top_show_every_concept() -> None:
         (others + apples + apples, [9, 10, 11, 12, 13, 14]),
         (others + apples + chairs[:1], [9, 10, 11, 12, 13, 18]),
         (others, [0, 1, 2, 3, 4, 5]),
+        (
+            [pair(f"{n} {i}", f"concept {n}") for n in range(8) for i in range(2)],
+            [*range(0, 12, 2)],
+        ),
     ):
         assert [number for number, _ in strip_of(pairs)] == shown
 

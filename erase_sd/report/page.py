@@ -65,8 +65,8 @@ def _is_named(pair: ImagePair) -> bool:
 
 
 def strip_of(pairs: Sequence[ImagePair]) -> list[tuple[int, ImagePair]]:
-    """The first pairs, one per prompt, of those that name a concept if there are any; with several
-    concepts, the same number for each of them."""
+    """The first pairs, one per prompt, of those that name a concept if there are any; of several
+    concepts, from each in turn."""
     chosen: dict[str | None, dict[str, tuple[int, ImagePair]]] = {}
     any_named = any(_is_named(pair) for pair in pairs)
     for number, pair in enumerate(pairs):
