@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import pytest
 import typer
 from commands import Answer, call, start
+from typer.core import TyperOption
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
@@ -141,6 +142,19 @@ def test_no_option_no_default_and_no_word_of_its_help_is_cut_off(columns: int) -
         for paragraph in command.help.split("\n\n"):
             whole = [line.strip() for line in lines if line.strip() and line.strip() in paragraph]
             assert all(len(line) > columns / 2 for line in whole[:-1]), name
+
+
+def test_a_plain_help_page_escapes_no_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Typer 0.20 does."""
+    record_of = TyperOption.get_help_record
+
+    def escaped(option: TyperOption, context: Any) -> tuple[str, str] | None:
+        record = record_of(option, context)
+        return record and (record[0], record[1].replace("[", r"\["))
+
+    monkeypatch.setattr(TyperOption, "get_help_record", escaped)
+    page = CliRunner().invoke(app, ["unlearn", "--help"], env={"COLUMNS": "80"}).stdout
+    assert "[required]" in page and "\\" not in page
 
 
 def test_the_help_names_the_methods_that_mine_mentions() -> None:

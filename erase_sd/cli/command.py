@@ -29,3 +29,5 @@ class Command(TyperCommand):
         if shutil.get_terminal_size().columns < FRAMED:
             self.rich_markup_mode = None
         super().format_help(ctx, formatter)
+        # Typer 0.20 escapes brackets for rich on plain pages too.
+        formatter.buffer = [text.replace(r"\[", "[") for text in formatter.buffer]
