@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -289,15 +290,21 @@ def test_half_of_the_images_are_forget_images_unless_a_set_has_fewer() -> None:
         assert chosen[0] == "f0" and "r0" in chosen
 
 
-@pytest.mark.parametrize("form", ["garbage", "truncated", "packed"])
+@pytest.mark.parametrize(
+    "form", ["garbage", "truncated", "packed", "header", "cut in a header", "cut before a header"]
+)
 def test_damaged_shard_is_named(tmp_path: Path, form: str) -> None:
     import gzip
 
     path = tmp_path / "3.tar"
     write_shard(path, samples(["an apple", "a dog"]))
     whole = path.read_bytes()
+    with tarfile.open(path) as tar:  # which takes a damaged header for the end of the archive
+        third = tar.getmembers()[2].offset
     broken = {"garbage": b"not a tar file" * 100, "truncated": whole[:700],
-              "packed": gzip.compress(whole)[:-200]}  # fmt: skip
+              "packed": gzip.compress(whole)[:-200],
+              "header": whole[:third] + b"?" + whole[third + 1:],
+              "cut in a header": whole[:third + 100], "cut before a header": whole[:third]}  # fmt: skip
     path.write_bytes(broken[form])
     with pytest.raises(DataError, match=r"3\.tar: damaged shard \(.+\)") as caught:
         open_gallery(tmp_path, FRUIT)

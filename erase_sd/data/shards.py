@@ -59,10 +59,25 @@ def samples_of(shard: Path) -> Iterator[Sample]:
                         yield sample
                     sample = Sample(key)
                 _add(sample, shard, tar, member, suffix.lower())
+            _check_end(tar)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise DataError(f"{shard}: damaged shard ({reason(error)})") from None
     if sample:
         yield sample
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless what tarfile took for the end is the zero block that ends an archive.
+
+    It takes a header that it cannot read, and a file that was cut off between two entries, for the end.
+    """
+    assert tar.fileobj is not None  # open for reading
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data")
+    if any(block):
+        raise tarfile.ReadError("invalid header")
 
 
 def _add(
