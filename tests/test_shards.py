@@ -76,6 +76,15 @@ def test_a_shard_is_read_once_and_again_after_a_change_or_if_its_index_is_damage
     assert len(read_dataset(shards).items) == 7 and len(read) <= 4
 
 
+def test_names_of_entries_need_not_be_utf8(tmp_path: Path) -> None:
+    image, caption = samples(["an apple"]).values()
+    names = {"d\udcff/1.jpg": image, "d\udcff/1.txt": caption}  # Latin-1, as tarfile escapes it
+    write_shard(tmp_path / "0.tar", names | samples(["a dog"], 2))
+    first = read_dataset(tmp_path, APPLE)
+    assert [item.image for item in first.items] == [r"0.tar/d\xff/1.jpg", "0.tar/00002.jpg"]
+    assert read_dataset(tmp_path, APPLE) == first and len(indexes()) == 1
+
+
 def test_shards_are_read_without_a_cache(
     shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

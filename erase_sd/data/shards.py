@@ -53,7 +53,7 @@ def samples_of(shard: Path) -> Iterator[Sample]:
                     continue
                 place, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                key = f"{place}/{stem}" if place else stem
+                key = _readable(f"{place}/{stem}" if place else stem)
                 if sample is None or sample.key != key:
                     if sample:
                         yield sample
@@ -64,6 +64,11 @@ def samples_of(shard: Path) -> Iterator[Sample]:
         raise DataError(f"{shard}: damaged shard ({reason(error)})") from None
     if sample:
         yield sample
+
+
+def _readable(name: str) -> str:
+    r"""The name of an entry; bytes that are not UTF-8, which tarfile escapes, as `\xff`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
