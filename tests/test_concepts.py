@@ -256,6 +256,10 @@ def test_a_caption_without_classes_names_none() -> None:
     assert named_classes("a pineapple and an apple-pie", CLASSES) == []
 
 
+def test_a_class_without_a_word_is_never_named() -> None:
+    assert named_classes("a dog - and no name", ("-", "", "dog")) == ["dog"]
+
+
 def test_a_hot_dog_is_not_a_dog() -> None:
     assert named_classes("a hot dog", CLASSES) == ["hot dog"]
     assert named_classes("a dog and a hot dog", CLASSES) == ["dog", "hot dog"]

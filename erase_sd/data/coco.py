@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .concept import Concept
@@ -79,8 +80,12 @@ LOOK_ALIKES = (
 
 
 def named_classes(text: str, names: Sequence[str]) -> list[str]:
-    """The classes among `names` that `text` mentions, each once, in the order of `names`."""
-    classes = [Concept(n, SYNONYMS.get(n, ()), COMPOUNDS.get(n, ())) for n in names]
+    """The classes among `names` that `text` mentions, each once, in the order of `names`.
+
+    A class without a word, such as the "-" of some detectors and folders, is never mentioned.
+    """
+    words = [name for name in names if re.search(r"\w", name)]
+    classes = [Concept(n, SYNONYMS.get(n, ()), COMPOUNDS.get(n, ())) for n in words]
     mentions = [(span, concept.name) for concept in classes for span in concept.spans(text)]
     mentioned = {
         name
