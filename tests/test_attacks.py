@@ -237,6 +237,8 @@ def test_rows_are_recorded_beside_the_original_and_no_attack(
         for image in row.images:
             assert (recorded_run.folder / image.file).is_file()
     assert record.rows[1].same_input is None and record.rows[3].same_input is not None
+    assert record.rows[3].same_input.n == 2  # not the table's n, so the note says it
+    assert "in half as many images" in attacks_markdown("apple", record)
     assert "| embeddings, 2 embeddings | apple | white box | 4 | 50 [15, 85] |" in attacks_markdown(
         "apple", record
     )
