@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_a_shard_is_read_once_and_again_after_a_change_or_if_its_index_is_damage
     assert len(read_dataset(shards).items) == 7 and read[2:] == ["1.tar"]
     indexes()[0].write_text("{")
     assert len(read_dataset(shards).items) == 7 and len(read) <= 4
+
+
+def test_a_name_that_comes_again_is_left_out_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = tmp_path / "again.tar"
+    write_shard(again, samples(["a cat"]))
+    write_shard(tmp_path / "0.tar", samples(["an apple", "a dog"]))
+    with tarfile.open(again) as source, tarfile.open(tmp_path / "0.tar", "a") as tar:
+        for member in source:
+            tar.addfile(member, source.extractfile(member))
+    again.unlink()
+    assert [item.captions for item in read_dataset(tmp_path).items] == [("an apple",), ("a dog",)]
+    assert "1 samples without a caption or an image, or with the name of an earlier" in caplog.text
 
 
 def test_names_of_entries_need_not_be_utf8(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def read_shards(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept
     """The captioned images of the shards: at most MOST_IMAGES that mention one of the `concepts`, and at
     most as many that mention none, those whose names have the smallest hashes.
 
-    Samples without caption or image are left out and counted. Raises DataError for a damaged shard, and
-    if no sample has both.
+    Samples without caption or image, or with the name of an earlier one, are left out and counted.
+    Raises DataError for a damaged shard, and if no sample has both.
     """
     index_shards(shards)
     sets: dict[ConceptSet, _Smallest] = {"forget": _Smallest(), "retain": _Smallest()}
@@ -50,7 +50,10 @@ def read_shards(folder: Path, shards: Sequence[Path], concepts: Sequence[Concept
             f"{folder}: no image in the shards has a caption; needs key.txt beside key.jpg"
         )
     if left_out:
-        log.warning("%s: %d samples without a caption or an image are left out", folder, left_out)
+        log.warning(
+            "%s: %d samples without a caption or an image, or with the name of an earlier one, are left out",
+            folder, left_out,
+        )  # fmt: skip
     kept = sorted(row for own in sets.values() for row in own.rows())
     if len(kept) < captions.count:
         log.info("%s: %d of %d images are used", folder, len(kept), captions.count)
