@@ -54,10 +54,10 @@ def attacks_note(record: AttacksRecord) -> str:
         f"{record.threshold} or more; in brackets the 95 % Wilson interval. Attacked: the erased model "
         "under the attack. No attack, original: the erased and the original model on the same "
         "captions that name the concept, with the same seeds. Original, same input: the original "
-        "model on what the attack found, in half as many images. Reads: what the attack has access to, "
-        "only images (black box), also the original's text encoder (original), or the erased weights (white box). A new "
-        "word and a state behind the encoder are baselines, not attacks. A rate says what "
-        "these attacks reached with their budgets, not what a stronger one would. "
+        "model on what the attack found, in half as many images. Reads: what the attack has access "
+        "to, only images (black box), also the original's text encoder (original), or the erased "
+        "weights (white box). A new word and a state behind the encoder are baselines, not attacks. A "
+        "rate says what these attacks reached with their budgets, not what a stronger one would. "
         f"Detector: {record.detector} (sha256 {record.detector_sha256[:12]})."
     )
 
