@@ -34,6 +34,7 @@ class LowRankChange:
     factors for each of its linear layers and convolutions."""
 
     rank: int
+    """That of all factors; at most the one that was asked for."""
     factors: Factors
     weight_residual: float
     """Norm of the part of the layers' change that the rank truncates, relative to the whole; 0-1."""
@@ -65,9 +66,10 @@ def low_rank_change(
             squares["truncated"] += float(s[rank:].double().square().sum())
     truncated, linear = squares.pop("truncated"), squares["linear"]
     whole = sum(squares.values())
+    rank = max((len(down) for down, _ in factors.values()), default=rank)
     return LowRankChange(
         rank=rank,
-        factors=_of_one_rank(factors),
+        factors={name: _padded(down, up, rank) for name, (down, up) in factors.items()},
         weight_residual=_root(truncated, linear),
         left_out={
             part: _root(square, whole) for part, square in squares.items() if part != "linear"
@@ -75,15 +77,14 @@ def low_rank_change(
     )
 
 
-def _of_one_rank(factors: Factors) -> Factors:
-    """The factors with zeros up to the highest rank among them; their products stay the same."""
-    rank = max((len(down) for down, _ in factors.values()), default=0)
-    padded = {}
-    for name, (down, up) in factors.items():
-        more = rank - len(down)
-        zeros = down.new_zeros(more, *down.shape[1:]), up.new_zeros(len(up), more, *up.shape[2:])
-        padded[name] = (torch.cat((down, zeros[0])), torch.cat((up, zeros[1]), dim=1))
-    return padded
+def _padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors with zeros up to `rank`; their product stays the same."""
+    more = rank - len(down)
+    below, beside = (
+        down.new_zeros(more, *down.shape[1:]),
+        up.new_zeros(len(up), more, *up.shape[2:]),
+    )
+    return torch.cat((down, below)), torch.cat((up, beside), dim=1)
 
 
 def _part(name: str, tensor: Tensor) -> str:

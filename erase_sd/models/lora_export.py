@@ -162,13 +162,10 @@ def _write_peft(
     if name != UNET:
         tensors |= {n.replace(".text_model.", "."): t.clone() for n, t in tensors.items()}
     save_file(tensors, own / PEFT_FILE, metadata=dict(metadata))
-    ranks = {_layer(weight): len(down) for weight, (down, _) in change.factors.items()}
     config = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "bias": "none",
         "inference_mode": True, "fan_in_fan_out": False, "lora_dropout": 0.0,
-        "r": change.rank, "lora_alpha": change.rank, "target_modules": sorted(ranks),
-        "rank_pattern": {name: r for name, r in ranks.items() if r != change.rank},
-        "alpha_pattern": {name: r for name, r in ranks.items() if r != change.rank},
+        "r": change.rank, "lora_alpha": change.rank, "target_modules": sorted(map(_layer, change.factors)),
     }  # fmt: skip
     write_json(own / "adapter_config.json", config)
 
