@@ -46,7 +46,7 @@ def time_preset(options: argparse.Namespace) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when PyTorch first looks for a GPU
     about = machine() | {"preset": options.preset, "small": options.small}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
-    bench = Bench(options.preset, options.small, options.seconds)
+    bench = Bench(options.preset, options.small, options.seconds, options.only)
     try:
         bench.run()
     finally:
@@ -87,6 +87,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="With tiny models, to try it out.")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="Device of --preset.")
     parser.add_argument("--seconds", type=float, default=150, help="Time for --preset.")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="WORD",
+        help="Only the sections of --preset whose names contain one of these words.",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each, of which the median.")
     parser.add_argument("--images", type=int, default=25, help="Images of each generation.")
     parser.add_argument("--job", action="store_true", help="Time `erase-sd run` as well.")

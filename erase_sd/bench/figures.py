@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class Figures:
     """Whether the models are tiny ones."""
     seconds: float
     """Time for all sections."""
+    only: Sequence[str] = ()
+    """Words of the names of the sections to run, if not all."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     matrix_rate: float | None = None
@@ -71,6 +73,8 @@ class Figures:
 
     def section(self, name: str, work: Callable[[], None], needs: float = 0) -> None:
         """Runs `work` unless fewer seconds are left than it needs on a card."""
+        if self.only and not any(word in name for word in self.only):
+            return
         left = self.began + self.seconds - time.monotonic()
         needs = needs if self.on_card else 0
         if left < needs:

@@ -7,19 +7,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import runtime
 from ..data.concept import Concept
 from ..methods.base import Task
 from ..methods.projection import Projection
-from ..models.clip import Clip
+from ..models.clip import Clip, trainable
 from ..unlearning.checkpoint import Checkpoint
 from ..unlearning.session import Session
 from ..unlearning.settings import UnlearnSettings
@@ -27,6 +28,7 @@ from ..unlearning.student import ClipStudent
 from ..unlearning.trainer import Trainer
 from .figures import Figures, timed
 from .full_size import TOWERS, random_clip, random_pairs
+from .graphs import replay, replay_with_fused_adam
 from .image_speed import ImageSpeed
 
 CAPTIONS = 145_000
@@ -41,10 +43,12 @@ class Bench:
     small: bool
     seconds: float
     """Time for all of it."""
+    only: Sequence[str] = ()
+    """Words of the names of the sections to run, if not all."""
     figures: Figures = field(init=False)
 
     def __post_init__(self) -> None:
-        self.figures = Figures(self.small, self.seconds)
+        self.figures = Figures(self.small, self.seconds, self.only)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -60,6 +64,8 @@ class Bench:
             self.figures.section("unlearning", self.unlearn)
             self.figures.section("closed form", self.closed_form, needs=10)
             ImageSpeed(self.figures).run()
+            if self.figures.on_card:  # last: a failed capture may spoil what comes after it
+                self.figures.section("unlearning with CUDA graphs", self.graphs, needs=30)
         if self.figures.failed:
             sys.exit(f"failed: {'; '.join(self.figures.failed)}")
 
@@ -87,19 +93,53 @@ class Bench:
             if not (large or self.figures.brief):
                 self._train(clip, 192, 384, 20, about)  # larger batches than the default
 
+    def graphs(self) -> None:
+        """Unlearning from the same weights with layers that are launched, or replayed as CUDA graphs, and
+        how far apart the weights end."""
+        forget, retain, steps = (2, 4, 3) if self.figures.brief else (48, 96, 60)
+        clip = random_clip("sd15", 0, self.small)
+        start = trainable(clip, "text")
+        launched: dict[str, Tensor] = {}
+        for prepare in (None, replay, replay_with_fused_adam):
+            about = {"layers": prepare.__name__ if prepare else "launched"}
+            student = clip.copied(image_tower=False)
+            end = self._train(student, forget, retain, steps, about, prepare)
+            if not launched:
+                launched = end
+                continue
+            apart, moved = (
+                sum(float((end[name] - other[name]).square().sum()) for name in end) ** 0.5
+                for other in (launched, start)
+            )
+            self.figures.add("distance of the weights", apart / moved, "of the way", **about)
+
     def _train(
-        self, clip: Clip, forget: int, retain: int, steps: int, about: dict[str, Any]
-    ) -> None:
+        self,
+        clip: Clip,
+        forget: int,
+        retain: int,
+        steps: int,
+        about: dict[str, Any],
+        prepare: Callable[[Trainer], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds the figures of a training, which `prepare` is part of, and returns its weights."""
         about = about | {"forget": forget, "retain": retain}
         with training(clip, forget, retain, steps, brief=self.figures.brief) as trainer:
             ends: list[float] = []
-            whole = timed(lambda: trainer.train(lambda *_: ends.append(time.perf_counter())))
+
+            def train() -> None:
+                if prepare:
+                    prepare(trainer)
+                trainer.train(lambda *_: ends.append(time.perf_counter()))
+
+            whole = timed(train)
         times = [after - before for before, after in itertools.pairwise(ends)]
         step = statistics.median(times[steps // 5 :])  # with a validation only every 20 steps
         add = self.figures.add
         add("training with validation and checkpoints", whole, "s", steps=steps, **about)
         add("a step of unlearning", step, "s", **about)
         add(f"an epoch over {CAPTIONS:,} captions", CAPTIONS / retain * step, "s", **about)
+        return trainer.student.weights()
 
     def closed_form(self) -> None:
         """Seconds of the projection's solution for more and more concepts."""
@@ -117,16 +157,14 @@ class Bench:
 
 @contextmanager
 def training(clip: Clip, forget: int, retain: int, steps: int, brief: bool) -> Iterator[Trainer]:
-    """A trainer that is ready for its first step, in a temporary folder."""
+    """A trainer that is ready for its first step, as `erase-sd unlearn` has it, in a temporary folder."""
     settings = UnlearnSettings(
         concepts=(Concept("apple"),), steps=steps, forget_batch=forget, retain_batch=retain,
         # Random weights stay nearly the same, so that nothing is rolled back and no threshold is met.
         retain_floor=0.0, min_steps=steps, learning_rate=1e-6,
     )  # fmt: skip
     method = settings.build()
-    with runtime.deterministic():
-        pass  # its first use imports a compiler, which takes a second
-    with tempfile.TemporaryDirectory() as folder:
+    with runtime.deterministic(), tempfile.TemporaryDirectory() as folder:
         session = Session(
             settings=settings,
             student=ClipStudent(clip, "text", runtime.dtype(settings.precision), method.needs),
