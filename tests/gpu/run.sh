@@ -4,19 +4,22 @@
 # machine lacks come as a `.tar.xz` of a site-packages folder.
 #
 #     bash tests/gpu/run.sh [--out FOLDER] [--packages FILE.tar.xz] [--device cuda|cpu] [--small]
-#                           [--seconds N]
+#                           [--seconds N] [--steps REGEX] [--sections "WORD ..."]
 #
+# Without `--steps` and `--sections`, all steps below and all sections of the first benchmark run.
 # The most important figures come first. Every step has a time limit; one that fails, or that no time is
 # left for, says so in the table at the end. Lines with a figure begin with `*`: they are printed as they
 # come, for the case that the script is killed, and again in the table.
 set -u
-out=${OUT:-gpu-results} packages= device=cuda small= seconds=560
+out=${OUT:-gpu-results} packages= device=cuda small= seconds=560 only=. sections=
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=$2; shift 2 ;;
     --packages) packages=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
     --seconds) seconds=$2; shift 2 ;;
+    --steps) only=$2; shift 2 ;;
+    --sections) sections="--only $2"; shift 2 ;;
     --small) small=--small; shift ;;
     *) echo "unknown option $1" >&2; exit 2 ;;
   esac
@@ -48,6 +51,7 @@ note() { printf '%-34s %4d s  %s\n' "$@" >>"$table"; }
 step() { # name, seconds at most, command ...; skipped if less than half of the time is left
   local name=$1 limit=$(($2 * slower)) left=$((end - SECONDS)) began=$SECONDS own status
   shift 2
+  [[ $name =~ $only ]] || return 0
   [ $((2 * left)) -ge $limit ] || { note "$name" 0 "SKIPPED, $left s left"; return 1; }
   [ $limit -le $left ] || limit=$left
   own=$(mktemp -p "$work")
@@ -107,7 +111,7 @@ export small steps denoising prompts checks tests_log root tests work
 bench="python3 -m erase_sd.bench --random-weights --device $device $small"
 
 step versions 60 python3 "$checks" versions "$device" || exit 1
-step "bench sd15" 290 $bench --preset sd15 --seconds $((275 * slower)) --out "$out/sd15.json"
+step "bench sd15" 290 $bench --preset sd15 --seconds $((275 * slower)) $sections --out "$out/sd15.json"
 step "bench sdxl" 100 $bench --preset sdxl --seconds $((100 * slower)) --out "$out/sdxl.json"
 step "main job" 100 bash -c "job runs/apple auto"
 step "generate, then score" 60 bash -c apart
