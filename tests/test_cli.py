@@ -161,7 +161,7 @@ def test_the_help_names_the_methods_that_mine_mentions() -> None:
     from erase_sd.methods.registry import METHODS
 
     [option] = [p for p in PROGRAM.commands["unlearn"].params if p.name == "mine_mentions"]
-    mining = [name for name, method in METHODS.items() if "hidden_states" in method.needs]
+    mining = [name for name, method in METHODS.items() if method.erases_mentions]
     assert [name for name in METHODS if f"{name} " in option.help.split(";")[1]] == mining
 
 

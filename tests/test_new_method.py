@@ -10,8 +10,10 @@ import pytest
 from erase_sd import methods
 from erase_sd.methods import registry
 from erase_sd.methods.descriptions import describe
+from erase_sd.models import erased
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.unlearning import stage
 from erase_sd.unlearning.settings import UnlearnSettings, parse_concepts
 from erase_sd.unlearning.stage import unlearn
 
@@ -62,7 +64,10 @@ def test_it_is_listed_with_its_hyperparameters(shrink: str) -> None:
     assert weight.meaning == "Weight of the mean squared hidden states."
 
 
-def test_it_unlearns_by_name_with_its_own_hyperparameters(shrink: str, tiny: Models) -> None:
+def test_it_unlearns_by_name_with_its_own_hyperparameters(
+    shrink: str, tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"pippin": 2}})
     run = Run(Path("runs/a"))
     settings = UnlearnSettings(
         concepts=parse_concepts(["apple"]), method=shrink, hyperparameters={"shrink_weight": 2.0},
@@ -73,3 +78,4 @@ def test_it_unlearns_by_name_with_its_own_hyperparameters(shrink: str, tiny: Mod
     recorded = run.unlearned().settings
     assert recorded["hyperparameters"] == {"shrink_weight": 2.0}
     assert recorded["learning_rate"] == 0.003
+    assert not erased.check(run.erased).mentions  # it did not ask for them

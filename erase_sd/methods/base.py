@@ -168,6 +168,9 @@ class Hyperparameters:
     U-Net the method uses)."""
     unlearns: ClassVar[Unlearned] = "text_encoders"
     """What changes: each text encoder of the pipeline in turn, or its U-Net."""
+    erases_mentions: ClassVar[bool] = False
+    """Whether to erase also what else the captions call the concept, by default; if not, only the words
+    that were given are erased."""
     trained_parameters: ClassVar[str] = "all layers"
     """The parameters that change, in words."""
 

@@ -20,6 +20,7 @@ class AnchoredCLIPErase(Method):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"hidden_states"})
+    erases_mentions: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 1e-3
     forget_threshold: ClassVar[float | None] = 0.1
     retain_floor: ClassVar[float | None] = 0.9

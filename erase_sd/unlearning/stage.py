@@ -133,9 +133,8 @@ def _check_method(settings: UnlearnSettings, models: Models) -> None:
 
 
 def _mine(settings: UnlearnSettings, clip: Clip, sets: ConceptSets) -> Mentions:
-    """What else the captions call the concepts; empty for methods that do not train on hidden states,
-    which erase the words that were given."""
-    if not settings.mine_mentions or "hidden_states" not in settings.build().needs:
+    """What else the captions call the concepts; empty if only the words that were given are erased."""
+    if not settings.mine_mentions or not settings.build().erases_mentions:
         return {}
     clip.model.to(runtime.device())
     return mine_mentions(clip, sets, settings.concepts)
