@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from erase_sd.cli.terminal import Bar, facts_table, print_table, rates_table
+from erase_sd.cli.tables import print_table
+from erase_sd.cli.terminal import Bar, facts_table, rates_table
 from erase_sd.run.measurements import ScoresRecord
 from erase_sd.scoring.matching import Match
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
@@ -105,6 +106,26 @@ def test_the_narrowest_terminal_loses_no_character() -> None:
     shown = printed(30)
     assert max(map(len, shown.splitlines())) <= 30
     assert Counter("".join(LINES[0]).replace(" ", "")) <= Counter(shown)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_columns_of_numbers_that_do_not_fit_follow_below_with_unbroken_headings(width: int) -> None:
+    headings = (
+        "method",
+        "target",
+        *(f"retained, {where} prompts" for where in ("same", "other")),
+        *(f"prediction, {which}" for which in ("forget", "retain")),
+        *(f"R@1, {which}" for which in ("forget", "retain")),
+        "harmonic mean",
+        "runs",
+    )
+    line = ("graddiff:learning_rate=0.0001", *(f"{n}0.5" for n in range(1, 9)), "3")
+    file = io.StringIO()
+    print_table(Console(file=file, width=width), "Settings", headings, [line], text_columns=1)
+    shown = file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert {*line, *(word for heading in headings for word in heading.split())} <= {*shown.split()}
+    assert shown.count("Settings") == 1 and all(shown.count(cell) == 1 for cell in line[1:-1])
 
 
 def test_a_table_of_facts_shows_the_whole_name_of_a_file(

@@ -12,7 +12,8 @@ import typer
 from .. import api
 from ..data.pair import Split
 from . import options as opt
-from .terminal import Bar, console_for_tables, print_table
+from .tables import print_table
+from .terminal import Bar, console_for_tables
 
 if TYPE_CHECKING:
     from ..run.measurements import AttacksRecord

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..sharing import writes
+from .tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
 
     from ..comparison.tables import Table
     from ..methods.descriptions import MethodDescription
@@ -51,72 +49,6 @@ def evaluation_table(record: EvaluationRecord) -> None:
     console, lines = console_for_tables(), evaluation_lines(record)
     print_table(console, "CLIP-side measures", EVALUATION_HEADINGS, lines, 2, grouped=True)
     console.print(Text(evaluation_note(record)))
-
-
-def print_table(
-    console: Console,
-    title: str,
-    headings: Sequence[str],
-    lines: Sequence[Sequence[str | Text]],
-    text_columns: int,
-    caption: str = "",
-    grouped: bool = False,
-) -> None:
-    """Prints a table without a frame; its first `text_columns` hold text, the others numbers.
-
-    In a narrow terminal, text and headings wrap and columns move together. Numbers wrap only if that is
-    not enough, and words break only if no other way is left; nothing is cut off. `grouped` separates
-    lines whose first cells differ.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    wide = console.options.update_width(10_000)
-    table = RichTable(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(headings):
-        justify: Literal["left", "right"] = "left" if i < text_columns else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for line, following in itertools.zip_longest(lines, lines[1:], fillvalue=("",)):
-        cells = (Text(cell) if isinstance(cell, str) else cell for cell in line)
-        table.add_row(*cells, end_section=grouped and str(line[0]) != str(following[0]))
-    if console.measure(table, options=wide).maximum > console.width:
-        _narrow(table, console.width, headings, lines, text_columns)
-    console.print(table)
-
-
-def _narrow(
-    table: RichTable,
-    width: int,
-    headings: Sequence[str],
-    lines: Sequence[Sequence[str | Text]],
-    text_columns: int,
-) -> None:
-    """Gives the columns widths that fit into `width`, as `print_table` promises."""
-    from rich.cells import cell_len  # a Chinese letter, for one, takes two columns
-
-    columns = [[str(line[i]) for line in lines] for i in range(len(headings))]
-    names = [[*heading.split(), *cells] for heading, cells in zip(headings, columns, strict=True)]
-    words = [
-        max(cell_len(word) for name in own for word in name.split()) for own in names[:text_columns]
-    ]
-    whole = [max(map(cell_len, own)) for own in names]
-    for padding in (1, 0):
-        room = width - (1 + padding) * len(columns) - 1 - sum(whole[text_columns:]) - sum(words)
-        if room >= 0:
-            for i in sorted(range(text_columns), key=lambda i: whole[i] - words[i]):
-                more = min(room, whole[i] - words[i])
-                words[i], room = words[i] + more, room - more
-            widths: list[int | None] = [*words, *whole[text_columns:]]
-            break
-    else:  # numbers wrap, and their headings are broken before a name is
-        numbers = columns[text_columns:]
-        parts = [max((len(w) for cell in own for w in cell.split()), default=1) for own in numbers]
-        fits = sum(words) + sum(parts) + len(columns) + 1 <= width
-        widths = [*(words if fits else [None] * text_columns), *[None] * len(parts)]
-    table.padding = (0, padding, 0, 0)
-    for column, own in zip(table.columns, widths, strict=True):
-        column.width = own
 
 
 def facts_table(title: str, lines: Sequence[tuple[str, str]]) -> None:
@@ -166,7 +98,9 @@ def comparison_tables(tables: Sequence[Table]) -> None:
             [Text(cell.text, style="bold" if cell.bold else "") for cell in line]
             for line in table.lines
         ]
-        print_table(console, table.title, table.headings, lines, table.text_columns, table.note)
+        print_table(console, table.title, table.headings, lines, table.text_columns)
+        if table.note:
+            console.print(Text(f"{table.note}\n"))
     console.print(Text(READING_NOTE))
 
 
