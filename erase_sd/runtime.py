@@ -193,7 +193,7 @@ def in_batches(
                 raise ModelError("out of memory with a batch of one; needs more memory") from None
             size = len(batch) // 2
             free_memory()
-            log.warning("out of memory; continues with batches of %d", size)
+            log.warning("out of memory; continuing with batches of %d", size)
         else:
             yield batch, answer
             start += len(batch)

@@ -137,7 +137,7 @@ def test_batches_halve_when_memory_runs_out_until_they_cannot(
     assert not student.joins and batches.sizes == (3, 4) and not caplog.text
     batches.shrink(student)
     assert batches.sizes == (1, 2)
-    assert "continues with 1 forget and 2 retain captions per step" in caplog.text
+    assert "continuing with 1 forget and 2 retain captions per step" in caplog.text
     with pytest.raises(ModelError, match="out of memory with the smallest batches"):
         batches.shrink(student)
 

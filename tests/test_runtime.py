@@ -83,7 +83,7 @@ def test_batches_halve_when_memory_runs_out_and_every_item_is_answered_once(
     answers = list(runtime.in_batches(range(7), 5, work))
     assert [own for _, rows in answers for own in rows] == [10 * n for n in range(7)]
     assert tried == [5, 2, 2, 2, 1]
-    assert "out of memory; continues with batches of 2" in caplog.text
+    assert "out of memory; continuing with batches of 2" in caplog.text
 
 
 def test_an_item_that_does_not_fit_alone_is_an_error() -> None:

@@ -86,7 +86,7 @@ def attack(
     yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Attack a run's erased encoder, and print how often the concept is generated again."""
+    """Attack a run's erased model, and print how often the concept is generated again."""
     settings = opt.chosen(images=images, split=split, seed=seed, steps=steps, guidance=guidance)
     with Bar("attack", quiet) as progress:
         record = api.attack(

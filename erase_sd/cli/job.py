@@ -82,7 +82,7 @@ def generate(
     yes: opt.Yes = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Generate images of prompts with the original and the erased encoder, from the same seeds."""
+    """Generate images of prompts with the original and the erased model, from the same seeds."""
     settings = opt.chosen(
         images_per_prompt=images_per_prompt, steps=steps, sampler=sampler, guidance=guidance,
         seed=seed, batch=batch, dtype=dtype, compiled=compiled,

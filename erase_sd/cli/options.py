@@ -115,9 +115,9 @@ DetectorText = Annotated[
     typer.Option(
         "--detector-text",
         metavar="ENCODER",
-        help="Text encoder of an open-vocabulary detector, which then detects any --detector-class: "
-        "a CLIP ViT-B/32 (folder or hub id) for YOLO-World; for YOLOE a TorchScript file of "
-        "MobileCLIP, whose code is run, so name only one that you trust.",
+        help="Text encoder of an open-vocabulary detector, which can then detect any word: a CLIP "
+        "ViT-B/32 (folder or hub id) for YOLO-World; for YOLOE a TorchScript file of MobileCLIP, whose "
+        "code is run, so name only one that you trust.",
     ),
 ]
 DetectorClasses = Annotated[
@@ -209,7 +209,7 @@ def approval(yes: bool) -> Approval:
 
     def approve(images: int, seconds: float | None) -> None:
         if images >= MANY_IMAGES and not yes and sys.stdin and sys.stdin.isatty():
-            typer.confirm(f"{cost_line(images, seconds)}. Go on?", abort=True, err=True)
+            typer.confirm(f"{cost_line(images, seconds)}. Continue?", abort=True, err=True)
 
     return approve
 

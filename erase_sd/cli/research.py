@@ -70,12 +70,14 @@ GridAttacks = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ATTACK...",
-        help="Attacks on every erased model, on its held-out captions whatever the prompts, such as "
-        "textual-inversion p4d; `all` for all.",
+        help="Attacks to run on every erased model, such as textual-inversion p4d, or all; they use its "
+        "held-out captions, whatever the prompts are.",
         show_default="none",
     ),
 ]
-SkipImages = Annotated[bool, typer.Option("--skip-images", help="Take CLIP-side measures only.")]
+SkipImages = Annotated[
+    bool, typer.Option("--skip-images", help="Generate no images; measure CLIP only.")
+]
 
 
 class WordLists(Command):

@@ -52,7 +52,7 @@ def show(
     columns: Annotated[int, typer.Option(help="Maximum number of prompts, one column each.")] = 12,
     scale: Annotated[int, typer.Option(help="Factor by which the images are enlarged.")] = 1,
 ) -> None:
-    """Write a contact sheet: the original's images, below them the erased ones of the same seeds."""
+    """Write a contact sheet: the original's images, and below them the erased model's from the same seeds."""
     from ..report.contact_sheet import contact_sheet
     from ..run import Run, run_folder
 

@@ -72,7 +72,7 @@ def remove_spans(text: str, tree: Tree, spans: Sequence[Span]) -> Removed:
 @functools.cache
 def log_unknown_language() -> None:
     """Logs, the first time only, that captions in other languages lose the noun alone."""
-    log.warning("captions that are not in English: only the noun is removed from them")
+    log.warning("some captions are not in English; only the noun is removed from them")
 
 
 def _without_nouns(text: str, spans: Sequence[Span]) -> Removed:

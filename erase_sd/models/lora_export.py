@@ -130,9 +130,9 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
         )
     output = "predictions" if name == UNET else "hidden states"
     log.info(
-        "%s: rank %d; with the LoRA, %s are at %.0f%% of the original's distance from the erased ones; "
-        "biases, norms and embeddings are left out",
-        name, rank, output, 100 * residual,
+        "%s: the LoRA of rank %d leaves %.0f%% of the erasure undone, by its %s; it holds no biases, "
+        "norms or embeddings",
+        name, rank, 100 * residual, output,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Batches:
         self.sizes = (forget, retain)
         runtime.free_memory()
         runtime.log.warning(
-            "out of memory; continues with %d forget and %d retain captions per step",
+            "out of memory; continuing with %d forget and %d retain captions per step",
             forget,
             retain,
         )
