@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.concept import with_article
 from ..reading import read_json
 from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
@@ -30,6 +31,7 @@ def card(
     preset's, the user has to fill it in.
     """
     concepts = ", ".join(concept.name for concept in record.concepts)
+    quoted = ", ".join(f'"{concept.name}"' for concept in record.concepts)
     base = models.title or record.base.model
     kinds = ("U-Net" if name == UNET else "text encoder" for name in record.weights_sha256)
     part = " and ".join(dict.fromkeys(kinds))
@@ -37,10 +39,10 @@ def card(
 {_header(models, concepts, rates)}
 ---
 
-# {part[0].upper() + part[1:]} without: {concepts}
+# {part[0].upper() + part[1:]} without {concepts}
 
 The {part} of {base}, unlearned with erase-sd to keep the pipeline from generating
-"{concepts}"; how far that succeeded is measured below. \
+{quoted}; how far that succeeded is measured below. \
 {not_erased(models.folder) or "Everything else in the pipeline is unchanged"}.
 
 ```python
@@ -85,8 +87,8 @@ def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
     for name in modules:
         load = f"{classes[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
         lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
-    concept = record.concepts[0].name
-    lines.append(f'pipe({json.dumps(f"a photo of {concept}")}).images[0].save("without.png")')
+    prompt = f"a photo of {with_article(record.concepts[0].name)}"
+    lines.append(f'pipe({json.dumps(prompt)}).images[0].save("without.png")')
     return "\n".join(lines)
 
 

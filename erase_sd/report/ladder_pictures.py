@@ -42,7 +42,7 @@ def _pictures(data: ReportData, concept: str, folder: Path) -> list[str]:
     """A paragraph for each rung that has images."""
     paragraphs = []
     for kind in RUNGS:
-        words = "Prompts that name it" if kind == "plain" else f"{kind.capitalize()} prompts"
+        words = "prompts that name it" if kind == "plain" else f"{kind} prompts"
         rows = [
             (variant, _images(data, concept, kind, variant)) for variant in ("original", "erased")
         ]
