@@ -18,6 +18,7 @@ from erase_sd import report
 from erase_sd.data.concept import Concept
 from erase_sd.files import digest
 from erase_sd.report import pictures
+from erase_sd.report.contact_sheet import label_lines
 from erase_sd.report.data import ReportData
 from erase_sd.report.figures import ACCENT, training_curves
 from erase_sd.report.image_pairs import ImagePair
@@ -207,6 +208,11 @@ def test_no_line_break_divides_an_option_a_percentage_an_interval_or_a_number() 
         f"{whole('17 %')} &lt;b&gt; {whole('[3, 56]')} (erase-sd attack {whole('--run')} a-b)"
     )
     assert unbroken("2e-16") == whole("2e-16")
+
+
+def test_the_labels_of_a_contact_sheet_keep_hyphens_and_numbers() -> None:
+    assert label_lines("forget-me-not") == "forget-\nme-not"
+    assert label_lines("ga:learning_rate=5e-05,steps=9") == "ga\nlearning_rate=5e-05\nsteps=9"
 
 
 def test_each_dashed_line_of_the_training_curves_is_in_its_legend() -> None:

@@ -92,11 +92,17 @@ def _erased_records(
     return [erased[original.prompt, original.seed] for original in originals]
 
 
+def label_lines(label: str) -> str:
+    """A label in short lines: a name breaks after its first hyphen, and each setting has its own line."""
+    name, *settings = re.split("[:,]", label)
+    return "\n".join((name.replace("-", "-\n", 1), *settings))
+
+
 def grid_png(images: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 1) -> bytes:
     """A PNG of labelled rows of as many images each, all of one size, which `scale` enlarges."""
     width, height = (length * scale for length in images[0][1][0].size)
     columns, font = len(images[0][1]), ImageFont.load_default(13)
-    labels = ["\n".join(re.split("[:,]", label.replace("-", "\n", 1))) for label, _ in images]
+    labels = [label_lines(label) for label, _ in images]
     lines = [line for label in labels for line in label.split("\n")]
     label_width = round(max(font.getlength(line) for line in lines)) + 3 * MARGIN
     size = (
