@@ -26,7 +26,7 @@ from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.formats import FORMATS
 from erase_sd.data.images import open_image
-from erase_sd.data.prompts import read_prompts
+from erase_sd.data.prompts import read_prompt_file
 from erase_sd.data.sampled import read_shards
 from erase_sd.errors import EraseError
 from erase_sd.models.presets import Models
@@ -118,7 +118,7 @@ def test_caption_formats(name: str, tmp_path: Path, faults: Faults) -> None:
 def test_prompt_files(tmp_path: Path, faults: Faults) -> None:
     def read(data: bytes) -> None:
         (tmp_path / "apple.txt").write_bytes(data)
-        read_prompts(tmp_path / "apple.txt", [Concept("apple")])
+        read_prompt_file(tmp_path / "apple.txt").pairs([Concept("apple")])
 
     fuzz(faults, "prompts", read, st.binary(max_size=200), damage(b"# note\nan apple\n\na dog\n"))
 

@@ -16,7 +16,7 @@ from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.grammar import is_held_out
 from erase_sd.data.kinds import CONCEPT_KINDS, parse_prompt_file_name
 from erase_sd.data.pair import PROMPT_KINDS
-from erase_sd.data.prompts import read_prompts
+from erase_sd.data.prompts import read_prompt_file
 from erase_sd.mini import WEIGHTS, dataset
 from erase_sd.mini.captions import (
     NAME_FREE_WORDINGS,
@@ -38,7 +38,7 @@ LOOK_ALIKE_OF = {a: b for a, b in LOOK_ALIKES if a in CLASSES and b in CLASSES}
 
 
 def texts(path: Path) -> list[str]:
-    return [pair.caption for pair in read_prompts(path)]
+    return list(read_prompt_file(path).texts)
 
 
 def test_a_seed_determines_the_scene() -> None:

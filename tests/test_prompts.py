@@ -19,7 +19,6 @@ from erase_sd.data.prompts import (
     find_prompts,
     locate_prompts,
     read_prompt_file,
-    read_prompts,
     warn_of_names,
     with_files_beside,
     write_prompts,
@@ -53,7 +52,7 @@ def data() -> Dataset:
 
 
 def texts(path: Path) -> list[str]:
-    return [pair.caption for pair in read_prompts(path)]
+    return list(read_prompt_file(path).texts)
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def test_a_prompt_carries_kind_concept_mentions_and_set(
 ) -> None:
     path = Path(f"{name}.txt")
     path.write_text("# a comment\n\n a hot dog and an apple \na sausage\n")
-    assert read_prompts(path, [APPLE, Concept("hot dog")]) == [
+    assert read_prompt_file(path).pairs([APPLE, Concept("hot dog")]) == [
         CaptionPair(
             caption=caption, image=None, mentions=mentions, set="forget" if forget else "retain",
             split="held-out", kind=kind, concept=concept,

@@ -8,7 +8,7 @@ import pytest
 
 from erase_sd.data.concept import Concept
 from erase_sd.data.pair import CaptionPair
-from erase_sd.data.prompts import read_prompts
+from erase_sd.data.prompts import read_prompt_file
 from erase_sd.errors import RunError, SettingError
 from erase_sd.run.measurements import Detection, RateGroup
 from erase_sd.run.records import ImageRecord, Variant
@@ -42,7 +42,7 @@ def pair_of(file: str, prompt: str, *concepts: Concept) -> CaptionPair:
     """The pair of a prompt in a file of that name."""
     path = Path(f"{file}.txt")
     path.write_text(f"{prompt}\n")
-    [pair] = read_prompts(path, concepts)
+    [pair] = read_prompt_file(path).pairs(concepts)
     return pair
 
 

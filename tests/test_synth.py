@@ -18,7 +18,7 @@ from erase_sd.data import grammar
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.grammar import FORGET_SCENES, RETAIN_SCENES, grammar_captions
-from erase_sd.data.prompts import read_prompts
+from erase_sd.data.prompts import read_prompt_file
 from erase_sd.errors import DataError
 from erase_sd.models.presets import Models
 from erase_sd.unlearning import synthetic
@@ -60,9 +60,9 @@ def test_retain_scenes_mention_none_of_several_concepts() -> None:
 def test_no_caption_is_one_of_the_prompts() -> None:
     captions = {text.lower() for texts in grammar_captions((Concept("apple"),)) for text in texts}
     prompts = {
-        pair.caption.lower()
+        text.lower()
         for name in ("apple", "retain")
-        for pair in read_prompts(PROMPTS / f"{name}.txt")
+        for text in read_prompt_file(PROMPTS / f"{name}.txt").texts
     }
     assert prompts and not captions & prompts
 

@@ -20,7 +20,7 @@ import torch
 from .. import runtime
 from ..data.coco import named_classes
 from ..data.images import as_files
-from ..data.prompts import find_prompts, read_prompts
+from ..data.prompts import find_prompts, read_prompt_file
 from ..detection.detector import detect
 from ..models.pipeline import open_pipeline
 from ..models.presets import Models, resolve
@@ -79,7 +79,7 @@ def machine() -> dict[str, str | int]:
 def compare_generation(repeats: int, count: int) -> SideBySide:
     """Seconds per image, with the share of named objects that are detected."""
     models = resolve()
-    captions = [pair.caption for pair in read_prompts(find_prompts(CONCEPT))]
+    captions = read_prompt_file(find_prompts(CONCEPT)).texts
     prompts = [captions[number % len(captions)] for number in range(count)]
     seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
     pipe = open_pipeline(models.folder, sampler=models.sampler)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import runtime
 from ..data.concept import Concept, with_article
-from ..data.prompts import find_prompts, read_prompts
+from ..data.prompts import find_prompts, read_prompt_file
 from ..data.shards import write_shards
 from ..files import write_bytes, write_json
 from ..models.pipeline import open_pipeline
@@ -62,7 +62,7 @@ def image_costs(counts: Sequence[int]) -> Iterator[Timing]:
     """Images of the original model with the preset's sampler, in the default batches."""
     models = resolve()
     pipe = open_pipeline(models.folder, sampler=models.sampler)
-    captions = [pair.caption for pair in read_prompts(find_prompts(CONCEPT))]
+    captions = read_prompt_file(find_prompts(CONCEPT)).texts
     size = default_batch(pipe)
     generate_batch(pipe, captions[:1], [0], models.steps, models.guidance)  # warms up
     for count in counts:

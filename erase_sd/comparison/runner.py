@@ -11,7 +11,7 @@ from .. import runtime
 from ..attacks.settings import AttackSettings
 from ..attacks.target import check_unet
 from ..data.concept import joined_slug, slug
-from ..data.prompts import find_prompts, read_prompt_file, read_prompts
+from ..data.prompts import find_prompts, read_prompt_file
 from ..data.readers import read_dataset
 from ..errors import EraseError, RunError, SettingError
 from ..files import check_writable
@@ -116,8 +116,9 @@ def _checked_images(
 def _images_to_make(cells: Sequence[Cell], setup: GridSetup) -> int:
     """Images of both models in all cells that are not done, without those of the attacks."""
     pending = [cell for cell in cells if not is_done(cell, setup)]
-    lines = {file: len(read_prompts(file)) for c in pending for file in setup.prompt_files(c)}
-    prompts = sum(lines[file] for cell in pending for file in setup.prompt_files(cell))
+    files = [file for cell in pending for file in setup.prompt_files(cell)]
+    lines = {file: len(read_prompt_file(file).texts) for file in dict.fromkeys(files)}
+    prompts = sum(lines[file] for file in files)
     return 2 * prompts * setup.generation.images_per_prompt
 
 

@@ -71,7 +71,7 @@ class PromptFile:
         return prompts_name(self.path)
 
     def pairs(self, concepts: Sequence[Concept]) -> list[CaptionPair]:
-        """The prompts with what they mention."""
+        """The prompts with what they mention; kind and concept are in the file's name."""
         return [_pair(text, self.stem, concepts) for text in self.texts]
 
 
@@ -118,15 +118,6 @@ def read_prompt_file(path: Path) -> PromptFile:
 def _standard_input() -> bytes:
     """Everything on standard input, which can be read only once; a byte too many if it is too long."""
     return sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin else b""
-
-
-def read_prompts(path: Path, concepts: Sequence[Concept] = ()) -> list[CaptionPair]:
-    """The prompts of a file as caption pairs.
-
-    The file's name gives kind and concept (`apple.synonym.txt`), `concepts` what each prompt
-    mentions. Raises DataError if `read_prompt_file` does.
-    """
-    return read_prompt_file(path).pairs(concepts)
 
 
 def warn_of_names(files: Sequence[PromptFile], concepts: Sequence[Concept]) -> None:
