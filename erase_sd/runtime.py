@@ -226,15 +226,11 @@ def peak_resident_set() -> int:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {package: _version(package) for package in PACKAGES}
+    return {"python": python} | {package: version_of_package(package) for package in PACKAGES}
 
 
-def version_of_package() -> str:
-    """The installed version of erase-sd."""
-    return _version("erase-sd")
-
-
-def _version(package: str) -> str:
+def version_of_package(package: str = "erase-sd") -> str:
+    """The installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:

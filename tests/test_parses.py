@@ -95,8 +95,10 @@ def test_trees_of_another_version_of_the_parser_are_not_read(
     list(parse(CAPTIONS))
     parses._held.clear()
     counted.clear()
-    installed = parses.version
-    monkeypatch.setattr(parses, "version", lambda p: "0.0" if p == package else installed(p))
+    installed = parses.version_of_package
+    monkeypatch.setattr(
+        parses, "version_of_package", lambda p: "0.0" if p == package else installed(p)
+    )
     list(parse(CAPTIONS))
     assert len(counted) == len({syntax._plain(text) for text in CAPTIONS})
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from ..checked import load_bytes, save_bytes
 from ..errors import RunError
 from ..files import cache_folder, key_of
-from ..runtime import log
+from ..runtime import log, version_of_package
 from .parser import MODEL, end_parser, parse_texts
 from .tree import Parsed, Tree
 
@@ -45,24 +43,14 @@ def _parsed(texts: Sequence[str]) -> list[Parsed]:
     if len(texts) < MIN_STORED:
         return parse_texts(texts)
     fields = [field.name for field in dataclasses.fields(Parsed)]
-    key = key_of([_version(MODEL), _version("spacy"), fields, texts])
+    packages = [version_of_package(MODEL), version_of_package("spacy")]
+    key = key_of([*packages, fields, texts])
     path = cache_folder() / "parses" / f"{key}.json"
     if (data := load_bytes(path)) is not None:
         return [Parsed.of_json(row) for row in json.loads(data)]
     parsed = parse_texts(texts)
     try:
-        _save(path, parsed)
+        save_bytes(path, json.dumps([dataclasses.astuple(one) for one in parsed]).encode())
     except (OSError, RunError) as error:
         log.warning("%s: syntax trees are not cached (%s)", path, error)
     return parsed
-
-
-def _save(path: Path, parsed: Sequence[Parsed]) -> None:
-    save_bytes(path, json.dumps([dataclasses.astuple(one) for one in parsed]).encode())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
