@@ -22,14 +22,13 @@ def parse_texts(texts: Sequence[str]) -> list[Parsed]:
     Raises ModelError if the parser is not installed, or if its process ends.
     """
     parsed: list[Parsed] = []
-    with _kept.process(MODEL, functools.partial(_start, MODEL)) as process:
+    begin = functools.partial(
+        JsonProcess, "the English parser", "erase_sd.data.parser_worker", MODEL
+    )
+    with _kept.process(MODEL, begin) as process:
         for start in range(0, len(texts), _CHUNK):
             parsed += map(Parsed.of_json, process.ask(texts[start : start + _CHUNK]))
     return parsed
-
-
-def _start(model: str) -> JsonProcess:
-    return JsonProcess("the English parser", "erase_sd.data.parser_worker", model)
 
 
 def end_parser() -> None:
