@@ -15,6 +15,7 @@ from torch import Tensor
 
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.models import erased, lora, lora_export
+from erase_sd.models.checkpoint_keys import named_weights
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_text_encoder
@@ -155,7 +156,7 @@ def test_diffusers_loads_a_lora_of_a_method_that_changes_no_attention(
     original, record = load_text_encoder(Path(tiny.model) / "text_encoder"), erased_run.erasure()
     weights = {
         name: 1.5 * weight.detach() if "mlp.fc2.weight" in name else weight.detach()
-        for name, weight in lora.named_weights("text_encoder", original).items()
+        for name, weight in named_weights("text_encoder", original).items()
     }
     erased.save(
         erased_run.erased, {"text_encoder": weights}, tiny, concepts=record.concepts,

@@ -17,7 +17,8 @@ import torch
 from test_single_file import checkpoint_of
 from test_single_file import own as own
 
-from erase_sd.models.lora import LowRankChange, kohya_tensors, named_weights
+from erase_sd.models.checkpoint_keys import named_weights
+from erase_sd.models.lora import LowRankChange, kohya_tensors
 from erase_sd.models.unet import UNET, single_file_unet
 
 ONE = (torch.ones(1, 1), torch.ones(1, 1))

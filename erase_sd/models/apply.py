@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..runtime import log
 from . import erased
-from .checkpoint_keys import hub_names
+from .checkpoint_keys import named_weights
 from .unet import UNET
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
     for name in names:
         own = getattr(pipe, name)
         _note_erasure(name, own, [concept.name for concept in record.concepts])
-        for parameter, tensor in _base_parameters(name, own).items():
+        for parameter, tensor in named_weights(name, own).items():
             if parameter in weights[name]:
                 with torch.no_grad():
                     tensor[: len(weights[name][parameter])].copy_(weights[name][parameter])
@@ -73,8 +73,8 @@ def _note_erasure(name: str, own: Any, concepts: Sequence[str]) -> None:
 
 def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
     """The erased weights by hub name; ModelError if the pipeline's module `own` cannot take them."""
-    weights = _base_parameters(name, unlearned)
-    places = _base_parameters(name, own)
+    weights = named_weights(name, unlearned)
+    places = named_weights(name, own)
     projection = "text_projection.weight"  # not every class of the same encoder has it
     for parameter, tensor in weights.items():
         place = places.get(parameter)
@@ -94,13 +94,3 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
                 f"{tuple(tensor.shape)}"
             )
     return {parameter: tensor for parameter, tensor in weights.items() if parameter in places}
-
-
-def _base_parameters(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """Parameters by hub name, those of LoRA adapters left out."""
-    parameters: dict[str, Tensor] = {
-        own.replace(".base_layer.", "."): parameter
-        for own, parameter in module.named_parameters()
-        if ".lora_" not in own
-    }
-    return parameters if name == UNET else hub_names(parameters)

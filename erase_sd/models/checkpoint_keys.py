@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..errors import ModelError, RunError
 from .tensors import in_precision, read_tensors
 from .text_encoder import load_text_encoder
 from .towers import WEIGHTS_FILE
+from .unet import UNET
 
 FILE_NAMES = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 """Customary file names of the three common text towers, by width."""
@@ -60,6 +62,17 @@ def hub_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors named as in hub repositories: `text_model.*`, `text_projection.weight`."""
     own = ("text_model.", "text_projection.")
     return {n if n.startswith(own) else f"text_model.{n}": t for n, t in sorted(tensors.items())}
+
+
+def named_weights(name: str, module: Any) -> dict[str, Tensor]:
+    """The parameters of the pipeline's module of that name, without those of LoRA adapters: a text
+    encoder's as in `hub_names`, a U-Net's as in diffusers."""
+    parameters: dict[str, Tensor] = {
+        own.replace(".base_layer.", "."): parameter
+        for own, parameter in module.named_parameters()
+        if ".lora_" not in own
+    }
+    return parameters if name == UNET else hub_names(parameters)
 
 
 def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

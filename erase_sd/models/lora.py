@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint_keys import hub_names
+from .checkpoint_keys import named_weights
 from .source import foreign_files
 from .unet import UNET
 
@@ -80,11 +80,8 @@ def low_rank_change(
 def _padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The factors with zeros up to `rank`; their product stays the same."""
     more = rank - len(down)
-    below, beside = (
-        down.new_zeros(more, *down.shape[1:]),
-        up.new_zeros(len(up), more, *up.shape[2:]),
-    )
-    return torch.cat((down, below)), torch.cat((up, beside), dim=1)
+    down = torch.cat((down, down.new_zeros(more, *down.shape[1:])))
+    return down, torch.cat((up, up.new_zeros(len(up), more, *up.shape[2:])), dim=1)
 
 
 def _part(name: str, tensor: Tensor) -> str:
@@ -98,13 +95,6 @@ def _part(name: str, tensor: Tensor) -> str:
 
 def _root(square: float, whole: float) -> float:
     return round((square / whole) ** 0.5, 4) if whole else 0.0
-
-
-def named_weights(name: str, module: Any) -> dict[str, Tensor]:
-    """The parameters of the pipeline's module of that name: a text encoder's as on the hub, a U-Net's as
-    in diffusers."""
-    parameters = dict(module.named_parameters())
-    return parameters if name == UNET else hub_names(parameters)
 
 
 def with_strength(name: str, module: Any, factors: Factors, strength: float = 1.0) -> Any:

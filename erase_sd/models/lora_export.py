@@ -17,12 +17,12 @@ from ..files import write_json
 from ..reading import read_json
 from ..run.records import ErasureRecord
 from ..runtime import log
+from .checkpoint_keys import named_weights
 from .lora import (
     RANK,
     LowRankChange,
     kohya_tensors,
     low_rank_change,
-    named_weights,
     peft_tensors,
     with_strength,
 )
