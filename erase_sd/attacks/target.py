@@ -22,7 +22,7 @@ from ..errors import DataError, ModelError
 from ..models import erased
 from ..models.denoiser import Denoiser
 from ..models.features import readable
-from ..models.pipeline import embed_ids, encoders_of, open_pipeline, tokenizer_of
+from ..models.pipeline import embed, encoders_of, open_pipeline, tokenizer_of
 from ..models.pipeline_kinds import kind_of
 from ..models.presets import Models
 from ..models.sampling import default_batch, generate_embedded
@@ -132,12 +132,8 @@ class Target:
 
     def empty(self, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
         """Encoding of the empty prompt."""
-        ids = {}
-        for name in encoders:
-            tokenizer = tokenizer_of(self.pipe, name)
-            ids[name] = tokenizer([""], padding="max_length", return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            return embed_ids(self.pipe, encoders, ids)
+            return embed(self.pipe, [""], encoders)
 
     def images(
         self,

@@ -74,9 +74,8 @@ def open_pipeline(
         raise ModelError(
             f"cannot be loaded ({reason(error)})", field="model", value=folder
         ) from None
-    pipe.taps = taps
-    _check_encoders(pipe, folder)
     prepare_pipeline(pipe, taps, sampler)
+    _check_encoders(pipe, folder)
     _check_finite(pipe, folder)
     return pipe
 
@@ -110,10 +109,9 @@ def prepare_pipeline(
     if hasattr(pipe.vae, "enable_slicing"):
         pipe.vae.enable_slicing()  # one image at a time: decoding a batch needs the most memory
     pipe.to(runtime.device())
-    if (
-        denoising_model(pipe).dtype != torch.float32
-    ):  # convolutions in half precision prefer this layout
-        for model in (denoising_model(pipe), pipe.vae):
+    denoiser = denoising_model(pipe)
+    if denoiser.dtype != torch.float32:  # convolutions in half precision prefer this layout
+        for model in (denoiser, pipe.vae):
             model.to(memory_format=torch.channels_last)
     if sampler:
         kind = getattr(diffusers, SCHEDULERS[sampler])
@@ -177,19 +175,22 @@ def pipeline_token_limit(pipe: DiffusionPipeline) -> TokenLimit:
     return TokenLimit(pipe.tokenizer, int(pipe.tokenizer.model_max_length))
 
 
-def embed(pipe: DiffusionPipeline, texts: Sequence[str]) -> dict[str, Tensor]:
+def embed(
+    pipe: DiffusionPipeline, texts: Sequence[str], encoders: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """What the U-Net reads of the texts, padded and without a mask, named as the pipeline's arguments.
 
     `prompt_embeds` (n, tokens, width), except with Stable Diffusion 1 and 2 also
-    `pooled_prompt_embeds` (n, projection). A transformer reads T5's hidden states too.
+    `pooled_prompt_embeds` (n, projection). A transformer reads T5's hidden states too. Other `encoders`
+    of a U-Net may take the place of the pipeline's own.
     """
     if not hasattr(pipe, "unet"):
         return embed_with_t5(pipe, list(texts))
-    ids = {}
-    for name in encoders_of(pipe):
+    encoders, ids = encoders or encoders_of(pipe), {}
+    for name in encoders:
         tokenizer = tokenizer_of(pipe, name)
         ids[name] = tokenizer(list(texts), padding="max_length", return_tensors="pt")["input_ids"]
-    return embed_ids(pipe, encoders_of(pipe), ids)
+    return embed_ids(pipe, encoders, ids)
 
 
 def tokenizer_of(pipe: DiffusionPipeline, encoder: str) -> Any:
