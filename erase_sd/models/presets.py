@@ -13,7 +13,7 @@ from ..errors import DataError, ModelError, RunError, SettingError
 from ..files import hash_file
 from ..run import Run
 from .choices import Sampler
-from .single_file import folder_of, is_single_file
+from .single_file import folder_of
 from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
 
 PairSource = Path | Literal["synth"]
@@ -65,7 +65,7 @@ class Models:
             raise SettingError(
                 f"{self.name} is a CLIP or BLIP alone; needs a Stable Diffusion", field="model"
             )
-        if is_single_file(self.model):
+        if Path(self.model).is_file():
             return folder_of(Path(self.model))
         folder = fetch("model", self.model, SD_FILES, self.revision)
         if not (folder / "model_index.json").is_file():

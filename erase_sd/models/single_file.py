@@ -23,11 +23,6 @@ SIGNS = (
 """What begins the names of a kind's text encoder, its pipeline, and where its configuration is."""
 
 
-def is_single_file(source: str | Path) -> bool:
-    """Whether `source` is a file rather than a folder or a hub id."""
-    return Path(source).is_file()
-
-
 def folder_of(path: Path) -> Path:
     """The checkpoint as a diffusers folder, written into the cache once for its content.
 

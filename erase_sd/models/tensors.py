@@ -18,10 +18,9 @@ from ..errors import ModelError, reason
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, by name; ModelError if it is damaged."""
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: weights cannot be loaded ({reason(error)})") from None
-    return tensors
 
 
 def tensor_sizes(folder: Path) -> dict[str, int]:
