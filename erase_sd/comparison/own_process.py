@@ -30,9 +30,7 @@ def in_own_process(cell: Cell, setup: GridSetup) -> str:
     """`attempt` in a process of its own, on this process's device."""
     forks = os.name != "nt"
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if (
-        forks and runtime.device().type == "cpu"
-    ):  # an accelerator's driver does not survive the fork
+    if forks and runtime.device().type == "cpu":  # the driver of a GPU does not survive a fork
         context.set_forkserver_preload(PRELOADED)
     level = runtime.log.level if runtime.log.handlers else None
     prepare = functools.partial(_settle, _environment(), level)

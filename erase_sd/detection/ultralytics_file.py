@@ -76,9 +76,7 @@ def _untrained(architecture: re.Match[str], weights: Mapping[str, Tensor]) -> An
     family, kind = architecture["family"], architecture["kind"] or ""
     version = re.sub(r"\D", "", family)
     folder = ROOT / "cfg" / "models" / ("v8" if version == "8" else version)
-    config = (
-        folder / f"{family}{kind}.yaml"
-    )  # in full: the working directory may have one of that name
+    config = folder / f"{family}{kind}.yaml"  # in full: the working directory may have such a file
     if not config.is_file():
         raise ModelError(f"{family}{kind} is not an architecture of this release of ultralytics")
     name = {"": "DetectionModel", "-seg": "SegmentationModel"}.get(kind, "WorldModel")

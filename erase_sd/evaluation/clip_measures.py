@@ -47,9 +47,7 @@ def measure(
             estimates[variant] |= retrieval(embedder, gallery, captions, features[variant])
     erased = variants.get("erased")
     if erased and not isinstance(original.clip, Blip):
-        if (
-            not captions
-        ):  # in class prompts the subject is the class, whatever the concept is called
+        if not captions:  # a class prompt's subject is its class, whatever the concept is called
             concepts += tuple(Concept(name) for name in sorted(gallery.forget_classes))
         texts = drift_texts(gallery, captions, prompts)
         estimates["erased"] |= drift(original.clip, erased.clip, texts, concepts)

@@ -24,11 +24,6 @@ class Embedder:
     """A CLIP, or a BLIP behind its interface."""
 
     @property
-    def digest(self) -> str:
-        """Hash of the weights."""
-        return self.clip.digest
-
-    @property
     def image_tower(self) -> nn.Module:
         """The module behind the image features; variants that share it share them."""
         tower: nn.Module = self.clip.model.vision_model
