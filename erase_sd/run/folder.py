@@ -224,7 +224,8 @@ class Run:
             stages = self.stages
             if name == "unlearn" and stages.unlearn:
                 refuse_other(self.folder, stages.unlearn, settings, **entry)
-            earlier = {s: getattr(stages, s) for s in STAGES[: STAGES.index(name)]}
+            records = dataclasses.asdict(stages)
+            earlier = {s: records[s] for s in STAGES[: STAGES.index(name)]}
             entry |= {"status": "running", "settings": settings}
             self._write_stage(earlier | {name: entry})
             began = time.monotonic()
@@ -241,10 +242,6 @@ class Run:
             self._write_stage(earlier | {name: entry})
 
     def _write_stage(self, stages: dict[str, Any]) -> None:
-        plain = {
-            name: entry if entry is None or isinstance(entry, dict) else dataclasses.asdict(entry)
-            for name, entry in stages.items()
-        }
         record = dataclasses.asdict(self.record) if self.exists else {"format": FORMAT}
-        record |= {"stages": plain, "versions": runtime.versions()}
+        record |= {"stages": stages, "versions": runtime.versions()}
         write_json(self.folder / "run.json", record)
