@@ -59,6 +59,11 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
     return path if path.parent != Path() else RUNS / path
 
 
+def suffix_of(module: str) -> str:
+    """What the names of a module's own files end with: `_2` for the second encoder, `_unet`."""
+    return {"text_encoder_2": "_2", "unet": "_unet"}.get(module, "")
+
+
 class Run:
     """A run folder. Stages read typed records, and write inside `with run.stage(...)`.
 
@@ -146,10 +151,7 @@ class Run:
 
     def training_log(self, module: str = "text_encoder") -> Path:
         """Path of a module's `train.jsonl`; `train_2.jsonl` of the second encoder, `train_unet.jsonl`."""
-        suffix = "_unet" if module == "unet" else ""
-        if module.startswith("text_encoder"):
-            suffix = module.removeprefix("text_encoder")
-        return self.folder / f"train{suffix}.jsonl"
+        return self.folder / f"train{suffix_of(module)}.jsonl"
 
     def training(self, module: str = "text_encoder") -> list[TrainRecord]:
         """Validation steps of a module's unlearning."""
@@ -157,8 +159,7 @@ class Run:
 
     def checkpoint(self, module: str) -> Path:
         """Path of the checkpoint of a module's unlearning, named as its training log."""
-        suffix = self.training_log(module).stem.removeprefix("train")
-        return self.folder / f"checkpoint{suffix}.safetensors"
+        return self.folder / f"checkpoint{suffix_of(module)}.safetensors"
 
     def erasure(self) -> ErasureRecord:
         """`erased/erase.json`."""

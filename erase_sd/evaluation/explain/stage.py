@@ -21,13 +21,13 @@ from ...models.blip import Blip
 from ...models.clip import Clip
 from ...models.erased import check_base, erased_clip
 from ...models.features import image_features, readable
-from ...models.pipeline_kinds import TextEncoder
 from ...models.presets import Models
 from ...models.quiet import quiet_libraries
 from ...models.source import fingerprint
 from ...models.tokens import words_of
 from ...models.towers import encoders_to_unlearn, load_towers
 from ...run import Run
+from ...run.folder import suffix_of
 from ...unlearning.pairs import concept_sets_of
 from .attention import image_rollout, patch_similarity, text_attention
 from .figures import image_attention_figure, text_attention_figure, tsne_figure
@@ -66,16 +66,10 @@ def explain(run: Run, models: Models) -> list[Path]:
             both_towers = erasure.settings.get("towers") == "both"
             pixels = _displayable(clip, selection.pixels)
             for name, png in draw_figures(selection, views, pixels, both_towers).items():
-                path = run.folder / f"{name}{_suffix(encoder)}.png"
+                path = run.folder / f"{name}{suffix_of(encoder.name)}.png"
                 write_bytes(path, png)
                 written.append(path)
     return written
-
-
-def _suffix(encoder: TextEncoder) -> str:
-    """What the names of an encoder's figures end with: `_2` for SDXL's second one."""
-    name = encoder.name
-    return name.removeprefix("text_encoder") if name.startswith("text_encoder") else ""
 
 
 def _check_clips(run: Run, folders: Sequence[Path]) -> None:
