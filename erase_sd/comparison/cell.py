@@ -139,7 +139,7 @@ def _is_erased(cell: Cell, setup: GridSetup, run: Run) -> bool:
         origin = dataclasses.replace(
             origin, data=own.data, images=own.images, missing_images=own.missing_images
         )
-    return origin == record.origin
+    return origin == own
 
 
 def _is_evaluated(run: Run) -> bool:

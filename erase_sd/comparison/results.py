@@ -143,10 +143,7 @@ def write_results(out: Path, rows: list[CellMeasure], command: str) -> list[Tabl
     filled = tables(rows)
     write_csv(out / "comparison.csv", COLUMNS, (row.as_row() for row in rows))
     write_text(out / "comparison.md", tables_markdown(filled, rows, command))
-    for plot, path in (
-        (plot_pareto, out / "pareto.png"),
-        (plot_concept_counts, out / "several.png"),
-    ):
-        if not plot(rows, path):
-            path.unlink(missing_ok=True)
+    for plot, name in ((plot_pareto, "pareto.png"), (plot_concept_counts, "several.png")):
+        if not plot(rows, out / name):
+            (out / name).unlink(missing_ok=True)
     return filled

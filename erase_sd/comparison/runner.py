@@ -20,7 +20,6 @@ from ..models.presets import Models
 from ..models.tokens import token_limit_of
 from ..report.contact_sheet import contact_sheet
 from ..run import Run
-from ..run.records import Origin
 from ..runtime import Approval, Precision, Progress
 from ..scoring.classes import checked_classes
 from ..sharing import writes
@@ -80,7 +79,7 @@ def compare(
         raise SettingError(rule, field="attacks", value=" ".join(attacks))
     generation = GenerateSettings(images_per_prompt=images_per_prompt, dtype=dtype)
     prompts = _prompt_files(cells, prompts_folder) if images else {}
-    start = _origin(models)
+    start = origin(models, None if models.data == "synth" else read_dataset(models.pairs()))
     classes = _checked_images(models, prompts, detector_class) if images else {}
     if attacks:
         check_unet(models)
@@ -176,11 +175,6 @@ def _run_all(
             claims.fail(names[number], reason)
     claims.clear(names)
     return failed
-
-
-def _origin(models: Models) -> Origin:
-    """What all cells start from; without data if each run makes its own pairs."""
-    return origin(models, None if models.data == "synth" else read_dataset(models.pairs()))
 
 
 def _command(

@@ -88,7 +88,7 @@ def tables(rows: Sequence[CellMeasure]) -> list[Table]:
         _table("Image retrieval, caption to image (Table 3)", images, single),
         _table("Text retrieval, image to caption (Table 3)", texts, single),
         *_settings_tables(short, single),
-        _by_concept_count("Several concepts in one run (Figure 3)", short, rows),
+        _by_concept_count(short, rows),
         _table("Time and memory", COSTS, rows, COSTS_NOTE + _divergences(rows)),
     ]
     return [table for table in every if table]
@@ -155,9 +155,7 @@ def _harmonic_mean(rows: Sequence[CellMeasure]) -> float | None:
     return 2 * erased * retained / (erased + retained) if erased + retained else 0.0
 
 
-def _by_concept_count(
-    title: str, columns: Sequence[Column], rows: Sequence[CellMeasure]
-) -> Table | None:
+def _by_concept_count(columns: Sequence[Column], rows: Sequence[CellMeasure]) -> Table | None:
     """Lines for each number of concepts in one run, for specs that have runs of several numbers."""
     swept = [s for s in by_spec(rows).values() if len({len(row.concepts) for row in s}) > 1]
     rows = [row for spec_rows in swept for row in spec_rows]
@@ -170,6 +168,7 @@ def _by_concept_count(
         for line in _lines(filled, [row for row in rows if len(row.concepts) == count])
     ]
     headings = ("concepts", "method", *(column.heading for column in filled), "runs")
+    title = "Several concepts in one run (Figure 3)"
     return Table(title, headings, tuple(lines), text_columns=2)
 
 
