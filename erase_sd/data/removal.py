@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from ..runtime import log
 from .concept import Concept, Span, with_article
@@ -141,7 +141,7 @@ def _complex_preposition(tokens: Sequence[Token]) -> int:
 def _without_trailing_pronouns(kept: list[Token], cuts: Cuts) -> list[Token]:
     """A conjunction or pronoun at the end has lost what it led to."""
     words = [token for token in kept if token.text not in _CLOSING]
-    if not words or not cuts.gone & {words[-1].i + 1}:
+    if not words or words[-1].i + 1 not in cuts.gone:
         return kept
     left = words
     while len(left) > 1 and (left[-1].tag in _LEADING_TAGS or left[-1].dep == "cc"):
@@ -153,10 +153,7 @@ def _without_stray_commas(kept: list[Token], cuts: Cuts) -> list[Token]:
     """Removes the commas around a clause that is gone, and those at the beginning and the end."""
     pairs = [(a, b) for a, b in pairwise(kept) if a.text == "," and b.text == "," and b.i > a.i + 1]
     kept = [token for token in kept if not any(token in pair for pair in pairs)]
-    following = [*kept[1:], None]
-    kept = [
-        t for t, n in zip(kept, following[: len(kept)], strict=True) if not _is_stray(t, n, cuts)
-    ]
+    kept = [t for t, n in zip_longest(kept, kept[1:]) if not _is_stray(t, n, cuts)]
     while kept and (kept[0].text in _CLOSING or (kept[0].dep == "cc" and kept[0].i)):
         kept = kept[1:]
     return kept

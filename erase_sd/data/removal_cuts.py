@@ -84,8 +84,8 @@ def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
 
 def _be_lost_complement(cuts: Cuts, verb: Token) -> None:
     """Removes a form of "be" unless something else follows it."""
-    grammatical = (*_SUBJECTS[:1], "punct", "mark", "cc", "aux", "expl", "neg")
-    if not any(child.dep not in grammatical for child in cuts.kept(verb.children)):
+    grammatical = ("nsubj", "punct", "mark", "cc", "aux", "expl", "neg")
+    if all(child.dep in grammatical for child in cuts.kept(verb.children)):
         remove_verb(cuts, verb)
 
 
@@ -126,7 +126,7 @@ def remove_verb(cuts: Cuts, verb: Token) -> None:
         for child in cuts.kept(verb.children)
         if child.dep not in (*_SUBJECTS, "mark", "cc", "punct")
     ]
-    if not any(child.dep != "conj" for child in rest):
+    if all(child.dep == "conj" for child in rest):
         cuts.drop(*(child for child in verb.children if child.dep == "mark"))
     _join_around(cuts, verb, bool(rest))
 
