@@ -128,23 +128,18 @@ def _attacks_of(data: ReportData) -> AttacksRecord | None:
 
 def _next_stage(data: ReportData) -> list[str]:
     """A line about the first stage that is not done, with the command that runs it."""
-    run = f"--run {data.run.folder}"
-    commands = {
-        "unlearn": f"erase-sd unlearn --concept … {run}",
-        "generate": f"erase-sd generate --prompts … {run}",
-        "score": f"erase-sd score {run}",
-    }
     pending = {
-        "unlearn": "Not unlearned yet",
-        "generate": "No images generated yet",
-        "score": "Not scored yet",
+        "unlearn": ("Not unlearned yet", " --concept …"),
+        "generate": ("No images generated yet", " --prompts …"),
+        "score": ("Not scored yet", ""),
     }
-    for name in STAGES:
-        entry = data.stage(name)
+    for name, (missing, options) in pending.items():
+        entry = getattr(data.record.stages, name)
+        command = f"erase-sd {name}{options} --run {data.run.folder}"
         if entry is None:
-            return [f"{pending[name]} ({commands[name]})"]
+            return [f"{missing} ({command})"]
         if entry.status == "running":
-            return [f"{name} is still running, or was interrupted ({commands[name]})"]
+            return [f"{name} is still running, or was interrupted ({command})"]
     return []
 
 
