@@ -49,12 +49,9 @@ class AnchoredCLIPErase(Method):
         return {"token": self.token_weight * change.square().mean()}
 
     def _forgotten(self, forget: Encodings, target: ConceptRemoved) -> Terms:
-        distance = (forget.hidden_states - target.hidden_states).square().mean(-1)
-        terms = {
-            "anchor": self.anchor_weight
-            * (distance * target.mask).sum()  # (n, tokens), both
-            / target.mask.sum().clamp(min=1)
-        }
+        distance = (forget.hidden_states - target.hidden_states).square().mean(-1)  # (n, tokens)
+        total = self.anchor_weight * (distance * target.mask).sum()
+        terms = {"anchor": total / target.mask.sum().clamp(min=1)}
         if self.forget_weight:
             similarity = (forget.image * forget.text).sum(-1).clamp(min=0)
             terms["forget"] = self.forget_weight * similarity.mean()

@@ -112,22 +112,17 @@ class HardenedCLIPErase(AnchoredCLIPErase):
             losses = adversaries.distance(states, rows.original, reached)
             pool = adversaries.stepped(pool, members, leaves, losses, self.step_size)
         batch.memory["pool"] = pool
-        is_random = torch.rand(self.rows, generator=random) < self.random
-        embeddings = torch.where(
-            is_random[:, None, None].to(pool.device),
-            self._sampled(self.rows, random),
-            pool[members],
-        )
+        is_random = torch.rand(self.rows, generator=random)[:, None, None] < self.random
+        fresh = self._sampled(self.rows, random)
+        embeddings = torch.where(is_random.to(pool.device), fresh, pool[members])
         states = adversaries.student_states(student, rows, embeddings[:, -count:])
         return adversaries.distance(states, rows.target, reached).mean()
 
     def _restarted(self, pool: Tensor | None, random: torch.Generator) -> Tensor:
         """The pool, (pool, tokens, width), with some adversaries at new random embeddings."""
         fresh = self._sampled(self.pool, random)
-        anew = torch.rand(self.pool, generator=random) < self.restart
-        return (
-            fresh if pool is None else torch.where(anew[:, None, None].to(pool.device), fresh, pool)
-        )
+        anew = torch.rand(self.pool, generator=random)[:, None, None] < self.restart
+        return fresh if pool is None else torch.where(anew.to(pool.device), fresh, pool)
 
     def _sampled(self, count: int, random: torch.Generator) -> Tensor:
         return adversaries.sampled(self.words, self.names, count, random)

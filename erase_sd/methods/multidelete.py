@@ -38,10 +38,8 @@ class MultiDelete(Method):
         shift = int(torch.randint(1, n, (1,), generator=batch.generator))
         unrelated = (original.image * original.text.roll(shift, 0)).sum(-1)
         sample = torch.randint(n, (len(forget.text),), generator=batch.generator)
-        after, before = (
-            (retain.image * retain.text).sum(-1),
-            (original.image * original.text).sum(-1),
-        )
+        after = (retain.image * retain.text).sum(-1)
+        before = (original.image * original.text).sum(-1)
         coupling = (forget.image * forget.text).sum(-1) - unrelated[sample.to(unrelated.device)]
         change = (retain.text - original.text).square() + (retain.image - original.image).square()
         return {
