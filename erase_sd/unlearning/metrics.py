@@ -25,9 +25,7 @@ class ErasureMetrics:
     @property
     def finite(self) -> bool:
         """Whether neither is NaN or infinite."""
-        return math.isfinite(self.residual_concept_similarity) and math.isfinite(
-            self.retained_fidelity
-        )
+        return all(map(math.isfinite, (self.residual_concept_similarity, self.retained_fidelity)))
 
 
 @dataclass(frozen=True)

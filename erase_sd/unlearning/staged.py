@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 from ..methods.base import Method, StagedMethod
-from ..run.records import TrainRecord
 from .metrics import ErasureMetrics
 from .session import Session
 from .trainer import Trainer
@@ -50,16 +49,6 @@ class StagedTrainer(Trainer):
             self.state.stage += 1
             self.begin(self.scheduled())
 
-    def record(
-        self,
-        terms: dict[str, float],
-        metrics: ErasureMetrics,
-        seconds_per_step: float,
-        accepted: bool,
-    ) -> TrainRecord:
-        """The validation's row in `train.jsonl`, with stage and residual."""
-        return dataclasses.replace(
-            super().record(terms, metrics, seconds_per_step, accepted),
-            schedule_stage=self.state.stage,
-            schedule_residual=self.residual,
-        )
+    def schedule(self) -> dict[str, Any]:
+        """Stage and residual."""
+        return {"schedule_stage": self.state.stage, "schedule_residual": self.residual}

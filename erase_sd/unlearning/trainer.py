@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,22 +124,9 @@ class Trainer:
         self.optimizer.state.clear()
         self.state.learning_rate_scale /= 2
 
-    def record(
-        self,
-        terms: dict[str, float],
-        metrics: ErasureMetrics,
-        seconds_per_step: float,
-        accepted: bool,
-    ) -> TrainRecord:
-        """The validation's row in `train.jsonl`."""
-        return TrainRecord(
-            step=self.state.step,
-            terms=terms,
-            **dataclasses.asdict(metrics),
-            rolled_back=not accepted,
-            seconds_per_step=round(seconds_per_step, 4),
-            peak_memory_mb=round(runtime.peak_memory() / 1e6),
-        )
+    def schedule(self) -> dict[str, Any]:
+        """What only a staged method's rows in `train.jsonl` have."""
+        return {}
 
     def scheduled(self) -> Method:
         """The method to train with in the current state."""
@@ -205,7 +193,13 @@ class Trainer:
             self._diverge(self.state.step, "validation metrics are not finite")
             return
         accepted = self.accepts(metrics)
-        self.log.append(self.record(terms, metrics, seconds_per_step, accepted))
+        self.log.append(
+            TrainRecord(
+                step=self.state.step, terms=terms, **dataclasses.asdict(metrics),
+                rolled_back=not accepted, seconds_per_step=round(seconds_per_step, 4),
+                peak_memory_mb=round(runtime.peak_memory() / 1e6), **self.schedule(),
+            )
+        )  # fmt: skip
         if accepted:
             self.accept(metrics)
         else:
