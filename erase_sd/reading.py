@@ -59,20 +59,18 @@ def read_record(path: Path, kind: type[T], hint: str = "") -> T:
         raise RunError(f"{path}: missing{f'; {hint}' if hint else ''}") from None
 
 
-def read_records(path: Path, kind: type[T], hint: str = "") -> list[T]:
+def read_records(path: Path, kind: type[T]) -> list[T]:
     """Reads a JSON lines file, one `read_record` per line; an empty list if there is no file."""
     try:
-        return parse_records(read_bytes(path), kind, str(path), hint)
+        return parse_records(read_bytes(path), kind, str(path))
     except FileNotFoundError:
         return []
 
 
-def parse_records(data: bytes, kind: type[T], where: str, hint: str = "") -> list[T]:
+def parse_records(data: bytes, kind: type[T], where: str) -> list[T]:
     """JSON lines as the dataclass `kind`; RunError, beginning with `where`, if a line is not one."""
     lines = data.removesuffix(b"\n").split(b"\n")
-    return [
-        parse_record(line, kind, f"{where}:{n}", hint) for n, line in enumerate(lines, 1) if line
-    ]
+    return [parse_record(line, kind, f"{where}:{n}") for n, line in enumerate(lines, 1) if line]
 
 
 def parse_record(data: bytes | str, kind: type[T], where: str, hint: str = "") -> T:

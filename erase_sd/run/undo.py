@@ -22,15 +22,14 @@ class RunBefore:
     files: Mapping[Path, tuple[int, int]]
     """Time of change (nanoseconds) and inode of everything else."""
 
-    def restore(self) -> bool:
-        """Puts `run.json` back if nothing else has changed; whether it did."""
+    def restore(self) -> None:
+        """Puts `run.json` back if nothing else has changed."""
         if _files_of(self.folder) != self.files:
-            return False
+            return
         if self.record is None:
             (self.folder / "run.json").unlink(missing_ok=True)
         else:
             write_bytes(self.folder / "run.json", self.record)
-        return True
 
 
 def run_before(folder: Path) -> RunBefore:
