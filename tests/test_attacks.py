@@ -427,6 +427,7 @@ def test_a_short_concept_set_is_asked_again_with_other_seeds(victim: Target) -> 
         (("p4d",), {"stepz": 3}, "budgets stepz: p4d has no such budget; did you mean steps?"),
         (("p4d",), {"steps": 0}, "budgets steps: needs at least 1, got 0"),
         (("p4d",), {"steps": "x"}, "budgets steps: needs whole number, got x"),
+        (("p4d",), {"steps": None}, "budgets steps: needs whole number, got None"),
         (("embeddings",), {"counts": "1,2.5"}, "needs whole numbers joined by commas, got 1,2.5"),
     ],
 )

@@ -68,8 +68,11 @@ def _checked(name: str, budget: str, value: Any) -> Any:
         near = get_close_matches(budget, own, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(own)}"
         raise SettingError(f"{name} has no such budget; {hint}", field="budgets", value=budget)
+
+    def error(rule: str) -> SettingError:
+        return SettingError(f"{rule}, got {value}", field="budgets", value=budget)
+
     default: Any = own[budget].default
-    minimum = own[budget].metadata.get("minimum")
     if isinstance(default, str):
         return str(value)
     several = isinstance(default, tuple)
@@ -77,18 +80,15 @@ def _checked(name: str, budget: str, value: Any) -> Any:
     kind = type(default[0] if several else default)
     try:
         numbers = [float(number) for number in listed]
-    except ValueError:
+    except (TypeError, ValueError):
         numbers = []
     whole = all(math.isfinite(x) and (kind is float or x == int(x)) for x in numbers)
     if not numbers or not whole or (not several and len(numbers) > 1):
-        rule = f"needs {'whole ' * (kind is int)}number{'s joined by commas' * several}"
-        raise SettingError(f"{rule}, got {value}", field="budgets", value=budget)
+        raise error(f"needs {'whole ' * (kind is int)}number{'s joined by commas' * several}")
     if len(set(numbers)) < len(numbers):
-        raise SettingError(f"needs different numbers, got {value}", field="budgets", value=budget)
+        raise error("needs different numbers")
     if max(numbers) > MAX_BUDGET:
-        raise SettingError(
-            f"needs at most {MAX_BUDGET:,}, got {value}", field="budgets", value=budget
-        )
-    if minimum is not None and min(numbers) < minimum:
-        raise SettingError(f"needs at least {minimum}, got {value}", field="budgets", value=budget)
+        raise error(f"needs at most {MAX_BUDGET:,}")
+    if min(numbers) < (minimum := own[budget].metadata.get("minimum", -math.inf)):
+        raise error(f"needs at least {minimum}")
     return tuple(map(kind, numbers)) if several else kind(numbers[0])
