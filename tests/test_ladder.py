@@ -82,6 +82,14 @@ def test_rungs_run_from_the_name_over_attacks_to_what_is_retained() -> None:
     ]  # fmt: skip
 
 
+def test_attacks_are_rungs_without_anything_to_retain_too() -> None:
+    data = report_data(attack_record("p4d", 3))
+    assert data.scores
+    rates = tuple(rates for rates in data.scores.rates if rates.group == "target")
+    data.scores = dataclasses.replace(data.scores, rates=rates)
+    assert [line[0] for line in ladder_lines(data)][-1] == "apple, attack: p4d, 1 token"
+
+
 def test_the_verdict_says_what_was_tried_only() -> None:
     words = "Apple is gone from prompts that name it."
     without = verdict_of(report_data(), [])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..attacks.table import label_of
 from ..data.coco import named_classes
 from ..data.pair import PromptKind
-from ..run.measurements import AttackRecord
+from ..run.measurements import AttackRecord, RateComparison
 from ..run.records import ImageRecord
 from ..scoring.rates import percent
 from ..scoring.table import object_of
@@ -31,17 +31,17 @@ def ladder_lines(data: ReportData) -> list[list[str]]:
     lines = []
     for concept in (concept.name for concept in data.concepts):
         own = [rates for rates in data.scores.rates if rates.concept == concept]
-        target = [rates for rates in own if rates.group == "target"]
-        for rates in [*target, *(rates for rates in own if rates.group != "target")]:
-            if rates.group != "target" and rates is next(r for r in own if r.group != "target"):
-                lines += [_attack_line(row) for row in attack_rows(data, concept)]
-            label = object_of(rates)
-            if (rates.group, rates.kind) == ("target", "plain"):
-                label = f"{concept}, prompts that name it"
-            n = str(rates.erased.n)
-            lines.append([label, n, _percent(rates.original), _percent(rates.erased)])
+        lines += [_rate_line(rates) for rates in own if rates.group == "target"]
+        lines += [_attack_line(row) for row in attack_rows(data, concept)]
+        lines += [_rate_line(rates) for rates in own if rates.group != "target"]
         lines += _added_lines(data, concept)
     return lines
+
+
+def _rate_line(rates: RateComparison) -> list[str]:
+    named = (rates.group, rates.kind) == ("target", "plain")
+    label = f"{rates.concept}, prompts that name it" if named else object_of(rates)
+    return [label, str(rates.erased.n), _percent(rates.original), _percent(rates.erased)]
 
 
 def attack_rows(data: ReportData, concept: str) -> list[AttackRecord]:
