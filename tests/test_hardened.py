@@ -23,7 +23,7 @@ from erase_sd.methods.adversaries import (
 )
 from erase_sd.methods.base import Batch, ConceptRemoved, EncodedPairs, Encodings
 from erase_sd.methods.cliperase_hardened import HardenedCLIPErase
-from erase_sd.methods.concept_prompts import check_one_encoder
+from erase_sd.methods.concept_prompts import denoiser_of
 from erase_sd.models.clip import FreeEmbeddings
 from erase_sd.models.denoiser import open_denoiser
 from erase_sd.models.presets import Models
@@ -229,7 +229,7 @@ def test_the_denoisers_loss_depends_on_the_hidden_states(tiny: Models) -> None:
 def test_a_pipeline_with_two_text_encoders_is_refused(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoiser = open_denoiser(tiny.folder)
+    task = dataclasses.replace(apple_task(tiny), open_denoiser=lambda: open_denoiser(tiny.folder))
     monkeypatch.setattr(concept_prompts, "encoders_of", lambda pipe: {"one": pipe, "two": pipe})
     with pytest.raises(ModelError, match="reads two text encoders; this method needs one"):
-        check_one_encoder(denoiser)
+        denoiser_of(task, one_encoder=True)

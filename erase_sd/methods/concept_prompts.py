@@ -79,12 +79,7 @@ def denoiser_of(task: Task, *, one_encoder: bool = False) -> Denoiser:
             "the method needs a Stable Diffusion, and a CLIP alone is unlearned", field="model"
         )
     denoiser = task.open_denoiser()
-    return check_one_encoder(denoiser) if one_encoder else denoiser
-
-
-def check_one_encoder(denoiser: Denoiser) -> Denoiser:
-    """The denoiser itself; ModelError if its U-Net reads more than one text encoder."""
-    if len(encoders_of(denoiser.pipe)) > 1:
+    if one_encoder and len(encoders_of(denoiser.pipe)) > 1:
         raise ModelError(
             "its U-Net reads two text encoders; this method needs one",
             field="model", value=denoiser.pipe.config._name_or_path,
