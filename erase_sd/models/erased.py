@@ -96,13 +96,11 @@ def check(folder: Path) -> ErasureRecord:
     record = read_record(folder / "erase.json", ErasureRecord, hint="unlearn again")
     if not record.concepts or not record.weights_sha256:
         raise RunError(f"{folder / 'erase.json'}: damaged, names no encoder; unlearn again")
-    hashes = {
-        weights_file(module_folder(folder, name), name): sha256
-        for name, sha256 in record.weights_sha256.items()
-    } | {
-        module_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE: sha256
-        for name, sha256 in record.image_tower_sha256.items()
-    }
+    hashes = {}
+    for name, sha256 in record.weights_sha256.items():
+        hashes[weights_file(module_folder(folder, name), name)] = sha256
+    for name, sha256 in record.image_tower_sha256.items():
+        hashes[module_folder(folder, name) / IMAGE_TOWER / WEIGHTS_FILE] = sha256
     for path, sha256 in hashes.items():
         if not path.is_file():
             raise RunError(f"{path}: missing; unlearn again")

@@ -101,7 +101,10 @@ def _change(
     if name == UNET:
         residual = prediction_residual(models.folder, erased, lora, concepts)
     else:
-        tokenizer = _tokenizer(models.folder / name.replace("text_encoder", "tokenizer"))
+        from transformers import CLIPTokenizer
+
+        words = models.folder / name.replace("text_encoder", "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
         residual = hidden_residual(original, erased, lora, tokenizer, concepts)
     _check_residual(name, residual, rank)
     quality = LoraQuality(
@@ -111,12 +114,6 @@ def _change(
         output_residual=residual,
     )
     return change, quality
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _check_residual(name: str, residual: float, rank: int) -> None:

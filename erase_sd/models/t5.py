@@ -40,10 +40,7 @@ def flux_pixels(
     guidance: float,
 ) -> Tensor:
     """Pixels (n, 3, height, width), 0-1, of FLUX.1's images, each from the noise of its own seed, which
-    is sampled on the CPU.
-
-    It reads no empty prompt: the guidance is an input of its transformer.
-    """
+    is sampled on the CPU."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     out = pipe(
         **embeds, generator=generators, num_inference_steps=steps, guidance_scale=guidance,
