@@ -148,8 +148,7 @@ def _is_evaluated(run: Run) -> bool:
     if evaluation is None:
         return False
     about = evaluation.about
-    data = about.get("data")
-    held_out = isinstance(data, dict) and data.get("kind") == HELD_OUT
+    held_out = about["data"]["kind"] == HELD_OUT
     own_clip = (about.get("clip_digest"),) == run.unlearned().origin.clip[:1]
     return held_out and own_clip and about.get("templates") == list(TEMPLATES)
 

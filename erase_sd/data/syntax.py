@@ -54,25 +54,21 @@ BODY_PARTS = frozenset((
 """Where somebody has what the phrase names: "an apple in his hand"."""
 BE = frozenset(("are", "be", "been", "being", "is", "was", "were", "'s"))
 
-
 _NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
 _DETERMINER_TAGS = ("DT", "PDT", "PRP$")
 _CONTENT = ("NOUN", "PROPN", "VERB", "NUM", "ADJ", "ADV")
 
 
-@functools.cache
 def stands_without_object(word: str) -> bool:
     """Whether a verb, in any form, needs no object."""
     return word in _forms(_UNSPECIFIED_OBJECT)
 
 
-@functools.cache
 def is_peer_verb(word: str) -> bool:
     """Whether a verb, in any form, means to look or listen."""
     return word in _forms(_PEER)
 
 
-@functools.cache
 def is_dative_verb(word: str) -> bool:
     """Whether a verb, in any form, has a thing and a recipient."""
     return word in _forms(_DATIVE)
