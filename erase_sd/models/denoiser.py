@@ -78,8 +78,8 @@ class Denoiser:
 
     def encode(self, ids: Tensor) -> dict[str, Tensor]:
         """What the U-Net reads of token ids (n, tokens), which the first tokenizer has padded."""
-        first = tokenizer_of(self.pipe, "text_encoder")
-        after_end = ((ids == first.eos_token_id).cumsum(1) - (ids == first.eos_token_id).int()) > 0
+        is_end = ids == tokenizer_of(self.pipe, "text_encoder").eos_token_id
+        after_end = is_end.cumsum(1) > is_end.int()
         by_encoder = {
             name: ids.masked_fill(after_end, tokenizer_of(self.pipe, name).pad_token_id)
             for name in encoders_of(self.pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,24 +163,19 @@ def text_encoder_with(weights: Mapping[str, Tensor], base: Path) -> CLIPTextMode
     encoder = load_text_encoder(base)
     own = encoder.state_dict()
     prefix = "text_model." if any(n.startswith("text_model.") for n in own) else ""
-    layers = f"{prefix}encoder.layers."
-    tower = {
-        prefix + n.removeprefix("text_model."): t.cpu()
-        for n, t in weights.items()
-        if n.startswith("text_model.")
-    }
-    tower = {
-        n: t
-        for n, t in tower.items()
-        if not n.startswith(layers)
-        or int(n.removeprefix(layers).partition(".")[0]) < encoder.config.num_hidden_layers
-    }
-    for name, tensor in tower.items():
+    tower = {}
+    for clip_name, tensor in weights.items():
+        part = clip_name.removeprefix("text_model.")
+        layer = re.match(r"encoder\.layers\.(\d+)\.", part)
+        if part == clip_name or (layer and int(layer[1]) >= encoder.config.num_hidden_layers):
+            continue
+        name = prefix + part
         if name not in own or own[name].shape != tensor.shape:
             shape = tuple(own[name].shape) if name in own else "missing"
             raise ModelError(
                 f"{base}: not the text encoder of this CLIP: {name} is {shape}, CLIP has "
                 f"{tuple(tensor.shape)}"
             )
+        tower[name] = tensor.cpu()
     encoder.load_state_dict(tower, strict=False)
     return encoder
