@@ -80,7 +80,6 @@ class ConceptSets:
 
         Training images of the retain set that any caption gives such a mention are left out.
         """
-
         forget = mentions_by_image(self.images("forget", "train"), concepts)
         known = mentions_by_image(self.images("retain", "train"), concepts)
         retain = [item for item in self.images("retain", "train") if not any(known[item.image])]

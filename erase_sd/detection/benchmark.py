@@ -83,9 +83,8 @@ def read_boxes(
     if not path.is_file():
         return []
     boxes = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
-    ):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             label, x, y, w, h = (float(word) for word in line.split())
             if label not in range(len(names)) or not all(0 <= v <= 1 for v in (x, y, w, h)):

@@ -87,12 +87,8 @@ def unet_metrics(student: Denoiser, original: OriginalPredictions) -> ErasureMet
 
 @torch.no_grad()
 def _predictions(denoiser: Denoiser, noisy: Noisy, prompts: Prompts) -> Tensor:
-    batches = [
-        denoiser.predict(noisy.rows(some), rows_of(prompts, some))
-        for start in range(0, len(noisy.times), BATCH)
-        for some in (slice(start, start + BATCH),)
-    ]
-    return torch.cat(batches)
+    parts = (slice(start, start + BATCH) for start in range(0, len(noisy.times), BATCH))
+    return torch.cat([denoiser.predict(noisy.rows(some), rows_of(prompts, some)) for some in parts])
 
 
 def _spread(rows: Tensor, most: int) -> Tensor:
