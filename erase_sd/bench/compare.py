@@ -28,7 +28,7 @@ from ..models.sampling import generate_batch
 from ..scoring.rates import THRESHOLD
 from ..unlearning.pairs import dataset_of
 from ..unlearning.settings import parse_concepts
-from .naive_cliperase import BATCH, EPOCHS, Pair, naive_seconds_per_step
+from .naive_cliperase import BATCH, EPOCHS, naive_seconds_per_step
 from .stock_loop import stock_images
 
 if TYPE_CHECKING:
@@ -130,7 +130,10 @@ def compare_unlearning(repeats: int) -> list[SideBySide]:
         for name in ("forget", "retain")
     )
     steps = EPOCHS * math.ceil(len(retain) / BATCH)
-    paper = steps * _median(repeats, lambda: _naive(models, forget, retain))
+    clip = models.clip_folder(0)
+    paper = steps * _median(
+        repeats, lambda: naive_seconds_per_step(clip, forget, retain, NAIVE_STEPS)
+    )
     command = ["unlearn", "--concept", CONCEPT]
     default = _median(repeats, lambda: _seconds_of(*command))
     closed = _median(repeats, lambda: _seconds_of(*command, "--method", "projection"))
@@ -138,10 +141,6 @@ def compare_unlearning(repeats: int) -> list[SideBySide]:
         SideBySide(measure="an erasure", runs=repeats, ours=default, rival=paper),
         SideBySide(measure="an erasure in closed form", runs=repeats, ours=closed, rival=paper),
     ]
-
-
-def _naive(models: Models, forget: Sequence[Pair], retain: Sequence[Pair]) -> float:
-    return naive_seconds_per_step(models.clip_folder(0), forget, retain, NAIVE_STEPS)
 
 
 def time_job(repeats: int) -> list[SideBySide]:

@@ -118,8 +118,9 @@ def plot_concept_counts(rows: Sequence[CellMeasure], path: Path) -> bool:
         panels = figure.subplots(1, 2)
         for i, axes in enumerate(panels):
             for name, own in lines.items():
-                _plot_line(axes, {n: measured.means(_of_count(own, n))[i] for n in _counts(own)},
-                           name, looks[name])  # fmt: skip
+                of_count = {n: [r for r in own if len(r.concepts) == n] for n in _counts(own)}
+                means = {n: measured.means(rows)[i] for n, rows in of_count.items()}
+                _plot_line(axes, means, name, looks[name])
             axes.set(xlabel="concepts erased in one run", ylabel=measured.labels[i], ylim=(-3, 103))
             axes.set_xticks(_counts(rows))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
@@ -139,10 +140,6 @@ def _plot_line(
 
 def _counts(rows: Sequence[CellMeasure]) -> list[int]:
     return sorted({len(row.concepts) for row in rows})
-
-
-def _of_count(rows: Sequence[CellMeasure], count: int) -> list[CellMeasure]:
-    return [row for row in rows if len(row.concepts) == count]
 
 
 def _look(number: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import random
 from .pen import HAIR, OUTLINE, SKIN, Colour, Pen, shade
 
 
-def _person(p: Pen, c: Colour, rng: random.Random, dress: bool, child: bool) -> None:
+def draw_person(p: Pen, c: Colour, rng: random.Random, dress: bool, child: bool) -> None:
+    """A man in shirt and trousers, or a woman in a dress and with long hair; a child's head is larger."""
     skin, hair = rng.choice(SKIN), rng.choice(HAIR)
     head = 0.32 if child else 0.25
     radius, neck = head / 2, head - 0.02
@@ -28,26 +29,6 @@ def _person(p: Pen, c: Colour, rng: random.Random, dress: bool, child: bool) -> 
     p.draw.pieslice(p.box(0.5 - radius * 1.7, 0.0, 0.5 + radius * 1.7, head), 180, 360, fill=hair)
     for x in (0.40, 0.60):
         p.ellipse(x - 0.04, head * 0.52, x + 0.04, head * 0.52 + 0.03, OUTLINE)
-
-
-def draw_man(p: Pen, c: Colour, rng: random.Random) -> None:
-    """A man: shirt and trousers."""
-    _person(p, c, rng, dress=False, child=False)
-
-
-def draw_woman(p: Pen, c: Colour, rng: random.Random) -> None:
-    """A woman: dress and long hair."""
-    _person(p, c, rng, dress=True, child=False)
-
-
-def draw_boy(p: Pen, c: Colour, rng: random.Random) -> None:
-    """A boy: a man with a larger head."""
-    _person(p, c, rng, dress=False, child=True)
-
-
-def draw_girl(p: Pen, c: Colour, rng: random.Random) -> None:
-    """A girl: a woman with a larger head."""
-    _person(p, c, rng, dress=True, child=True)
 
 
 def draw_dog(p: Pen, c: Colour, rng: random.Random) -> None:

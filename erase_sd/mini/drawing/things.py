@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from . import living, objects
@@ -28,10 +29,10 @@ class Drawing(NamedTuple):
 _BRIGHT = ("red", "blue", "green", "yellow", "purple")
 
 THINGS: dict[str, Drawing] = {
-    "man": Drawing(living.draw_man, 0.46, _BRIGHT),
-    "woman": Drawing(living.draw_woman, 0.50, _BRIGHT),
-    "boy": Drawing(living.draw_boy, 0.56, _BRIGHT),
-    "girl": Drawing(living.draw_girl, 0.58, _BRIGHT),
+    "man": Drawing(partial(living.draw_person, dress=False, child=False), 0.46, _BRIGHT),
+    "woman": Drawing(partial(living.draw_person, dress=True, child=False), 0.50, _BRIGHT),
+    "boy": Drawing(partial(living.draw_person, dress=False, child=True), 0.56, _BRIGHT),
+    "girl": Drawing(partial(living.draw_person, dress=True, child=True), 0.58, _BRIGHT),
     "bicycle": Drawing(objects.draw_bicycle, 1.5, _BRIGHT),
     "motorcycle": Drawing(objects.draw_motorcycle, 1.5, _BRIGHT),
     "car": Drawing(objects.draw_car, 1.75, _BRIGHT),
