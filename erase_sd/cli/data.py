@@ -98,4 +98,4 @@ def prompts(
     counts = write_prompts(dataset, parsed, file, n, seed, tokens.fits, retain, split)
     for path, count in counts.items():
         note = "" if count == n else f"; no more {split} images have a suitable caption"
-        print(f"{path}: {count} prompts{note}")
+        print(f"{path}: {count} prompt{'s' * (count != 1)}{note}")
