@@ -34,6 +34,8 @@ pytestmark = [
     for name in ("gradio", "selenium")
 ]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PROXY = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+"""A proxy for everything, which does not answer."""
 PATIENCE = 300  # seconds for any reaction of the page, enough for a busy machine
 
 
@@ -56,7 +58,7 @@ def address(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with (folder / "stderr").open("w") as errors:
         server = subprocess.Popen(
             [sys.executable, "-m", "erase_sd", *words], cwd=folder, text=True,
-            env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "gradio"), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | PROXY | {"GRADIO_TEMP_DIR": str(folder / "gradio"), "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         try:
@@ -188,6 +190,10 @@ def status(url: str, data: bytes | None = None, **headers: str) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+def test_the_page_opens_where_a_proxy_is_set_that_does_not_reach_it(address: str) -> None:
+    assert status(address) == 200
 
 
 def test_the_server_neither_serves_nor_accepts_files(address: str) -> None:

@@ -56,6 +56,7 @@ def play(
     player = Player(run, models)
     start_detector(player.detector, player.words, player.detector_text)
     blocks = play_page(player, _examples(run))
+    os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there, on this machine
     _, address, _ = blocks.queue(max_size=QUEUE_SIZE, api_open=False).launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
