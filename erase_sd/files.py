@@ -202,14 +202,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(partial: Path, path: Path, old: Path) -> None:
-    """Renames `partial` to `path`; the folder there now becomes `old` first, and comes back on an error."""
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.replace(old)
+    """Renames `partial` to `path`; the folder there now becomes `old` first, and comes back on an error
+    or a signal."""
     try:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
         partial.replace(path)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not path.exists():
             old.replace(path)
         raise
     _sync(path.parent)

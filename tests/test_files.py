@@ -133,6 +133,25 @@ def test_a_folder_stays_as_it_was_when_the_new_one_cannot_take_its_place(
     assert (tmp_path / "run/file").read_text() == "old"
 
 
+def test_a_folder_is_in_its_place_after_a_signal_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with whole_folder(tmp_path / "run") as folder:
+        (folder / "file").write_text("old")
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(source) == tmp_path / "run":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "run") as folder:
+        (folder / "file").write_text("new")
+    assert names(tmp_path) == ["run"]
+    assert (tmp_path / "run/file").read_text() == "old"
+
+
 @pytest.mark.parametrize("value", [{}, {"a": [1, 0.1, None, True, "Äpfel \u2028 \n"]}])
 def test_json_comes_back_as_it_was_written(tmp_path: Path, value: Any) -> None:
     write_json(tmp_path / "x.json", value)
