@@ -177,3 +177,6 @@ def test_missing_gradio_and_a_port_in_use_are_reported_in_one_line(
         ),
     ):
         play(run, tiny, port=taken.getsockname()[1])
+    for host in ("a..b", "ü" * 64):
+        with pytest.raises(SettingError, match=f"host {host}: not a name or an address"):
+            play(run, tiny, host=host)

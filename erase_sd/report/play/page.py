@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from ...detection.detector import detector_kept, start_detector
-from ...errors import EraseError, SettingError
+from ...errors import EraseError, SettingError, reason
 from ...generation.settings import GenerateSettings
 from ...models.presets import Models
 from ...run import Run
@@ -37,6 +37,11 @@ def play(
     Raises SettingError if Gradio is not installed or the port cannot be used, and whatever `Player`
     raises.
     """
+    try:
+        socket.getaddrinfo(host, port)
+    except (OSError, TypeError, UnicodeError) as error:
+        rule = f"not a name or an address of this machine ({reason(error)})"
+        raise SettingError(rule, field="host", value=host) from None
     try:
         with socket.create_server((host, port)) as probe:
             port = probe.getsockname()[1]
