@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from method_task import APPLE, apple_task, empty_batch
 from torch import Tensor
 
-from erase_sd.errors import DataError
+from erase_sd.errors import DataError, SettingError
 from erase_sd.methods import cross_attention
 from erase_sd.methods.advunlearn import AdvUnlearn, prefixed
 from erase_sd.methods.base import Task
@@ -351,6 +352,18 @@ def test_a_method_that_needs_images_of_the_concept_says_so(apple: Task) -> None:
         concept_images(task, 4)
     with pytest.raises(DataError, match="needs a Stable Diffusion"):
         denoiser_of(dataclasses.replace(apple, open_denoiser=None))
+
+
+@pytest.mark.parametrize("prompt", ["a photo", "{0}", "{name}", "{", ""])
+def test_a_prompt_without_a_place_for_the_name_is_refused(apple: Task, prompt: str) -> None:
+    few_shot = FewShot(prompts=("{}", prompt), images=1)
+    rule = re.escape(f"hyperparameters: needs {{}} for the name, got {prompt!r}")
+    with pytest.raises(SettingError, match=rule):
+        concept_prompts(apple, ["{}", prompt], "", 0)
+    with pytest.raises(SettingError, match=rule):
+        cross_attention.concept_pairs(apple, denoiser_of(apple), ["{}", prompt], "", 0)
+    with pytest.raises(SettingError, match=rule):
+        few_shot.prepare(apple)
 
 
 def is_key_or_value(name: str) -> bool:

@@ -13,6 +13,7 @@ from ..errors import DataError, ModelError
 from ..models.denoiser import Denoiser
 from ..models.pipeline import encoders_of
 from .base import Task, TokenizedPairs
+from .losses import fill
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def concept_prompts(
 
     If `toward` is empty, the empty prompt stands for every template.
     """
-    names = [template.format(name) for name in task.concepts for template in templates]
-    others = [template.format(toward) if toward else "" for template in templates]
+    names = [fill(template, name) for name in task.concepts for template in templates]
+    others = [fill(template, toward) if toward else "" for template in templates]
     asked = task.clip.tokens(names)
     instead = task.clip.tokens(others * len(task.concepts))
     rows = mentioning(task.forget, captions)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models.denoiser import Denoiser
 from .base import Task, TokenizedPairs
 from .concept_prompts import mentioning, spread
+from .losses import fill
 
 
 def reads_text(name: str) -> bool:
@@ -86,7 +87,7 @@ def concept_pairs(
     read, instead = [], []
     for name in task.concepts:
         for prompt in prompts:
-            ids = task.clip.tokens([prompt.format(name), " ".join(prompt.format(toward).split())])
+            ids = task.clip.tokens([fill(prompt, name), " ".join(fill(prompt, toward).split())])
             states = denoiser.encode(ids)["prompt_embeds"]
             before = prompt.partition("{}")[0]
             starts = [_last_token(task, before, word) for word in (name, toward)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models.denoiser import Denoiser
 from .base import Batch, Method, Need, Student, Task, fitted, minimum
 from .concept_prompts import concept_images, denoiser_of
+from .losses import fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class FewShot(Method):
         denoiser = denoiser_of(task, one_encoder=True)
         layers = max((tap.layer for tap in task.clip.taps), default=0)
         layers = layers or task.clip.model.config.text_config.num_hidden_layers
-        texts = [prompt.format(name) for name in task.concepts for prompt in self.prompts]
+        texts = [fill(prompt, name) for name in task.concepts for prompt in self.prompts]
         return dataclasses.replace(
             self,
             denoiser=denoiser,
