@@ -9,20 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from erase_sd import runtime
-from erase_sd.attacks import stage
+from erase_sd.attacks import p4d, stage
 from erase_sd.attacks.attempt import Attempt
-from erase_sd.attacks.base import Probe
+from erase_sd.attacks.base import Attack, Probe
 from erase_sd.attacks.embeddings import FittedEmbeddings, random_words
+from erase_sd.attacks.p4d import Prompting4Debugging, nearest_words
 from erase_sd.attacks.registry import ATTACKS, attack_class, build_attacks
+from erase_sd.attacks.relearning import Relearning
+from erase_sd.attacks.ring_a_bell import RingABell
 from erase_sd.attacks.settings import LATER_SETTINGS, AttackSettings
 from erase_sd.attacks.stage import attack
+from erase_sd.attacks.sweep import VocabularySweep
 from erase_sd.attacks.table import attack_lines, attacks_markdown
 from erase_sd.attacks.target import Target, attacked_captions, cycled, open_models
 from erase_sd.attacks.textual_inversion import TextualInversion
 from erase_sd.attacks.tokens import (
     counterparts,
+    embedding_table,
     encode_rows,
     in_place_of_name,
     state_loss,
@@ -30,6 +36,9 @@ from erase_sd.attacks.tokens import (
     typeable_words,
     with_name,
 )
+from erase_sd.attacks.unlearndiffatk import straight_through
+from erase_sd.attacks.word_optimization import Words, optimized_words
+from erase_sd.attacks.word_search import WordSearch
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
 from erase_sd.data.images import hash_image
@@ -161,6 +170,187 @@ def test_the_baseline_of_textual_inversion_changes_one_state_only(victim: Target
     assert changed.tolist() == torch.nn.functional.one_hot(rows.start, plain.shape[1]).tolist()
     values = state.embeds["prompt_embeds"][torch.arange(len(plain)), rows.start]
     assert torch.equal(values, values[:1].expand_as(values))
+
+
+def ids_of(target: Target, text: str) -> list[int]:
+    ids: list[int] = target.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_the_word_search_takes_the_best_of_the_steepest_replacements(victim: Target) -> None:
+    search, captions = WordSearch(counts=(2,), rounds=1, candidates=16), victim.training[:8]
+    original = encode_rows(victim, victim.original, with_name(victim, captions))
+    allowed = torch.tensor(list(typeable_words(victim)))
+
+    def losses(trials: list[list[int]]) -> list[float]:
+        return search._losses(victim, captions, original, trials)
+
+    random = allowed[torch.randint(len(allowed), (17, 2), generator=victim.generator())].tolist()
+    start, steepest = random[0], search._candidates(victim, captions, original, random[0], allowed)
+    best = min(losses(steepest))
+    assert best < losses([start])[0]
+    [found] = search.run(victim)[0].found
+    assert ids_of(victim, found) == steepest[losses(steepest).index(best)]
+    [later] = dataclasses.replace(search, rounds=3).run(victim)[0].found
+    assert losses([ids_of(victim, later)])[0] < min(best, *losses(random))
+
+
+def test_the_sweep_tries_the_nearest_words_and_keeps_the_most_confident(
+    victim: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ids_of(victim, victim.training[0].name)
+    dog, kitchen = ids_of(victim, "dog"), ids_of(victim, "kitchen")
+    sweep = VocabularySweep(words=3, pairs=4, pairs_tried=2, kept=2)
+    # The original reads the name itself at no distance.
+    assert sweep._nearest(victim, [dog, name, kitchen], 1) == [name]
+    assert sweep._nearest(victim, [dog, name, kitchen], 2)[0] == name
+
+    asked: list[Any] = []
+    monkeypatch.setattr(Target, "images", lambda _, embeds, *rest: asked.append((embeds, *rest)))
+    monkeypatch.setattr(Target, "shown", lambda *_: [0.1, 0.4, 0.0, 0.9, 0.2])
+    monkeypatch.setattr(VocabularySweep, "_nearest", lambda _, target, trials, n: trials[-n:])
+    words = list(typeable_words(victim).values())
+    [probe] = sweep.run(victim)
+    pair, word = probe.found
+    assert len(pair.split()) == 2 and word == words[-2]
+    [(embeds, _, seeds, _)] = asked
+    assert len(embeds["prompt_embeds"]) == len(seeds) == 5
+    assert not set(seeds) & set(victim.seeds)  # no image that selects is one that counts
+
+
+def test_ring_a_bell_adds_the_concept_to_captions_and_searches_for_the_sum(
+    victim: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = dataclasses.replace(victim, captions=victim.training[:1])
+    states = RingABell()._states(own, [own.captions[0].text])[0]
+    allowed = torch.tensor(list(typeable_words(victim)))
+
+    attack = RingABell(generations=5, population=16, tokens=3)
+    first = torch.randint(len(allowed), (16, 3), generator=own.generator())
+    best = attack._search(own, states, allowed, own.generator())
+    by_chance = attack._distances(own, first, states, allowed)
+    assert attack._distances(own, best[None], states, allowed) < by_chance.min()
+    goals: list[Any] = []
+    monkeypatch.setattr(
+        RingABell,
+        "_search",
+        lambda _, target, goal, *rest: goals.append(goal) or torch.zeros(8).int(),
+    )
+    # The vector of this caption alone, once: what was removed comes back.
+    RingABell(prompts=1, pairs=1, strength=1.0).run(own)
+    torch.testing.assert_close(goals[0], states)
+    RingABell(prompts=1, pairs=1, strength=3.0).run(own)
+    removed = RingABell()._removed(own, [own.captions[0].text])[0]
+    torch.testing.assert_close(goals[1], removed + 3 * (states - removed))
+
+
+@pytest.mark.parametrize("name", ["unlearndiffatk", "p4d"])
+def test_words_are_optimized_down_the_gradient_of_their_loss(victim: Target, name: str) -> None:
+    captions = victim.training[:2]
+    rows = token_rows(victim, [("", [0] * 3, "")] * 2)
+    dog = token_rows(victim, [("", ids_of(victim, "dog and chair"), "")] * 2)
+    wanted = encode_rows(victim, victim.erased, dog)
+    allowed = torch.tensor(list(typeable_words(victim)))
+    tables = {key: embedding_table(encoder)[allowed] for key, encoder in victim.erased.items()}
+
+    def words(variable: Tensor) -> Words:
+        if name == "p4d":
+            return nearest_words(variable, tables)
+        return straight_through(victim, variable, allowed)
+
+    def distance(_: Any, embeds: Any) -> Tensor:
+        return (embeds["prompt_embeds"] - wanted["prompt_embeds"]).square().mean()
+
+    def after(steps: int) -> float:
+        start = torch.randint(len(allowed), (2, 3), generator=victim.generator())
+        logits = torch.randn((2, 3, len(allowed)), generator=victim.generator())
+        variable = tables["text_encoder"][start].clone() if name == "p4d" else logits
+        rate = 0.02 if name == "p4d" else 0.3
+        chosen = optimized_words(victim, captions, rows, variable, words, distance, steps, rate)
+        parts = [("", row, "") for row in allowed[chosen].tolist()]
+        return float(distance(None, encode_rows(victim, victim.erased, token_rows(victim, parts))))
+
+    assert after(20) < after(0)
+
+
+def test_p4d_wants_what_the_original_predicts_under_the_name(
+    victim: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        p4d, "optimized_words", lambda *args: asked.append(args) or torch.zeros(2, 8).int()
+    )
+    Prompting4Debugging(prompts=2).run(victim)
+    _, captions, _, _, _, loss, *_ = asked[0]
+    latents = victim.denoiser.latents([caption.image for caption in captions])
+    with torch.no_grad():
+        named = encode_rows(victim, victim.original, with_name(victim, captions))
+        assert float(loss(latents, named)) == 0
+        erased = encode_rows(victim, victim.erased, with_name(victim, captions))
+        assert float(loss(latents, erased)) > 0
+
+
+@pytest.mark.parametrize(
+    "learns",
+    [
+        Relearning(steps=(1, 8), images=2, batch=2, learning_rate=3e-3),
+        TextualInversion(steps=(1, 8), images=2, batch=2),
+    ],
+    ids=["relearning", "textual-inversion"],
+)
+def test_an_attack_that_learns_from_photographs_lowers_their_loss(
+    victim: Target, learns: Attack
+) -> None:
+    target = dataclasses.replace(victim, captions=victim.training[:2])
+    latents = target.denoiser.latents([caption.image for caption in target.captions])
+
+    @torch.no_grad()
+    def loss(probe: Probe) -> float:
+        return float(target.denoising_loss(latents, probe.embeds, target.generator()))
+
+    probes = learns.run(target)
+    assert len(probes) == 4
+    for early, late in zip(probes[::2], probes[1::2], strict=True):
+        assert loss(late) < loss(early), late.name
+
+
+@pytest.mark.parametrize(
+    "learns",
+    [Relearning(steps=(1,), images=4, batch=4), TextualInversion(steps=(1,), images=4, batch=4)],
+    ids=["relearning", "textual-inversion"],
+)
+def test_each_photograph_is_learned_with_its_own_caption(
+    victim: Target, learns: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    loss = Target.denoising_loss
+    monkeypatch.setattr(
+        Target, "denoising_loss", lambda *args: asked.append(args[1:3]) or loss(*args)
+    )
+    learns.run(victim)
+    captions = victim.training[:4]
+    own = list(victim.denoiser.latents([caption.image for caption in captions]))
+    named = with_name(victim, captions)
+    states = encode_rows(victim, victim.erased, named)["prompt_embeds"]
+    latents, embeds = asked[0]
+    order = [[torch.equal(row, other) for other in own].index(True) for row in latents]
+    assert sorted(order) == [0, 1, 2, 3] != order
+    for row, i in zip(embeds["prompt_embeds"].detach(), order, strict=True):
+        before = int(named.start[i])  # what comes before the name is the caption's
+        torch.testing.assert_close(row[:before], states[i, :before])
+
+
+def test_states_are_compared_with_their_counterparts() -> None:
+    attacked, original = (
+        {
+            "prompt_embeds": torch.tensor([states])[..., None],
+            "pooled_prompt_embeds": torch.tensor([[pooled]]),
+        }
+        for states, pooled in (([1.0, 2.0, 2.0], 3.0), ([1.0, 2.0, 5.0], 1.0))
+    )
+    # The third state corresponds to the second: 0 for the states, (3 - 1)^2 for the pooled output.
+    assert state_loss(attacked, original, torch.tensor([[0, 1, 1]])).tolist() == [4]
+    assert state_loss(attacked, original, torch.tensor([[0, 1, 2]])).tolist() == [4 + 9 / 3]
 
 
 def test_no_word_that_is_tried_mentions_the_concept(victim: Target) -> None:
