@@ -67,10 +67,12 @@ def test_the_mean_is_over_the_seeds_means_and_the_spread_over_seeds() -> None:
 
 def test_the_lowest_value_and_all_whose_interval_overlaps_its_are_bold() -> None:
     # Wilson: 0 of 100 is 0 to 0.037; 5 of 100 is 0.022 to 0.112; 12 of 100 is 0.070 to 0.198.
-    rows = [row("ga", 0.0), row("npo", 0.05), row("kl", 0.12)]
+    rows = [row("ga", 0.0), row("npo", 0.05), row("kl", 0.12), row("ga", 0.9, variant="original")]
     assert lines_of(titled(rows, "Detection")) == {
+        "original": ["90.0", ""],
         "ga": ["**0.0**", "1"], "npo": ["**5.0**", "1"], "kl": ["12.0", "1"],
     }  # fmt: skip
+    assert not [table for table in tables(rows) if table.title == "Under attack"]
 
 
 def test_repeating_the_same_prompts_with_another_seed_breaks_no_tie() -> None:
@@ -82,7 +84,7 @@ def test_repeating_the_same_prompts_with_another_seed_breaks_no_tie() -> None:
 
 def test_prompts_shared_by_all_concepts_count_once() -> None:
     rows = [
-        row("ga", 0.9, group, concept=concept, seed=seed, n=50)
+        row("ga", 0.9, group, concept=concept, seed=seed, n=50 - (concept == "chair"))
         for group in ("target", "retained_other")
         for concept in ("apple", "chair", "cow")
         for seed in (0, 1)
@@ -91,7 +93,7 @@ def test_prompts_shared_by_all_concepts_count_once() -> None:
         mean_over_seeds(r for r in rows if r.group == group)
         for group in ("target", "retained_other")
     ]
-    assert [mean.n for mean in means if mean] == [150, 50]
+    assert [mean.n for mean in means if mean] == [149, 50]
 
 
 def test_measures_that_count_classes_have_no_bold_value() -> None:
@@ -107,9 +109,12 @@ def test_the_best_retained_value_is_the_closest_to_the_original_not_the_highest(
         row("ga", 0.73, "retain", "original", measure="zero_shot_prediction"),
         row("ga", 0.72, "retain", measure="zero_shot_prediction"),
         row("tuned", 0.91, "retain", measure="zero_shot_prediction"),
+        row("kl", 0.40, "retain", measure="zero_shot_prediction"),
+        row("kl", 0.10, "forget", measure="zero_shot_prediction"),
     ]
     assert lines_of(titled(rows, "Zero-shot")) == {
-        "original": ["73.0", ""], "ga": ["**72.0**", "1"], "tuned": ["91.0", "1"],
+        "original": ["-", "73.0", ""], "ga": ["-", "**72.0**", "1"], "tuned": ["-", "91.0", "1"],
+        "kl": ["10.0", "40.0", "1"],
     }  # fmt: skip
 
 
@@ -157,29 +162,34 @@ def test_the_harmonic_mean_is_over_the_erased_and_the_retained_share() -> None:
             for variant, value in (("original", before), ("erased", now))
         ]
 
-    # Erased 0.5 and retained (1 + 0.8) / 2, so 0.9 / 1.4; erased all, retained half; erased nothing.
+    # Erased 0.5 and retained (1 + 0.8) / 2, so 0.9 / 1.4; erased all, retained half; erased nothing;
+    # erased nothing and retained nothing; both half.
     rows = [
         *measured("", 0.4, 0.6, 0.8),
         *measured("learning_rate=0.1", 0.0, 0.0, 1.0),
         *measured("learning_rate=1", 0.9, 0.5, 1),
+        *measured("learning_rate=2", 0.8, 0.0, 0.0),
+        *measured("learning_rate=3", 0.4, 0.0, 1.0),
     ]
     table = titled(rows, "Detection")
     assert table.headings[-2] == "harmonic mean"
     assert {name: line[-2] for name, line in lines_of(table).items()} == {
         "original": "", "ga": "64.3", "ga:learning_rate=0.1": "66.7", "ga:learning_rate=1": "0.0",
+        "ga:learning_rate=2": "0.0", "ga:learning_rate=3": "50.0",
     }  # fmt: skip
 
 
 def test_runs_of_several_concepts_appear_only_in_their_own_table() -> None:
     rows = [
-        row("ga", 0.1),
         row("ga", 0.8, concept="apple+chair"),
+        row("ga", 0.1),
         row("kl", 0.3),
     ]
     assert lines_of(titled(rows, "Detection"))["ga"] == ["**10.0**", "1"]
     table = titled(rows, "Several concepts")
     assert table.headings == ("concepts", "method", "target", "runs")
-    assert lines_of(table) == {"1 ga": ["10.0", "1"], "2 ga": ["80.0", "1"]}
+    lines = lines_of(table)
+    assert lines == {"1 ga": ["10.0", "1"], "2 ga": ["80.0", "1"]} and next(iter(lines)) == "1 ga"
 
 
 def test_a_grid_with_only_several_concepts_per_run_fills_the_tables() -> None:
@@ -193,6 +203,7 @@ def test_costs_are_not_in_per_cent_and_divergence_is_noted() -> None:
         row("ga", 1300, None, None, measure="peak_memory_mb", n=None),
         row("ga", 60, None, None, measure="steps", n=None, reason=DIVERGED),
         row("ga", 0.5, "retain", measure="retained_fidelity", n=None),
+        row("kl", 11, None, None, measure="unlearn_seconds", n=None),
     ]
     table = titled(rows, "Time")
     assert table.headings == (
@@ -203,16 +214,19 @@ def test_costs_are_not_in_per_cent_and_divergence_is_noted() -> None:
         "retained fidelity",
         "runs",
     )
-    assert lines_of(table) == {"ga": ["12", "1,300", "60", "50.0", "1"]}
+    assert lines_of(table) == {  # costs are means without queries, so none is the best
+        "ga": ["12", "1,300", "60", "50.0", "1"], "kl": ["11", "-", "-", "-", "1"],
+    }  # fmt: skip
     assert table.note.endswith("Diverged, ended with the last good weights: ga 1 runs.")
 
 
-def test_retrieval_has_a_forget_and_a_retain_column_for_each_rank() -> None:
+@pytest.mark.parametrize("answers", ["image", "text"])
+def test_retrieval_has_a_forget_and_a_retain_column_for_each_rank(answers: str) -> None:
     rows = [
-        row("ga", value, group, measure=f"image_retrieval_r{k}")
+        row("ga", value, group, measure=f"{answers}_retrieval_r{k}")
         for k, value in ((1, 0.1), (5, 0.2), (10, 0.3))
         for group in ("forget", "retain")
     ]
-    table = titled(rows, "Image retrieval")
+    table = titled(rows, f"{answers.title()} retrieval")
     assert table.headings[1:3] == ("R@1, forget", "R@1, retain") and len(table.headings) == 8
     assert lines_of(table)["ga"] == ["10.0", "10.0", "20.0", "20.0", "30.0", "30.0", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,10 @@ def test_a_detection_counts_from_the_threshold_on(
     [rate] = compare_rates("run", "apple", chosen, threshold)
     assert (rate.original.detected, rate.erased.detected) == (before, after)
     assert rate.threshold == threshold
+    # The original's values as those of a reference: the same images count, and the change is the same.
+    referred = [dataclasses.replace(match, reference=match.original) for match in chosen]
+    [rate] = compare_rates("run", "apple", referred, threshold)
+    assert rate.reference == rate.original and rate.reference_change == rate.change
 
 
 def test_each_group_with_matches_has_one_comparison() -> None:
