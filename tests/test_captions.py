@@ -13,7 +13,12 @@ from erase_sd.data.split import split_by_concept
 from erase_sd.models.clip import Clip
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
-from erase_sd.unlearning.captions import concept_removed_ids, position_map, tokenize_pairs
+from erase_sd.unlearning.captions import (
+    concept_removed_ids,
+    mention_ends,
+    position_map,
+    tokenize_pairs,
+)
 
 APPLE = Concept("apple")
 
@@ -40,6 +45,11 @@ def test_removed_tokens_map_to_the_last_kept_token_before_them() -> None:
     ids, offsets = [1, 11, 12, 13, 2], [(0, 0), (0, 3), (4, 9), (10, 13), (0, 0)]
     assert position_map(ids, offsets, [(0, 9)], [1, 13, 2]) == [0, 0, 0, 1, 2]
     assert position_map(ids, offsets, [], ids) == [0, 1, 2, 3, 4]
+    # A token that begins where the removed span ends, or ends where it begins, is kept.
+    comma = [(0, 0), (0, 5), (5, 6), (7, 10), (0, 0)]
+    assert position_map([1, 12, 19, 13, 2], comma, [(0, 5)], [1, 19, 13, 2]) == [0, 0, 1, 2, 3]
+    spaced = [(0, 0), (0, 3), (4, 9), (0, 0)]
+    assert position_map([1, 11, 12, 2], spaced, [(3, 9)], [1, 11, 2]) == [0, 1, 1, 2]
 
 
 def test_an_inserted_token_has_no_counterpart() -> None:
@@ -83,6 +93,34 @@ def test_captions_without_a_counterpart_are_masked(clip: Clip, text: str, concep
     assert not mask.any()
     assert torch.equal(ids, clip.tokens([text])[0])
     assert source.tolist() == list(range(clip.length))
+
+
+def test_a_caption_that_still_mentions_one_of_several_concepts_is_masked(clip: Clip) -> None:
+    text, concepts = "an apple and a hot hot dog dog", (APPLE, Concept("hot dog"))
+    pair = CaptionPair(
+        caption=text, image="a.jpg", mentions=("apple", "hot dog"), set="forget", split="train"
+    )
+    assert not concept_removed_ids(clip, [pair], clip.tokens([text]), concepts)[2].any()
+
+
+def test_a_mention_ends_at_the_last_token_of_the_last_one(clip: Clip) -> None:
+    zeppelin = len(clip.tokenizer("zeppelin", add_special_tokens=False)["input_ids"])
+    expected = {
+        "a dog in a park": 0,
+        "an apple next to an apple in a park": 6,  # <start> is 0
+        "a zeppelin in a park": 1 + zeppelin,
+        "an apple on a zeppelin.": 4 + zeppelin,
+        "a zeppelin and an apple": 4 + zeppelin,
+    }
+    concepts = (APPLE, Concept("zeppelin"))
+    pairs = [
+        CaptionPair(
+            caption=text, image="a.jpg", set="forget", split="train",
+            mentions=tuple(c.name for c in concepts if c.in_text(text)),
+        )
+        for text in expected
+    ]  # fmt: skip
+    assert mention_ends(clip, pairs, concepts).tolist() == list(expected.values())
 
 
 def test_a_word_of_several_tokens_is_removed_as_a_whole(clip: Clip) -> None:
