@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from erase_sd.data.concept import Concept
 from erase_sd.data.pair import CaptionPair
+from erase_sd.data.prompts import PromptFile
+from erase_sd.errors import DataError
 from erase_sd.files import digest, write_bytes
 from erase_sd.generation.batch import ImageBatch, hashes_on_disk
-from erase_sd.generation.plan import PlannedImage, batches_of
+from erase_sd.generation.plan import PlannedImage, batches_of, plan
 from erase_sd.run import Run
 from erase_sd.run.records import ImageRecord
 
@@ -82,3 +85,18 @@ def test_no_batch_mixes_prompt_files() -> None:
     images = [replace(IMAGE, prompt_file=file, seed=seed) for seed, file in enumerate(files)]
     seeds = [[image.seed for image in batch] for batch in batches_of(images, 2)]
     assert seeds == [[0, 1], [2], [3, 4]]
+
+
+def test_image_k_of_prompt_p_has_its_own_seed_and_each_file_begins_again() -> None:
+    files = [
+        PromptFile(Path("apple.txt"), "", ("an apple", "two apples")),
+        PromptFile(Path("retain.txt"), "", ("a dog",)),
+    ]
+    images = plan(files, [Concept("apple")], images_per_prompt=2, seed=1000)
+    assert [(image.file, image.prompt, image.seed) for image in images] == [
+        ("apple-0000.png", "an apple", 1000), ("apple-0001.png", "an apple", 1001),
+        ("apple-0002.png", "two apples", 1002), ("apple-0003.png", "two apples", 1003),
+        ("retain-0000.png", "a dog", 1000), ("retain-0001.png", "a dog", 1001),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="two files have the same name"):
+        plan([files[0], replace(files[0], path=Path("other/apple.txt"))], [], 1, 0)
