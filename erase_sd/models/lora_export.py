@@ -127,8 +127,8 @@ def _check_residual(name: str, residual: float, rank: int) -> None:
         )
     output = "predictions" if name == UNET else "hidden states"
     log.info(
-        "%s: the LoRA of rank %d leaves %.0f%% of the erasure undone, by its %s; it holds no biases, "
-        "norms or embeddings",
+        "%s: the LoRA of rank %d leaves %.0f%% of the erasure undone, measured by its %s; it holds no "
+        "biases, norms or embeddings",
         name, rank, 100 * residual, output,
     )  # fmt: skip
 
