@@ -128,6 +128,16 @@ def test_columns_of_numbers_that_do_not_fit_follow_below_with_unbroken_headings(
     assert shown.count("Settings") == 1 and all(shown.count(cell) == 1 for cell in line[1:-1])
 
 
+def test_a_heading_that_is_too_wide_breaks_alone() -> None:
+    headings = ("method", "apple", "apple+bicycle+chair+elephant", "retained, same prompts", "runs")
+    line = ("cliperase-anchored", "0.0 \u00b1 0.1", "2.0 \u00b1 0.3", "99.0 \u00b1 0.4", "12")
+    file = io.StringIO()
+    print_table(Console(file=file, width=40), "Rates", headings, [line], text_columns=1)
+    shown = file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 40 and all(cell in shown for cell in line)
+    assert {*headings[1].split(), *headings[3].split(), headings[4]} <= {*shown.split()}
+
+
 def test_a_table_of_facts_shows_the_whole_name_of_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,19 +42,21 @@ def print_table(
 def _blocks(
     width: int, headings: Sequence[str], lines: Sequence[Sequence[str | Text]], text_columns: int
 ) -> list[list[int]]:
-    """The columns of each block, as `print_table` promises; a single one if more would not help."""
+    """The columns of each block, as `print_table` promises; a single one if more would not help. A heading
+    that is too wide beside the text breaks alone, in a block of its own."""
     words, cells = _widths(headings, lines)
+    _, values = _widths([""] * len(headings), lines)
     numbers = range(text_columns, len(headings))
 
     def fits(own: Sequence[int], widths: Sequence[int]) -> bool:
         used = [*words[:text_columns], *(widths[i] for i in own)]
         return sum(used) + len(used) + 1 <= width
 
-    if fits(numbers, words) or not all(fits([i], cells) for i in numbers):
+    if fits(numbers, words) or not all(fits([i], values) for i in numbers):
         return [list(range(len(headings)))]
-    blocks: list[list[int]] = [[]]
+    blocks: list[list[int]] = []
     for i in numbers:
-        if not fits([*blocks[-1], i], cells):
+        if not blocks or not fits([*blocks[-1], i], cells):
             blocks.append([])
         blocks[-1].append(i)
     return [[*range(text_columns), *block] for block in blocks]
