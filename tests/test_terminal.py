@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from erase_sd.cli.tables import print_table
-from erase_sd.cli.terminal import Bar, facts_table, rates_table
+from erase_sd.cli.terminal import Bar, facts_table, methods_list, rates_table
+from erase_sd.methods.descriptions import describe
 from erase_sd.run.measurements import ScoresRecord
 from erase_sd.scoring.matching import Match
 from erase_sd.scoring.rates import THRESHOLD, compare_rates
@@ -145,3 +146,14 @@ def test_a_table_of_facts_shows_the_whole_name_of_a_file(
     facts_table("Captions", [("caption file", "results_of_the_second_annotation_2014.token")])
     shown = capsys.readouterr().out.splitlines()[2:-1]
     assert "".join(line.split("\u2502")[2].strip() for line in shown).endswith("_2014.token")
+
+
+def test_the_names_of_hyperparameters_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    description = describe("uce")
+    methods_list([description])
+    shown = capsys.readouterr().out
+    assert "\u2026" not in shown
+    assert {parameter.name for parameter in description.hyperparameters} <= {*shown.split()}

@@ -80,6 +80,9 @@ def methods_list(descriptions: Sequence[MethodDescription]) -> None:
         facts = "\n".join(filter(None, (method.citation, method.about, f"{training}.")))
         console.print(Padding(Text(facts), (0, 0, 0, 2)))
         table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)  # names are whole, however narrow the terminal
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
         for parameter in method.hyperparameters:
             cells = (parameter.name, str(parameter.default), parameter.meaning)
             table.add_row(*map(Text, cells))
