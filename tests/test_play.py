@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image, ImageChops
@@ -20,6 +22,7 @@ from erase_sd.files import hash_file
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
+from erase_sd.report.play import page as play_module
 from erase_sd.report.play.markup import image_pair_html
 from erase_sd.report.play.page import play
 from erase_sd.report.play.player import Player
@@ -180,3 +183,21 @@ def test_missing_gradio_and_a_port_in_use_are_reported_in_one_line(
     for host in ("a..b", "ü" * 64):
         with pytest.raises(SettingError, match=f"host {host}: not a name or an address"):
             play(run, tiny, host=host)
+
+
+@pytest.mark.parametrize("before", [None, "example.org"])
+def test_only_the_opening_of_the_page_goes_past_a_proxy(
+    before: str | None, tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    if before:
+        monkeypatch.setenv("no_proxy", before)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setitem(sys.modules, "gradio", MagicMock())
+    monkeypatch.setattr(play_module, "start_detector", MagicMock())
+    monkeypatch.setattr(play_module, "play_page", page := MagicMock())
+    seen = []
+    launch = page.return_value.queue.return_value.launch
+    launch.side_effect = lambda **_: (None, seen.append(os.environ["no_proxy"]), None)
+    play(run, tiny, port=0)
+    assert seen == ["*"] and os.environ.get("no_proxy") == before

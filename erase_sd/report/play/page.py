@@ -6,9 +6,10 @@ only, unless told otherwise, and neither serves nor stores files: the images tra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -34,8 +35,8 @@ def play(
 ) -> None:
     """Serves the page until Ctrl-C; `ready` is called with its address. Port 0 takes any free port.
 
-    Raises SettingError if Gradio is not installed or the port cannot be used, and whatever `Player`
-    raises.
+    Raises SettingError if Gradio is not installed or the host or the port cannot be used, and whatever
+    `Player` raises.
     """
     try:
         socket.getaddrinfo(host, port)
@@ -61,15 +62,29 @@ def play(
     player = Player(run, models)
     start_detector(player.detector, player.words, player.detector_text)
     blocks = play_page(player, _examples(run))
-    os.environ["no_proxy"] = "*"  # Gradio asks its own page whether it is there, on this machine
-    _, address, _ = blocks.queue(max_size=QUEUE_SIZE, api_open=False).launch(
-        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-        footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-        mcp_server=False, pwa=False, max_file_size=0, theme=_theme(), css=CSS,
-    )  # fmt: skip
+    with _without_proxy():  # Gradio asks its own page whether it is there, on this machine
+        _, address, _ = blocks.queue(max_size=QUEUE_SIZE, api_open=False).launch(
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
+            mcp_server=False, pwa=False, max_file_size=0, theme=_theme(), css=CSS,
+        )  # fmt: skip
     if ready:
         ready(address)
     blocks.block_thread()
+
+
+@contextlib.contextmanager
+def _without_proxy() -> Iterator[None]:
+    """Inside, no request goes to a proxy; later ones, such as a detector's download, do as before."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def play_page(player: Player, examples: Sequence[tuple[str, str]]) -> Any:
