@@ -31,7 +31,7 @@ def attack(
     approve: Approval | None = None,
     **settings: Any,
 ) -> AttacksRecord:
-    """Attacks a run's erased encoder and returns how often the concept is generated again.
+    """Attacks a run's erased model and returns how often the concept is generated again.
 
     `attacks` are names, by default all; `budgets` change their defaults, as in
     {"textual-inversion.steps": 1000}. `settings` are the other fields of

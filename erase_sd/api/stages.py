@@ -74,7 +74,7 @@ def generate(
     approve: Approval | None = None,
     **settings: Any,
 ) -> Path:
-    """Generates images of the prompts with the original and the erased encoder, from the same seeds.
+    """Generates images of the prompts with the original and the erased model, from the same seeds.
 
     Returns the run folder; by default the first prompt file names the run, and `-` is standard input.
     A `retain.txt` beside that file is included, with `kinds` also the files of the other prompt kinds
