@@ -124,6 +124,11 @@ def test_only_the_sections_that_are_named_run() -> None:
     assert done == ["unlearning with CUDA graphs", "variants of decoding"]
 
 
+def test_words_that_name_no_section_are_an_error() -> None:
+    with pytest.raises(SystemExit, match="no section of sd15 on this device is named graphz"):
+        Bench("sd15", small=True, seconds=1000, only=("graphz",)).run()
+
+
 def test_a_bench_with_a_failed_section_exits_with_an_error(card: None) -> None:
     bench = Bench("sdxl", small=True, seconds=1000)
     with patch.object(bench, "unlearn", side_effect=RuntimeError("no memory")):

@@ -68,6 +68,10 @@ class Bench:
                 self.figures.section("unlearning with CUDA graphs", self.graphs, needs=30)
         if self.figures.failed:
             sys.exit(f"failed: {'; '.join(self.figures.failed)}")
+        if not self.rows:
+            sys.exit(
+                f"no section of {self.preset} on this device is named {' or '.join(self.only)}"
+            )
 
     def matmul(self) -> None:
         """The device's own rate for a bf16 matrix product: seconds of it, as a card slows down when hot."""
