@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
@@ -21,7 +22,7 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 
 
 class LinearStudent:
-    """The feature of caption n is `texts[n]`, that of an image its pixels times `gain`.
+    """The feature of caption n is `texts[n]`, that of an image its pixels times `gain`; normalized if `unit`.
 
     The retain pairs are X and Y, and match.
     """
@@ -36,10 +37,12 @@ class LinearStudent:
     def text(
         self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self.texts[ids[:, 0].long()], torch.zeros(len(ids), 1, 1)
+        text = self.texts[ids[:, 0].long()]
+        return F.normalize(text, dim=-1) if unit else text, torch.zeros(len(ids), 1, 1)
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
-        return self.gain * pixels.flatten(1)
+        image = self.gain * pixels.flatten(1)
+        return F.normalize(image, dim=-1) if unit else image
 
     def __call__(self, pairs: EncodedPairs) -> Encodings:
         return Encodings(torch.tensor([X, Y]), torch.tensor([X, Y]))

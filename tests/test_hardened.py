@@ -16,6 +16,7 @@ from erase_sd.errors import ModelError
 from erase_sd.methods import concept_prompts
 from erase_sd.methods.adversaries import (
     AttackedCaptions,
+    captions_to_attack,
     distance,
     free_embeddings,
     sampled,
@@ -40,11 +41,13 @@ class EmbeddingStudent:
 
     def __init__(self, gain: float = 1.0) -> None:
         self.gain = torch.tensor(gain, requires_grad=True)
+        self.read: list[FreeEmbeddings] = []
 
     def text(
         self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
     ) -> tuple[Tensor, Tensor]:
         assert free is not None
+        self.read.append(free)
         return torch.zeros(len(ids), 1), self.gain * free.embeddings
 
     def image(self, pixels: Tensor, unit: bool = True) -> Tensor:
@@ -89,6 +92,28 @@ def test_free_embeddings_end_at_the_name() -> None:
     assert free.mask.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
     assert free.embeddings[0, 1:3].tolist() == [[0, 1], [2, 3]]
     assert free.embeddings[1, 3:].tolist() == [[4, 5], [6, 7]]
+
+
+def test_the_names_tokens_are_in_the_order_of_the_caption() -> None:
+    assert attacked(1.0, 0.0).names(2).tolist() == [[1, 2]]  # the ids are the positions
+
+
+def test_the_captions_to_attack_hold_the_name_behind_enough_tokens(tiny: Models) -> None:
+    task = apple_task(tiny)
+    mask, end = task.forget.mask.clone(), task.forget.mention_end.clone()
+    mask[::3], end[1::3] = 0, 1
+    forget = dataclasses.replace(task.forget, mask=mask, mention_end=end)
+    usable = torch.arange(2, len(end), 3)
+    usable = usable[mask[usable].any(1) & (end[usable] >= 2)]
+    every = captions_to_attack(task.clip, forget, 1000, 2)
+    assert every.ids.equal(forget.ids[usable]) and every.end.equal(end[usable])
+    _, removed = task.clip.encode_texts(forget.concept_removed_ids[usable])
+    torch.testing.assert_close(every.target, forget.aligned(usable, removed))
+    assert not torch.allclose(every.target, removed)
+    _, original = task.clip.encode_texts(forget.ids[usable])
+    torch.testing.assert_close(every.original, original)
+    few = captions_to_attack(task.clip, forget, 3, 2)  # the first, the middle one and the last
+    assert few.ids.equal(forget.ids[usable[[0, (len(usable) - 1) // 2, -1]]])
 
 
 def test_distance_counts_what_reads_the_embeddings() -> None:
@@ -137,6 +162,36 @@ def test_the_adversaries_take_several_steps_before_the_student_takes_one() -> No
     assert batch.memory["pool"].tolist() == [[[1.75, 1.75]]]
 
 
+@pytest.mark.parametrize(("restart", "random"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_adversaries_restart_or_are_replaced_for_the_student_as_often_as_set(
+    restart: float, random: float
+) -> None:
+    # Random embeddings have other numbers than 7, from which a step toward 3 leads to 6.5.
+    batch, student = batch_of(), EmbeddingStudent()
+    batch.memory["pool"] = torch.full((1, 1, 2), 7.0)
+    list(hardened(restart=restart, random=random, step_size=0.5).loss(student, batch))
+    kept = batch.memory["pool"].tolist() == [[[6.5, 6.5]]]
+    assert kept == (restart == 0)
+    learned = student.read[-1].embeddings[:, 2:3]
+    assert torch.equal(learned, batch.memory["pool"]) == (random == 0)
+
+
+def test_each_step_has_a_random_number_of_embeddings_up_to_the_name() -> None:
+    names, counts = torch.zeros(1, 2, 2), set()
+    method = dataclasses.replace(hardened(tokens=2, step_size=0.1), names=names)
+    for seed in range(8):
+        batch = dataclasses.replace(batch_of(), generator=torch.Generator().manual_seed(seed))
+        batch.memory["pool"] = torch.tensor([[[5.0, 5.0], [7.0, 7.0]]])
+        student = EmbeddingStudent()
+        list(method.loss(student, batch))
+        for free in student.read:  # of the attack, and of the student's own step
+            _, before, end, _ = free.embeddings[0, :, 0].tolist()
+            assert 6 < end <= 7  # the last embedding, whatever their number
+            assert not free.mask[0, 1] or 4 < before <= 5
+        counts.add(int(student.read[0].mask.sum()))
+    assert counts == {1, 2}
+
+
 def test_hardening_begins_after_its_share_of_the_steps() -> None:
     method = hardened(start=0.6)
     assert "adversary" not in ChainMap(*method.loss(EmbeddingStudent(), batch_of(done=0.5)))
@@ -152,6 +207,11 @@ def test_sampled_embeddings_are_near_the_names_anywhere_or_between_words() -> No
     near = (drawn - 100).norm(dim=-1).amax(1) < 10
     norms = drawn[~near].norm(dim=-1)
     assert 60 < int(near.sum()) < 140
+    assert float((drawn[near] - 100).std()) == pytest.approx(float(words.std()), rel=0.1)
+    # Points on a line through two of these words have numbers that sum to 1.
+    between = drawn[((drawn.sum(-1) - 1).abs() < 1e-5).all(1)]
+    assert 60 < len(between) < 140
+    assert -1 <= float(between.min()) < -0.9 and 1.9 < float(between.max()) <= 2
     assert float(norms.min()) < 0.5 and 50 < float(norms.max()) <= 64.001
     assert torch.equal(drawn, sampled(words, names, 300, torch.Generator().manual_seed(0)))
 
@@ -167,13 +227,15 @@ def test_the_neighbour_term_is_the_change_under_a_word_that_the_caption_does_not
         def text(
             self, ids: Tensor, unit: bool = True, free: FreeEmbeddings | None = None
         ) -> tuple[Tensor, Tensor]:
+            assert free is not None
+            self.read.append(free)
             text, hidden_states = task.clip.encode_text(ids, unit, free)
             return text, hidden_states + 0.5
 
         def __call__(self, pairs: EncodedPairs) -> Encodings:
             return pairs.original
 
-    ids = task.retain.ids[:6]
+    ids = task.retain.ids[:60]
     states = torch.zeros(*ids.shape, 2)
     pairs = EncodedPairs(ids, Encodings(hidden_states=states))
     batch = dataclasses.replace(
@@ -182,7 +244,14 @@ def test_the_neighbour_term_is_the_change_under_a_word_that_the_caption_does_not
         retain=pairs,
         concept_removed=ConceptRemoved(states, states[..., 0]),
     )
-    assert float(ChainMap(*method.loss(Shifted(), batch))["neighbour"]) == pytest.approx(4 * 0.25)
+    student = Shifted()
+    assert float(ChainMap(*method.loss(student, batch))["neighbour"]) == pytest.approx(4 * 0.25)
+    [free] = student.read
+    assert len(free.mask) == 48  # twice as many as `rows`
+    # One word of each caption, neither its start nor its end, the first and the last one too.
+    place, last = free.mask.int().argmax(1), task.clip.ends(ids[:48]) - 1
+    assert bool((free.mask.sum(1) == 1).all()) and int(place.min()) == 1
+    assert bool((place <= last).all()) and bool((place == last).any())
     apple = task.clip.model.text_model.embeddings.token_embedding.weight[
         task.clip.tokens(["apple"])
     ]

@@ -52,9 +52,14 @@ class FixedStudent:
         raise AssertionError("no method here has images of its own")
 
 
-def batch_of(original: Encodings, concept_removed: ConceptRemoved | None = None) -> Batch:
-    """One step's batch; `original` are the original's encodings of both sets."""
-    forget, retain = (EncodedPairs(torch.full((2, 1), number), original) for number in (0, 1))
+def batch_of(
+    original: Encodings,
+    concept_removed: ConceptRemoved | None = None,
+    forgotten: Encodings | None = None,
+) -> Batch:
+    """One step's batch; `original` are the original's encodings of both sets, or of the retain set."""
+    forget = EncodedPairs(torch.full((2, 1), 0), forgotten or original)
+    retain = EncodedPairs(torch.full((2, 1), 1), original)
     return Batch(forget, retain, concept_removed, 0.0, torch.Generator().manual_seed(0))
 
 
@@ -71,7 +76,7 @@ def test_cliperase_terms_match_hand_computed_sums() -> None:
         forget=Encodings(unit(X, X), unit(X, Y)),
         retain=Encodings(unit(X, Y), unit(X, X)),
     )
-    batch = batch_of(before)
+    batch = batch_of(before, forgotten=Encodings())  # consistency is of the retain pairs alone
     terms = CLIPErase(forget_weight=3, retain_weight=2, consistency_weight=3).loss(student, batch)
 
     high, low = math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)
@@ -91,15 +96,30 @@ def test_embedding_consistency_is_tiny_even_for_opposite_vectors() -> None:
     axis = torch.zeros(2, size)
     axis[:, 0] = 1
     before = Encodings(axis, axis)
-    student = FixedStudent(1.0, before, Encodings(-axis, axis))
-    batch = batch_of(before)
-    terms = CLIPErase(consistency="embedding", consistency_weight=1.0).loss(student, batch)
+    terms = [
+        CLIPErase(consistency="embedding", consistency_weight=1.0).loss(
+            FixedStudent(1.0, before, now), batch_of(before)
+        )["consistency"]
+        for now in (Encodings(-axis, axis), Encodings(axis, -axis), Encodings(-axis, -axis))
+    ]
     p = math.e / (math.e + size - 1)  # of the one large entry, before
     q = math.exp(-1) / (math.exp(-1) + size - 1)  # now
     rest = (1 - p) / (size - 1), (1 - q) / (size - 1)
     by_hand = p * math.log(p / q) + (1 - p) * math.log(rest[0] / rest[1])
-    assert float(terms["consistency"]) == pytest.approx(by_hand, rel=1e-3)
+    assert [float(term) for term in terms] == pytest.approx(
+        [by_hand, by_hand, 2 * by_hand], rel=1e-3
+    )
     assert by_hand < 0.01  # the similarity softmax would give 2
+
+
+def test_embedding_consistency_diverges_from_the_original_not_from_the_student() -> None:
+    # Softmax of (ln 3, 0) is (3/4, 1/4), that of (0, 0) is (1/2, 1/2).
+    before, now = unit([math.log(3), 0.0], [math.log(3), 0.0]), torch.zeros(2, 2)
+    method = CLIPErase(consistency="embedding", consistency_weight=1.0)
+    for changed in (Encodings(now, before), Encodings(before, now)):
+        student = FixedStudent(1.0, changed, changed)
+        change = method.loss(student, batch_of(Encodings(before, before)))["consistency"]
+        assert float(change) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
 
 
 def test_anchored_terms_match_hand_computed_sums() -> None:
@@ -194,6 +214,27 @@ def test_the_kl_penalty_is_the_divergence_from_the_originals_similarities() -> N
     assert float(terms["retain"]) == pytest.approx(3 * 2 * (high - low))  # rows and columns alike
 
 
+def test_the_kl_penalty_diverges_from_the_original_not_from_the_student() -> None:
+    # Both images now go with the first caption. The original's rows are (high, low) and (low, high), its
+    # columns too; now the rows are both (high, low), the columns (1/2, 1/2).
+    student = FixedStudent(1.0, FORGET, Encodings(unit(X, Y), unit(X, X)))
+    terms = KLMinimization().loss(student, batch_of(RETAIN))
+    high, low = math.e / (math.e + 1), 1 / (math.e + 1)
+    flat = high * math.log(2 * high) + low * math.log(2 * low)
+    assert float(terms["retain"]) == pytest.approx((high - low) / 2 + flat, rel=1e-5)
+    # The candidates of the ascent are what the student says of the retain pairs, too.
+    now = by_hand(texts=[X, X, X, Y], images=[Y, Y, X, X])
+    assert float(terms["forget"]) == pytest.approx(-sum(now[:2]) / 2)
+
+
+def test_the_weights_of_clip_erase_and_npo_are_the_papers() -> None:
+    weights = {"forget_weight": 3.0, "retain_weight": 1.0, "consistency_weight": 3.0}
+    assert CLIPErase.hyperparameters().items() >= weights.items()
+    assert NPO.hyperparameters() == {
+        "temperature": 0.1, "forget_weight": 1.0, "retain_weight": 1.0,
+    }  # fmt: skip
+
+
 def test_multidelete_terms_match_hand_computed_sums() -> None:
     # With two retain pairs the only shift is by one, so unrelated pairs have similarity 0. The forget
     # pairs have 1 and 0; the first retain pair fell from 1 to 0 as its caption moved from X to Y.
@@ -242,6 +283,10 @@ def test_hirm_turns_to_a_random_direction_or_a_word_at_the_norm_of_the_original(
     assert all(float(m.target.norm()) == pytest.approx(norm, rel=1e-5) for m in prepared)
     assert torch.equal(prepared[0].target, prepared[1].target)
     assert not torch.equal(prepared[0].target, prepared[2].target)
+    both = HiRM().prepare(dataclasses.replace(task, concepts=("apple", "chair")))
+    names = task.clip.tokens(["apple", "a apple", "a picture of a apple"])
+    chairs = task.clip.tokens(["chair", "a chair", "a picture of a chair"])
+    assert both.ids.equal(torch.cat([names, chairs]))
     _, orange = task.clip.encode_texts(task.clip.tokens(["orange"]))
     toward = HiRM(toward="orange").prepare(task).target
     assert float(F.cosine_similarity(toward, orange[0, -1], dim=0)) == pytest.approx(1, abs=1e-5)
