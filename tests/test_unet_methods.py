@@ -23,7 +23,7 @@ from erase_sd.methods.cross_attention import TextMoments, edit, moments
 from erase_sd.methods.esd import ESD
 from erase_sd.methods.few_shot import FewShot
 from erase_sd.methods.forget_me_not import ForgetMeNot, steered
-from erase_sd.methods.rece import revival
+from erase_sd.methods.rece import RECE, revival
 from erase_sd.methods.uce import UCE
 from erase_sd.models import unet as unet_module
 from erase_sd.models.denoiser import Noisy, open_denoiser
@@ -141,6 +141,38 @@ def test_esd_is_guided_away_from_the_concept() -> None:
     assert other.trains("conv_in.weight") and not other.trains("mid_block.attn2.to_q.weight")
 
 
+def over_seeds(method: Any, make: Callable[[], Any]) -> dict[str, set[float]]:
+    """The values that each term has over several seeds."""
+    values: dict[str, set[float]] = {}
+    for seed in range(12):
+        batch = dataclasses.replace(empty_batch(), generator=torch.Generator().manual_seed(seed))
+        for name, term in method.loss(make(), batch).items():
+            values.setdefault(name, set()).add(float(term.detach()))
+    return values
+
+
+def test_esd_denoises_with_the_student_and_sets_each_prompt_against_its_own_counterpart() -> None:
+    calls: list[dict[str, int | float]] = []
+
+    class Samples(LinearDenoiser):
+        def sample(self, prompts: Any, *_: Any, **given: Any) -> Noisy:
+            assert self.gain == 2  # the student, not the original
+            calls.append(given)
+            return super().sample(prompts)
+
+    original: Any = LinearDenoiser()
+    method = ESD(
+        rows=1, original=original, sampling_steps=3, sampling_guidance=4.5,
+        asked={"prompt_embeds": torch.tensor([3.0, 9.0])[:, None, None]},
+        instead={"prompt_embeds": torch.tensor([1.0, 2.0])[:, None, None]},
+    )  # fmt: skip
+    # Latent 2, student 2: 12 for 2 - (6 - 2), and 36 for 4 - (18 - 4).
+    values = over_seeds(method, lambda: Student(Samples(2.0)))
+    assert values == {"erase": {14.0**2, 46.0**2}}
+    assert all(call["steps"] == 3 and call["guidance"] == 4.5 for call in calls)
+    assert {call["taken"] for call in calls} == {0, 1, 2}
+
+
 def test_concept_ablation_terms_match_hand_computed_sums() -> None:
     # Latent 2, student 2: 12 under the concept, 4 under the anchor, whose answer is 5.
     method = ConceptAblation(
@@ -204,16 +236,36 @@ def test_advunlearn_terms_match_hand_computed_sums() -> None:
     assert terms(method, Student(gain=2.0)) == {"erase": 14.0**2, "retain": 3 * 2.0**2}
 
 
+def test_advunlearn_pairs_prompts_with_their_counterparts_and_images() -> None:
+    # Erased as in ESD; a student of gain 2 is off by the latent times the retain prompt: 2 * 1, 10 * 5.
+    method = dataclasses.replace(
+        adversarial(tokens=0), asked=torch.tensor([[3, 3], [9, 9]]),
+        instead=torch.tensor([[1, 1], [2, 2]]), retain_ids=torch.tensor([[1, 1], [5, 5]]),
+        retain_latents=torch.tensor([2.0, 10.0])[:, None, None, None],
+    )  # fmt: skip
+    values = over_seeds(method, lambda: Student(gain=2.0))
+    assert values == {"erase": {14.0**2, 46.0**2}, "retain": {2.0**2, 50.0**2}}
+
+
+class Reads(Student):
+    """What follows the start is read."""
+
+    def text(self, ids: Tensor, unit: bool = True, free: Any = None) -> tuple[Tensor, Tensor]:
+        _, states = super().text(ids, unit, free)
+        return states[:, 0], states[:, 1:]
+
+
+def test_advunlearn_erases_behind_the_prefix_and_retains_without_it() -> None:
+    # The prefix 4 takes the place of what is read: 8 instead of -2; the retain prompt is off by 2.
+    method = adversarial(attack_steps=0)
+    assert terms(method, Reads(gain=2.0)) == {"erase": 100.0, "retain": 4.0}
+
+
 def test_the_attack_moves_the_prefix_toward_the_originals_prediction() -> None:
     # The first state is read; the free embedding behind it is not, so the attack has no gradient there.
     ids, free = prefixed(torch.tensor([[7, 8, 9]]), torch.tensor([[[5.0]]]))
     assert ids.tolist() == [[7, 8, 8]]
     assert free.mask.tolist() == [[False, True, False]] and float(free.embeddings[0, 1, 0]) == 5.0
-
-    class Reads(Student):
-        def text(self, ids: Tensor, unit: bool = True, free: Any = None) -> tuple[Tensor, Tensor]:
-            _, states = super().text(ids, unit, free)
-            return states[:, 0], states[:, 1:]
 
     # The prefix 4 predicts 8, the concept 6, at 3: three steps of 0.25 lead to 3.25.
     method = adversarial(attack_steps=3, attack_size=0.25)
@@ -250,6 +302,57 @@ def test_prompts_of_the_name_are_edited_from_its_last_token_on(apple: Task) -> N
     prompts = concept_prompts(apple, ("{}",), "", 3)
     assert prompts.asked.shape == prompts.instead.shape == (6, 32)
     assert bool((prompts.asked != prompts.instead).any(1).all())
+
+
+def test_uce_weighs_what_it_retains_and_holds_the_rest_by_its_ridge(apple: Task) -> None:
+    denoiser = denoiser_of(apple)
+    method = UCE(
+        prompts=("a photo of {}",), toward="dog", forget_captions=3, retain_captions=4,
+        retain_weight=3.0, ridge=0.5,
+    )  # fmt: skip
+    read, instead = cross_attention.concept_pairs(apple, denoiser, method.prompts, "dog", 3)
+    kept = cross_attention.retained_states(denoiser, apple.retain, 4).double()
+    assert len(kept) == 4 * apple.retain.ids.shape[1]
+    wanted, states = method.problem(apple)
+    assert torch.equal(states[0], read) and torch.equal(states[1], instead)
+    read, instead = read.double(), instead.double()
+    retained = 3 * kept.T @ kept / len(kept)
+    torch.testing.assert_close(wanted.own, read.T @ read / len(read) + retained)
+    torch.testing.assert_close(wanted.toward, instead.T @ read / len(read) + retained)
+    solved = method.solve(apple)
+    for name, matrix in cross_attention.keys_and_values(denoiser.unet).items():
+        torch.testing.assert_close(solved[name], (matrix @ edit(wanted, 0.5)).float())
+
+
+def test_each_round_of_rece_erases_what_the_rounds_before_left(
+    apple: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = torch.tensor([[1.0, 0.5], [0.2, 2.0], [1.0, -1.0]])
+    instead = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]])
+    w = {"w": torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=DOUBLE)}
+    monkeypatch.setattr(UCE, "problem", lambda *_: (moments(read, instead), (read, instead)))
+    monkeypatch.setattr(cross_attention, "keys_and_values", lambda _: w)
+    solved = RECE(rounds=2, ridge=0.25, derived_ridge=0.3, derived_weight=0.5).solve(apple)["w"]
+
+    gram, wanted = w["w"].T @ w["w"], moments(read, instead)
+    transform = edit(wanted, 0.25)
+    for _ in range(2):
+        back = revival(gram, transform, 0.3)
+        derived = torch.stack([back @ one for one in read.double()])
+        wanted += moments(derived, instead).scaled(0.5)
+        transform = edit(wanted, 0.25, transform)
+    torch.testing.assert_close(solved, (w["w"] @ transform).float())
+
+
+def test_a_revived_embedding_minimizes_its_sum_of_squares() -> None:
+    w = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 1.0]], dtype=DOUBLE)
+    transform = torch.tensor([[0.5, 0.2], [-0.4, 0.9]], dtype=DOUBLE)
+    concept, read = torch.tensor([1.0, 2.0], dtype=DOUBLE), w @ transform
+    strength = 0.3 * float((read.T @ read).diagonal().mean())
+    revived = (revival(w.T @ w, transform, 0.3) @ concept).requires_grad_()
+    loss = (read @ revived - w @ concept).square().sum() + strength * revived.square().sum()
+    [slope] = torch.autograd.grad(loss, revived)
+    assert float(slope.abs().max()) < 1e-12
 
 
 def test_attention_probabilities_are_those_of_the_unet(apple: Task) -> None:
