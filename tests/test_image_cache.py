@@ -19,6 +19,9 @@ def test_only_a_complete_and_intact_batch_is_returned() -> None:
     store_batch(image_cache(), "key", BATCH)
     assert cached_batch(image_cache(), "key", 2) == BATCH
     assert cached_batch(image_cache(), "key", 3) == [] == cached_batch(image_cache(), "other", 2)
+    (image_cache() / "key").rename(image_cache() / "moved")
+    assert cached_batch(image_cache(), "moved", 2) == []  # another batch's images
+    store_batch(image_cache(), "key", BATCH)
     first = min((cache_folder() / "images" / "key").iterdir())
     first.write_bytes(b"damaged")
     assert cached_batch(image_cache(), "key", 2) == []

@@ -18,7 +18,12 @@ from erase_sd.methods import cross_attention
 from erase_sd.methods.advunlearn import AdvUnlearn, prefixed
 from erase_sd.methods.base import Task
 from erase_sd.methods.concept_ablation import ConceptAblation
-from erase_sd.methods.concept_prompts import concept_images, concept_prompts, denoiser_of
+from erase_sd.methods.concept_prompts import (
+    concept_images,
+    concept_prompts,
+    denoiser_of,
+    mentioning,
+)
 from erase_sd.methods.cross_attention import TextMoments, edit, moments
 from erase_sd.methods.esd import ESD
 from erase_sd.methods.few_shot import FewShot
@@ -112,6 +117,18 @@ def test_the_ridge_holds_the_edit_to_what_was_before() -> None:
     assert float(edit(wanted, 0.5)) == pytest.approx((12 + 2) / 6)
     before = torch.tensor([[7.0]], dtype=DOUBLE)
     assert float(edit(wanted, 0.5, before)) == pytest.approx((12 + 14) / 6)
+
+
+def test_the_edit_minimizes_its_sum_of_squares() -> None:
+    read = torch.tensor([[1.0, 2.0], [0.5, -1.0], [2.0, 0.3]], dtype=DOUBLE)
+    toward = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]], dtype=DOUBLE)
+    before = torch.tensor([[1.0, 0.3], [-0.2, 0.8]], dtype=DOUBLE)
+    transform = edit(moments(read, toward), 0.4, before).requires_grad_()
+    strength = 0.4 * float(read.square().mean())
+    error = (read @ transform.T - toward).square().sum(1).mean()
+    loss = error + strength * (transform - before).square().sum()
+    [slope] = torch.autograd.grad(loss, transform)
+    assert float(slope.abs().max()) < 1e-12
 
 
 def test_the_retain_weight_trades_the_concept_for_what_is_retained() -> None:
@@ -237,14 +254,17 @@ def test_advunlearn_terms_match_hand_computed_sums() -> None:
 
 
 def test_advunlearn_pairs_prompts_with_their_counterparts_and_images() -> None:
-    # Erased as in ESD; a student of gain 2 is off by the latent times the retain prompt: 2 * 1, 10 * 5.
+    # A student of gain 2 predicts 12 for 2 - (6 - 2) / 2, and 36 for 4 - (18 - 4) / 2; it is off by the
+    # latent times the retain prompt: 2 * 1, 10 * 5.
     method = dataclasses.replace(
-        adversarial(tokens=0), asked=torch.tensor([[3, 3], [9, 9]]),
+        adversarial(tokens=0, negative_guidance=0.5), asked=torch.tensor([[3, 3], [9, 9]]),
         instead=torch.tensor([[1, 1], [2, 2]]), retain_ids=torch.tensor([[1, 1], [5, 5]]),
         retain_latents=torch.tensor([2.0, 10.0])[:, None, None, None],
     )  # fmt: skip
     values = over_seeds(method, lambda: Student(gain=2.0))
-    assert values == {"erase": {14.0**2, 46.0**2}, "retain": {2.0**2, 50.0**2}}
+    assert values == {"erase": {12.0**2, 39.0**2}, "retain": {2.0**2, 50.0**2}}
+    assert method.trains("text_model.encoder.layers.0.mlp.fc1.weight")
+    assert not method.trains("text_model.embeddings.token_embedding.weight")
 
 
 class Reads(Student):
@@ -353,6 +373,24 @@ def test_a_revived_embedding_minimizes_its_sum_of_squares() -> None:
     loss = (read @ revived - w @ concept).square().sum() + strength * revived.square().sum()
     [slope] = torch.autograd.grad(loss, revived)
     assert float(slope.abs().max()) < 1e-12
+
+
+def test_captions_are_edited_from_the_first_token_on_that_differs(
+    apple: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser, forget = denoiser_of(apple), apple.forget
+    rows = mentioning(forget, 80).repeat(2)[:80]  # more than one batch
+    monkeypatch.setattr(cross_attention, "mentioning", lambda *_: rows)
+    read, instead = cross_attention.concept_pairs(apple, denoiser, (), "", 80)
+    asked, wanted = [], []
+    for row in rows.tolist():
+        ids, removed = forget.ids[row : row + 1], forget.concept_removed_ids[row : row + 1]
+        first = int((ids != removed).int().argmax())
+        asked.append(denoiser.encode(ids)["prompt_embeds"][0, first:])
+        states = denoiser.encode(removed)["prompt_embeds"][0]
+        wanted.append(states[forget.source[row]][first:])
+    torch.testing.assert_close(read, torch.cat(asked))
+    torch.testing.assert_close(instead, torch.cat(wanted))
 
 
 def test_attention_probabilities_are_those_of_the_unet(apple: Task) -> None:
