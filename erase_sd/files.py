@@ -97,29 +97,31 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise RunError(f"{path}: not a regular file, cannot be replaced")
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        with _errors_naming(path, partial):
+    with _errors_naming(path):
+        handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
             yield partial
             _sync(partial)
             partial.chmod(0o644)
             partial.replace(path)
             _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _errors_naming(path: Path, partial: Path) -> Iterator[None]:
-    """Has errors about writing `partial` name `path`, which the user knows; a full disk names no file."""
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Has errors about what is written beside `path` name `path`, which the user knows; a full disk
+    names no file."""
+    beside = str(path.with_name(f".{path.name}.").resolve())  # tempfile names absolute paths
     try:
         yield
     except SafetensorError as error:
         raise RunError(f"{path}: cannot be written ({reason(error)})") from None
     except OSError as error:
-        if error.filename is None or str(error.filename).startswith(str(partial)):
+        if error.filename is None or str(Path(str(error.filename)).resolve()).startswith(beside):
             error.filename, error.filename2 = str(path), None
         raise
 
@@ -187,9 +189,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.replace(path)  # killed between the two renames of `_put_in_place`
-    partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
-    try:
-        with _errors_naming(path, partial):
+    with _errors_naming(path):
+        partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
+        try:
             yield partial
             for path_inside in partial.rglob("*"):
                 path_inside.chmod(0o755 if path_inside.is_dir() else 0o644)
@@ -197,8 +199,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             partial.chmod(0o755)
             _sync(partial)
             _put_in_place(partial, path, old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put_in_place(partial: Path, path: Path, old: Path) -> None:

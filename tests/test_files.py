@@ -65,6 +65,23 @@ def test_a_write_that_fails_leaves_the_old_bytes_and_no_partial_file(
     assert names(tmp_path) == ["kept"]
 
 
+@pytest.mark.parametrize(("whole", "call"), [(whole_file, "open"), (whole_folder, "mkdir")])
+def test_an_error_in_a_folder_that_cannot_be_written_names_what_was_to_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[Path], AbstractContextManager[Path]],
+    call: str,
+) -> None:
+    def refuse(path: Any, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(PermissionError) as caught, whole(Path("report.html")):
+        pass
+    assert caught.value.filename == "report.html"
+
+
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_first_write_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
