@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.jsonl"
 CHECKSUM_BYTES = 64  # a SHA-256 in hexadecimal
+ANOTHER_CACHE = "set ERASE_SD_CACHE to another folder"
 NO_LOCKS = "its file system has no locks, which keep two processes from writing at once"
 
 
@@ -121,12 +122,15 @@ def _entries(folder: Path) -> list[ManifestEntry]:
 @contextlib.contextmanager
 def _sole_writer(path: Path) -> Iterator[None]:
     """Holds a lock beside `path`, and removes what a killed writer left there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except NotImplementedError:
-        raise RunError(f"{path.parent}: {NO_LOCKS}; set ERASE_SD_CACHE to another folder") from None
+        raise RunError(f"{path.parent}: {NO_LOCKS}; {ANOTHER_CACHE}") from None
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or error})"
+        raise RunError(f"{path.parent}: {why}; {ANOTHER_CACHE}") from None
     with lock:
         sweep(path.parent, path.name)
         yield

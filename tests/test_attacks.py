@@ -657,9 +657,9 @@ def test_the_command_prints_the_table_and_json(
     from typer.testing import CliRunner
 
     from erase_sd.cli import app
-    from erase_sd.models import presets
+    from erase_sd.models import recorded
 
-    monkeypatch.setattr(presets, "models_of_run", lambda *_, **__: tiny)
+    monkeypatch.setattr(recorded, "models_of_run", lambda *_, **__: tiny)
     monkeypatch.setenv("COLUMNS", "120")
     words = ["attack", "--run", "apple", "--attack", "embeddings", "--set", "counts=1",
              "--set", "steps=1", "--images", "2", "--steps", "1", "--quiet"]  # fmt: skip

@@ -459,7 +459,7 @@ def test_table_shows_shares_in_percent_and_drifts_as_they_are() -> None:
 def test_command_prints_a_table_or_one_json_object(
     tiny: Models, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erase_sd.models.presets.models_of_run", lambda *_, **__: tiny)
+    monkeypatch.setattr("erase_sd.models.recorded.models_of_run", lambda *_, **__: tiny)
     monkeypatch.setenv("COLUMNS", "120")
     write_class_folders(tmp_path / "c", {"apple": 2, "dog": 2})
     command = ["evaluate", "--run", "apple", "--images", str(tmp_path / "c"), "--quiet"]

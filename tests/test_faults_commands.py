@@ -94,7 +94,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
         ("erase-sd run --concept apple --prompts long.txt", 1, "tokens"),
         ("erase-sd data --concept $'\\xff'", 1, "needs a word"),
         ("erase-sd unlearn --concept $(printf 'a%.0s' {1..301})", 1, "at most 300 characters"),
-        ("ERASE_SD_CACHE=apple.txt erase-sd data --concept apple", 1, "apple.txt"),
+        ("ERASE_SD_CACHE=apple.txt erase-sd data --concept apple", 1,
+         "cannot be written (File exists); set ERASE_SD_CACHE to another folder"),
         ("TMPDIR=/nowhere erase-sd methods", 0, ""),
     ],
 )  # fmt: skip

@@ -17,7 +17,8 @@ from erase_sd.models import erased
 from erase_sd.models.export import export
 from erase_sd.models.pipeline import open_pipeline
 from erase_sd.models.pipeline_kinds import text_encoders
-from erase_sd.models.presets import Models, models_of_run
+from erase_sd.models.presets import Models
+from erase_sd.models.recorded import models_of_run
 from erase_sd.models.text_encoder import check_fit, load_clip
 from erase_sd.report import write
 from erase_sd.report.contact_sheet import contact_sheet

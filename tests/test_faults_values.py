@@ -25,7 +25,8 @@ from erase_sd.files import hash_file, write_json
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.models import erased
 from erase_sd.models.export import export
-from erase_sd.models.presets import Models, models_of_run
+from erase_sd.models.presets import Models
+from erase_sd.models.recorded import models_of_run
 from erase_sd.report import write
 from erase_sd.report.contact_sheet import contact_sheet
 from erase_sd.report.ladder_pictures import ladder_section

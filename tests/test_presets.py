@@ -11,7 +11,8 @@ import pytest
 
 from erase_sd.errors import DataError, EraseError, ModelError, SettingError
 from erase_sd.models import presets
-from erase_sd.models.presets import Models, models_of_run, resolve
+from erase_sd.models.presets import Models, resolve
+from erase_sd.models.recorded import models_of_run
 from erase_sd.models.source import SD_FILES, check_config, fetch
 from erase_sd.models.tokens import token_limit_of
 from erase_sd.run import Run
@@ -90,6 +91,29 @@ def test_later_stages_use_the_models_that_the_run_recorded(tiny: Models) -> None
     assert (recorded.folder, recorded.pairs()) == (tiny.model, tiny.data)
     assert models_of_run(run, detector=tiny.detector).detector_file() == tiny.detector
     assert models_of_run(run, preset="sd15").model == presets.HUB["sd15"].model
+
+
+def test_relative_paths_of_a_run_are_found_from_any_folder(
+    tiny: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {"model": "model", "data": "pairs", "detector": "detector.pt", "clip": ["clip"]}
+    for name, path in zip(paths, (tiny.folder, tiny.pairs(), tiny.detector_file()), strict=False):
+        (tmp_path / str(paths[name])).symlink_to(path)
+    (tmp_path / "clip").symlink_to(tiny.clip_folder(0))
+    for name in ("mini", "main", "synth"):  # never taken for the preset, the revision or the data
+        (tmp_path / name).mkdir()
+    (tmp_path / "other").mkdir()
+    run = Run(tmp_path / "runs" / "apple")
+    run.update(models={"preset": "mini", "revision": "main", **paths})
+    monkeypatch.chdir(tmp_path / "other")
+    models = models_of_run(run)
+    assert (models.folder, models.pairs()) == (tmp_path / "model", tmp_path / "pairs")
+    assert models.detector_file() == tmp_path / "detector.pt"
+    assert (models.clip_folder(0), models.revision) == (tmp_path / "clip", "main")
+    run.update(models={"preset": "mini", "data": "synth"})
+    assert models_of_run(run).data == "synth"
+    monkeypatch.chdir(tmp_path)
+    assert models_of_run(run, model="model").folder == Path("model")
 
 
 def test_a_config_with_code_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -149,11 +149,20 @@ def cut(name: str) -> Callable[[Path], None]:
     )
 
 
+def better_rate(folder: Path) -> None:
+    """Edits a rate, but not the count that it comes from."""
+    path = folder / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["rates"][0]["erased"]["value"] = 0.01
+    path.write_text(json.dumps(scores))
+
+
 @pytest.mark.parametrize(
     ("damage", "message", "shown"),
     [
         (delete("scores.json"), "scores.json: missing", "leaked"),
         (cut("scores.json"), "scores.json: damaged", "leaked"),
+        (better_rate, r"scores.json: damaged .*images is not a rate of 0.01", "leaked"),
         (delete("detections.jsonl"), "detections.jsonl: missing", "too few detections"),
         (cut("detections.jsonl"), r"detections.jsonl:\d+: damaged", "too few detections"),
         (delete("train.jsonl"), "train.jsonl: missing", "leaked"),

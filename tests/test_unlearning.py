@@ -25,7 +25,8 @@ from erase_sd.methods.cliperase_anchored import AnchoredCLIPErase
 from erase_sd.methods.lipschitz import Lipschitz
 from erase_sd.methods.registry import METHODS
 from erase_sd.models.clip import Clip, FreeEmbeddings
-from erase_sd.models.presets import Models, models_of_run, resolve
+from erase_sd.models.presets import Models, resolve
+from erase_sd.models.recorded import models_of_run
 from erase_sd.run import Run
 from erase_sd.unlearning import stage
 from erase_sd.unlearning.pairs import concept_sets_of

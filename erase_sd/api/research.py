@@ -40,7 +40,7 @@ def attack(
     """
     from ..attacks.settings import AttackSettings
     from ..attacks.stage import attack as attack_stage
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
 
     own = Run(run_folder(run))
     settings |= {"attacks": names} if (names := texts(attacks)) else {}
@@ -68,7 +68,7 @@ def evaluate(
     """
     from ..data.classes import TEMPLATES
     from ..evaluation.stage import evaluate as evaluate_stage
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
 
     own = Run(run_folder(run))
     models = models_of_run(own, preset=preset, clip=clip)
@@ -84,7 +84,7 @@ def explain(run: str | Path) -> list[Path]:
     Raises EraseError.
     """
     from ..evaluation.explain.stage import explain as explain_stage
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
 
     own = Run(run_folder(run))
     return explain_stage(own, models_of_run(own))

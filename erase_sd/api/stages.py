@@ -87,7 +87,7 @@ def generate(
     from ..data.prompts import locate_prompts, prompts_name, with_files_beside
     from ..generation.settings import GenerateSettings
     from ..generation.stage import generate as generate_stage
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
 
     named = [prompts] if isinstance(prompts, str | Path) else prompts
     files = [locate_prompts(Path(name)) for name in named]
@@ -119,7 +119,7 @@ def score(
     `unscored` of the result; different settings, prompts or detectors are logged. Raises EraseError.
     """
     from ..detection.detector import detector_kept
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
     from ..scoring.stage import merge, runs_with_images
     from ..scoring.stage import score as score_stage
 

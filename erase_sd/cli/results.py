@@ -69,7 +69,7 @@ def play(
     detector_text: opt.DetectorText = None,
 ) -> None:
     """Open a local page that takes a prompt and a seed and shows both images with their detections."""
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
     from ..report.play.page import play as serve
     from ..run import Run, run_folder
 
@@ -117,7 +117,7 @@ def export(
 ) -> None:
     """Export the erased text encoder or U-Net for another program."""
     from ..models.export import export as write_export
-    from ..models.presets import models_of_run
+    from ..models.recorded import models_of_run
     from ..report.ladder_pictures import ladder_section
     from ..run import Run, run_folder
 

@@ -188,7 +188,8 @@ def names_in_header(path: Path) -> list[str]:
 def _metadata(path: Path, file: Any) -> dict[str, str]:
     metadata: dict[str, str] = file.metadata() or {}
     if missing := sorted({"architecture", "names", "size"} - set(metadata)):
-        raise _error(path, f"not a detector, its metadata lacks {', '.join(missing)}")
+        why = f"its metadata lacks {', '.join(missing)}"
+        raise _error(path, f"not a detector of erase-sd ({why}); needs the original .pt")
     return metadata
 
 

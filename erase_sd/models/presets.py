@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import DataError, ModelError, RunError, SettingError
+from ..errors import DataError, ModelError, SettingError
 from ..files import hash_file
-from ..run import Run
 from .choices import Sampler
 from .single_file import folder_of
 from .source import CLIP_FILES, SD_FILES, Source, fetch, fingerprint
@@ -113,9 +111,8 @@ class Models:
         if not self.data.is_dir():
             raise DataError(
                 "no such folder; needs a folder of caption pairs, or synth",
-                field="data",
-                value=self.data,
-            )
+                field="data", value=self.data,
+            )  # fmt: skip
         return self.data
 
     def with_clips(self, clips: Sequence[Source] | None) -> Models:
@@ -221,23 +218,6 @@ def resolve(
     if str(model or own.model) != str(own.model):
         changes |= {"title": None, "licence": "other", "own_data": None}
     return replace(own, **changes, overrides=overrides)
-
-
-def models_of_run(run: Run, **overrides: Any) -> Models:
-    """The models and data that the run was unlearned with; `overrides` that are set replace them.
-
-    A preset other than the run's replaces everything. Without a run, the default preset. A `clip` takes
-    the place of the run's without making it one that is alone.
-    """
-    clip = overrides.pop("clip", None)
-    recorded = run.record.models if run.exists else {}
-    if unknown := recorded.keys() - inspect.signature(resolve).parameters:
-        raise RunError(f"{run.folder / 'run.json'}: models has an unknown key {min(unknown)!r}")
-    overrides = {name: value for name, value in overrides.items() if value}
-    if overrides.get("preset", recorded.get("preset")) != recorded.get("preset"):
-        recorded = {}
-    models = resolve(**recorded | overrides)
-    return models.with_clips([clip] if clip else None)
 
 
 def _mini() -> Models:

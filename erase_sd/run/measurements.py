@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
@@ -77,6 +78,8 @@ class Rate:
     def __post_init__(self) -> None:
         if not 0 <= self.detected <= self.n or self.n < 1:
             raise ValueError(f"{self.detected} of {self.n} images is not a rate")
+        if not math.isclose(self.value, self.detected / self.n, abs_tol=1e-6):
+            raise ValueError(f"{self.detected} of {self.n} images is not a rate of {self.value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

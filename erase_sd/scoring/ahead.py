@@ -9,7 +9,8 @@ from typing import Any
 
 from ..detection.detector import CHUNK, detector_kept, start_detector
 from ..errors import EraseError
-from ..models.presets import Models, models_of_run
+from ..models.presets import Models
+from ..models.recorded import models_of_run
 from ..run import Run
 from .classes import classes_of
 from .detections import Detections

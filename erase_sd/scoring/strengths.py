@@ -21,8 +21,9 @@ from ..files import write_bytes, write_json
 from ..models.lora import read_factors, with_strength
 from ..models.lora_export import DIFFUSERS_FILE
 from ..models.pipeline import open_pipeline, swap
-from ..models.presets import Models, models_of_run
+from ..models.presets import Models
 from ..models.quiet import quiet_libraries
+from ..models.recorded import models_of_run
 from ..models.sampling import generate_batch
 from ..models.text_encoder import load_text_encoder
 from ..models.unet import UNET, load_unet
