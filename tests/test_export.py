@@ -30,7 +30,7 @@ SCORES = ScoresRecord(
     rates=(
         RateComparison(
             run="apple", concept="apple", group="target", kind="plain", class_name=None,
-            threshold=0.25, original=RATE, erased=dataclasses.replace(RATE, value=0.05),
+            threshold=0.25, original=RATE, erased=dataclasses.replace(RATE, value=0.05, detected=1),
             change=Change(difference=-0.9, p_value=1e-3),
         ),
     ),

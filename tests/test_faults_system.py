@@ -90,6 +90,13 @@ def test_full_and_read_only_disks(tiny: Models, small_disk: Path, faults: Faults
     with faults("read-only disks", "unlearn: the run"):
         answer = call(*words(tiny, "--run", str(small_disk / "new")))
         assert_one_line(answer, str(small_disk), "cannot be written")
+    with faults("read-only disks", "export"):
+        answer = call("export", *run, "--to", "comfyui", "--out", "exported")
+        assert answer.returncode == 0 and list(Path("exported").glob("*.safetensors")), (
+            answer.stderr
+        )
+        answer = call("export", *run, "--to", "comfyui")
+        assert_one_line(answer, str(small_disk), "Read-only file system")
     with faults("read-only disks", "unlearn: the cache"):
         answer = call(*words(tiny, "--run", "other"), ERASE_SD_CACHE=str(small_disk / "cache"))
         assert answer.returncode == 0 and "not cached" in answer.stderr, answer.stderr

@@ -113,7 +113,7 @@ def export(
         raise SettingError("exists and is not an export", field="out", value=out)
     _warn_if_not_erased(run)
     quiet_libraries()
-    with run.lock():
+    with run.lock(reader=True):
         sweep(out.parent, out.name)
         with whole_folder(out) as partial:
             write_json(partial / "erase.json", dataclasses.asdict(erasure.record))

@@ -202,9 +202,9 @@ class Run:
             self.folder / "run.json", dataclasses.asdict(dataclasses.replace(record, **fields))
         )
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """The one writer's lock; RunError if another process has it, or the folder cannot be written."""
-        return writer_lock(self.folder) if writes() else contextlib.nullcontext()
+    def lock(self, reader: bool = False) -> contextlib.AbstractContextManager[None]:
+        """`writer_lock` of the folder, if this process writes."""
+        return writer_lock(self.folder, reader) if writes() else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def stage(

@@ -16,12 +16,16 @@ from ..reading import read_bytes
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path, reader: bool = False) -> Iterator[None]:
     """The one writer's lock; the system releases it when the process ends, however it ends.
 
-    Removes what a killed writer left. Raises RunError if another process has the lock, or the folder
-    cannot be written.
+    Removes what a killed writer left. A `reader`, who keeps writers away, goes on without it in a folder
+    that cannot be written. Raises RunError if another process has the lock, or, for a writer, if the
+    folder cannot be written.
     """
+    if reader and not os.access(folder, os.W_OK):
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock")
