@@ -208,6 +208,24 @@ def test_only_an_earlier_export_is_overwritten(tiny: Models, erased_run: Run) ->
     assert export(erased_run, tiny, "diffusers", Path("out")) == first
 
 
+def test_an_export_never_takes_the_place_of_a_runs_erased_weights(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(erased_run.folder.resolve())
+    own = "is the folder of a run's erased weights, or in it"
+    Path("link").symlink_to(run.erased)
+    for out in (erased_run.erased, Path("link"), run.erased / "text_encoder"):
+        with pytest.raises(SettingError, match=f"out {out}: {own}"):
+            export(run, tiny, "diffusers", out)
+    first = export(run, tiny, "diffusers", Path("first")).resolve()
+    for place in (run.erased, first / "text_encoder", first):
+        monkeypatch.chdir(place)
+        for out in (Path(), Path("..")):
+            with pytest.raises(SettingError, match=f"out {out}: needs the name of a folder"):
+                export(run, tiny, "diffusers", out)
+    erased.check(run.erased)
+
+
 def scored(run: Run) -> None:
     """Completes the run as far as an export can tell."""
     for stage in ("generate", "score"):

@@ -4,6 +4,7 @@ to be."""
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .. import runtime
 from ..data.concept import Concept
-from ..errors import DivergedError, RunError
+from ..errors import DivergedError, RunError, SettingError
 from ..files import hash_file, whole_folder, write_json
 from ..reading import read_record
 from ..run import Run, run_folder
@@ -132,6 +133,19 @@ def module_folder(folder: Path, name: str) -> Path:
 def weights_file(folder: Path, name: str) -> Path:
     """The file with the weights of the module of that name in its folder."""
     return folder / (UNET_FILE if name == UNET else WEIGHTS_FILE)
+
+
+def check_outside(out: Path) -> None:
+    """SettingError if `out`, by whatever path, is the folder of a run's erased weights or in it, where
+    `module_folder` would take a new folder for a module; also if it ends without a name."""
+    if out.name in ("", ".."):  # it is written under another name and renamed
+        raise SettingError("needs the name of a folder", field="out", value=out)
+    place = Path(os.path.realpath(out))
+    for folder in (place, *place.parents):
+        if folder.name == Run(folder.parent).erased.name and Run(folder.parent).exists:
+            raise SettingError(
+                "is the folder of a run's erased weights, or in it", field="out", value=out
+            )
 
 
 def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:

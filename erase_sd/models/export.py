@@ -108,8 +108,8 @@ def export(
     precision = None if dtype is None else runtime.dtype(dtype)
     erasure = _Erasure(run, models, record, base, rank, precision, push_to, pictures)
     out = out or run.folder / "export" / to
-    encoders = (out.parent / "run.json").is_file() and out.name == run.erased.name
-    if encoders or (out.exists() and not (out / "erase.json").is_file()):
+    erased.check_outside(out)
+    if out.exists() and not (out / "erase.json").is_file():
         raise SettingError("exists and is not an export", field="out", value=out)
     _warn_if_not_erased(run)
     quiet_libraries()
