@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from test_models import sdxl as sdxl
+from test_unet_erasure import erase
 from torch import Tensor
 
 import erase_sd
@@ -105,11 +110,14 @@ def test_an_encoder_that_the_run_did_not_erase_is_named(
     tiny: Models, erased_run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = open_tiny(tiny)
-    pipe.text_encoder_2 = pipe.text_encoder
+    pipe.text_encoder_2 = pipe.text_encoder_3 = pipe.text_encoder
     with caplog.at_level(logging.WARNING, "erase_sd"):
         erase_sd.apply(pipe, "apple")
     ours = [r.getMessage() for r in caplog.records if r.name == "erase_sd"]
-    assert ours == ["text_encoder_2 (CLIPTextModel) is not erased: it still knows the concept"]
+    assert ours == [
+        f"text_encoder_{n} (CLIPTextModel) is not erased: it still knows the concept"
+        for n in (2, 3)
+    ]
 
 
 def test_a_second_erasure_says_that_it_undoes_the_first(
@@ -129,19 +137,71 @@ def test_a_second_erasure_says_that_it_undoes_the_first(
     ]
 
 
+def test_an_encoder_without_the_projection_of_the_erased_one_takes_the_rest(sdxl: Models) -> None:
+    from transformers import CLIPTextModel
+
+    erase(sdxl, both=True)
+    erased: Any = erase_sd.load("apple", "text_encoder_2")
+    pipe = SimpleNamespace(
+        text_encoder=erase_sd.load("apple"), unet=erase_sd.load("apple", "unet"),
+        text_encoder_2=CLIPTextModel.from_pretrained(sdxl.folder / "text_encoder_2"),
+    )  # fmt: skip
+    assert not torch.allclose(hidden_states(pipe.text_encoder_2), hidden_states(erased), atol=0.1)
+    erase_sd.apply(pipe, "apple")
+    assert torch.equal(hidden_states(pipe.text_encoder_2), hidden_states(erased))
+
+
+LAYERS, FC1 = "text_model.encoder.layers", "text_model.encoder.layers.0.mlp.fc1.weight"
+POSITIONS = "text_model.embeddings.position_embedding.weight"
+
+
+def replaced(name: str, weight: Tensor) -> Callable[[Any], None]:
+    """Puts another weight, named as on the hub, into a pipeline's text encoder."""
+
+    def change(pipe: Any) -> None:
+        own = pipe.text_encoder
+        path = name if hasattr(own, "text_model") else name.removeprefix("text_model.")
+        module, _, last = path.rpartition(".")
+        setattr(own.get_submodule(module), last, torch.nn.Parameter(weight, requires_grad=False))
+
+    return change
+
+
+def layers_of(pipe: Any) -> Any:
+    return getattr(pipe.text_encoder, "text_model", pipe.text_encoder).encoder.layers
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda pipe: setattr(pipe, "text_encoder", None), "has no text_encoder, which the run"),
         (lambda pipe: pipe.text_encoder.to("meta"), "quantized or offloaded layer by layer"),
+        (replaced(FC1, torch.ones(64, 32).char()), "quantized or offloaded layer by layer"),
+        (replaced(FC1, torch.ones(64, 16)), r"fc1.weight is \(64, 16\), the erased one has"),
+        (replaced(POSITIONS, torch.ones(40, 32)), r"position_embedding.weight is \(40, 32\), the"),
         (
-            lambda pipe: pipe.text_encoder.get_input_embeddings().__setattr__(
-                "weight", torch.nn.Parameter(torch.zeros(9, 32))
-            ),
+            replaced(POSITIONS.replace("position", "token"), torch.ones(9, 32)),
             r"token_embedding.weight is \(9, 32\), the erased one has",
         ),
+        (
+            lambda pipe: layers_of(pipe).__delitem__(1),
+            rf"the pipeline's CLIPTextModel has no {LAYERS}.1.layer_norm1.bias",
+        ),
+        (
+            lambda pipe: layers_of(pipe).append(copy.deepcopy(layers_of(pipe)[0])),
+            rf"text_encoder: the erased one has no {LAYERS}.2.layer_norm1.bias",
+        ),
     ],
-    ids=["missing", "meta", "smaller vocabulary"],
+    ids=[
+        "missing",
+        "meta",
+        "quantized",
+        "another width",
+        "longer",
+        "smaller vocabulary",
+        "shallower",
+        "deeper",
+    ],
 )
 def test_a_pipeline_that_cannot_take_the_weights_is_one_line_and_stays_as_it_was(
     tiny: Models, erased_run: Run, change: Any, message: str

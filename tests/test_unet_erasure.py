@@ -55,8 +55,10 @@ def erase(models: Models, name: str = "apple", *, both: bool = False, weights: A
     origin = Origin(model=models.fingerprint(), clip=("0",), data="0")
     modules = {"unet": weights or changed_unet(models.folder)}
     if both:
-        encoder = load_file(models.folder / "text_encoder" / "model.safetensors")
-        modules = {"text_encoder": {n: 1.5 * t for n, t in encoder.items()}} | modules
+        files = sorted(models.folder.glob("text_encoder*/model.safetensors"))
+        modules = {
+            file.parent.name: {n: 1.5 * t for n, t in load_file(file).items()} for file in files
+        } | modules
     entry = {"concepts": [dataclasses.asdict(APPLE)], "origin": dataclasses.asdict(origin)}
     with run.stage("unlearn", {"method": "uce"}, **entry):
         run.update(models=models.overrides)
@@ -139,15 +141,19 @@ def test_images_are_those_of_the_erased_unet_and_the_originals_are_shared_with_o
     assert by_unet["erased"] not in (by_unet["original"], by_encoder["erased"])
 
 
-def test_both_erased_modules_are_swapped_in_and_applied(tiny: Models) -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_erased_modules_are_applied_without_a_warning(
+    tiny: Models, both: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     from diffusers import StableDiffusionPipeline
 
-    run = erase(tiny, both=True)
+    run = erase(tiny, both=both)
     pipe = StableDiffusionPipeline.from_pretrained(tiny.model)
     erase_sd.apply(pipe, "apple")
     for name, module in erased.load_all(run.folder).items():
         ours, theirs = module.state_dict(), getattr(pipe, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not [record for record in caplog.records if record.name == "erase_sd"]
 
 
 def test_uce_is_unlearned_generated_scored_evaluated_and_reported(tiny: Models) -> None:
@@ -207,7 +213,7 @@ def test_the_export_loads_in_plain_diffusers(tiny: Models) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
-def test_a_single_file_holds_the_erased_unet_and_loads_in_plain_diffusers(
+def test_a_single_file_holds_all_that_was_erased_and_its_unet_loads_in_plain_diffusers(
     tiny: Models, own: Any, tmp_path: Path
 ) -> None:
     from diffusers import StableDiffusionPipeline
@@ -215,7 +221,7 @@ def test_a_single_file_holds_the_erased_unet_and_loads_in_plain_diffusers(
     own.save_pretrained(tmp_path / "sd")
     save_file(checkpoint_of(own), tmp_path / "base.safetensors")
     models = dataclasses.replace(tiny, model=tmp_path / "sd")
-    run = erase(models)
+    run = erase(models, both=True)
     out = export(run, models, "a1111", base=tmp_path / "base.safetensors")
     pipe = StableDiffusionPipeline.from_single_file(
         str(out / "base-without-apple.safetensors"), config=str(tmp_path / "sd"),
@@ -225,8 +231,13 @@ def test_a_single_file_holds_the_erased_unet_and_loads_in_plain_diffusers(
     assert all(torch.equal(wanted[name], t) for name, t in pipe.unet.state_dict().items())
     before, after = (load_file(path) for path in (
         tmp_path / "base.safetensors", out / "base-without-apple.safetensors"))  # fmt: skip
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert changed == ["model.diffusion_model.input_blocks.0.0.weight"]
+    factors = {"model.diffusion_model.input_blocks.0.0.weight": 2.0}
+    for name in before:
+        if name.startswith(("cond_stage_model.", "conditioner.")) and "text_projection" not in name:
+            factors[name] = 1.5
+    assert len(factors) > 25 and before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], factors.get(name, 1.0) * tensor), name
 
 
 def test_a_single_file_of_another_unet_is_one_line(tiny: Models, own: Any, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
     """The erased weights by hub name; ModelError if the pipeline's module `own` cannot take them."""
     weights = named_weights(name, unlearned)
     places = named_weights(name, own)
+    # A deeper encoder's upper layers would stay the original's.
+    if deeper := [p for p in places if ".encoder.layers." in p and p not in weights]:
+        raise ModelError(f"{name}: the erased one has no {deeper[0]}")
     projection = "text_projection.weight"  # not every class of the same encoder has it
     for parameter, tensor in weights.items():
         place = places.get(parameter)
@@ -93,4 +96,4 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
                 f"{name}: {parameter} is {tuple(place.shape)}, the erased one has "
                 f"{tuple(tensor.shape)}"
             )
-    return {parameter: tensor for parameter, tensor in weights.items() if parameter in places}
+    return weights
