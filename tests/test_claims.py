@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from faulty import fork, forked
@@ -66,14 +67,15 @@ def test_a_killed_process_s_piece_is_taken_over_while_the_others_wait() -> None:
     mortal = fork(dies)
     while not Path("begun").exists():
         time.sleep(0.01)
-    notes: list[str] = []
+    notes: list[tuple[int, int, str]] = []
     for number in Claims(Path("claims")).take(
-        NAMES[:1], lambda n: done(n).exists(), lambda *args: notes.append(args[2])
+        NAMES[:1], lambda n: done(n).exists(), lambda *args: notes.append(args)
     ):
         work(number)
     assert status_of(mortal) == -signal.SIGKILL
     assert done(0).read_text() == str(os.getpid())
-    assert notes[0] == "waiting for the other processes" and notes[-1] == ""
+    assert notes[0] == (0, 1, "waiting for the other processes")
+    assert notes[-2:] == [(0, 1, NAMES[0]), (1, 1, "")]
 
 
 def test_a_failed_piece_is_tried_again_by_later_processes_only() -> None:
@@ -82,7 +84,33 @@ def test_a_failed_piece_is_tried_again_by_later_processes_only() -> None:
     earlier.fail("a", "diverged")
     assert now.failure("a") == earlier.failure("a") == "diverged"
     time.sleep(0.02)
-    assert not Claims(Path("claims")).failure("a")
+    later = Claims(Path("claims"))
+    assert not later.failure("a")
+    for number in later.take(["a"], lambda n: done(n).exists()):
+        work(number)
+    assert not now.failure("a")
+    later.clear(["a"])
+    assert not Path("claims").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "claimed"),
+    [
+        (filelock.Timeout(""), False),
+        (FileNotFoundError(), False),
+        (NotImplementedError(), True),
+    ],
+    ids=["taken", "folder removed", "no locks"],
+)
+def test_a_piece_that_cannot_be_locked_is_left_unless_nothing_can_be(
+    error: Exception, claimed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with Claims(Path("claims"))._claimed("a") as own:
+        assert own is claimed
 
 
 def test_a_process_that_has_done_its_pieces_leaves_the_claims_on_others() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib
+import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,8 @@ from erase_sd.models.presets import Models
 from erase_sd.run import Run
 from erase_sd.run.measurements import Detection
 from erase_sd.scoring.stage import score
-from erase_sd.sharing import any_of, each, from_first, group, place, together
+from erase_sd.sharing import any_of, each, from_first, group, place, together, writes
+from erase_sd.sharing.group import summed
 from erase_sd.sharing.rows import by_rows, sum_gradients
 from erase_sd.unlearning.stage import unlearn
 
@@ -46,31 +51,126 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_process_has_all_answers_and_whole_gradients() -> None:
     def work(number: int) -> None:
-        torch.manual_seed(0)
-        layer, rows, free = nn.Linear(4, 3), torch.randn(5, 4), torch.randn(5, 4)
-        free.requires_grad_()
-
-        def loss() -> torch.Tensor:
-            [answer] = by_rows(lambda a, b: (layer(a * b),), rows, free)
-            logits = answer @ answer.T  # couples the rows
-            return nn.functional.cross_entropy(logits, torch.arange(5))
-
-        loss().backward()
-        whole = [p.grad.clone() for p in (free, *layer.parameters()) if p.grad is not None]
-        for parameter in (free, *layer.parameters()):
-            parameter.grad = None
+        asked: list[int] = []
+        tensor = torch.tensor([float(number)])
         assert place() == (0, 1)
-        with together():
-            assert place() == (number, 4)
-            assert each(range(6), lambda n: n * n) == [0, 1, 4, 9, 16, 25]
-            assert from_first(lambda: number) == 0
-            assert any_of(number == 3) and not any_of(flag=False)
-            loss().backward()
-            sum_gradients(layer.parameters())
-        shared = [p.grad for p in (free, *layer.parameters()) if p.grad is not None]
-        torch.testing.assert_close(shared, whole)
+        for _ in range(2):  # the connection is made once
+            with together():
+                assert place() == (number, 4)
+                answers = each(range(6), lambda n: (n * n, place()))
+                assert answers == [(n * n, (0, 1)) for n in range(6)]
+                assert from_first(lambda: asked.append(number) or number) == 0
+                assert any_of(number == 3) and not any_of(flag=False)
+                assert (summed(tensor).item(), tensor.item()) == (6, number)
+                with together():
+                    pass
+                assert place() == (number, 4) and writes() == (number == 0)
+            assert place() == (0, 1)
+        assert asked == ([0, 0] if number == 0 else [])
+        for rows in (5, 3):  # one process has two, or none
+            gradients_are_whole(rows)
 
     assert side_by_side(4, work) == [0] * 4
+
+
+def gradients_are_whole(rows: int) -> None:
+    """Checks a loss over `rows` rows in step against the same one alone."""
+    torch.manual_seed(0)
+    layer, inputs, free = nn.Linear(4, 3), torch.randn(rows, 4), torch.randn(rows, 4)
+    free.requires_grad_()
+
+    def answers(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor]:
+        assert place() == (0, 1)
+        return (layer(a * b),)
+
+    def loss() -> torch.Tensor:
+        [answer] = by_rows(answers, inputs, free)
+        logits = answer @ answer.T  # couples the rows
+        return nn.functional.cross_entropy(logits, torch.arange(rows))
+
+    loss().backward()
+    whole = [p.grad.clone() for p in (free, *layer.parameters()) if p.grad is not None]
+    for parameter in (free, *layer.parameters()):
+        parameter.grad = None
+    with together():
+        loss().backward()
+        sum_gradients([nn.Parameter(torch.ones(1)), *layer.parameters()])  # one is not used
+    shared = [p.grad for p in (free, *layer.parameters()) if p.grad is not None]
+    torch.testing.assert_close(shared, whole)
+
+
+def test_processes_enter_and_leave_together() -> None:
+    def work(number: int) -> None:
+        def last(name: str) -> None:
+            if number == 0:
+                time.sleep(0.1)
+                Path(name).touch()
+
+        for turn in "ab":  # the first time, they connect
+            last(f"entered-{turn}")
+            with together():
+                assert Path(f"entered-{turn}").exists()
+                last(f"left-{turn}")
+            assert Path(f"left-{turn}").exists()
+
+    assert side_by_side(3, work) == [0] * 3
+
+
+def test_a_lost_process_is_one_line_after_the_launcher_had_time_to_name_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(group, "GRACE", 7.0)
+    monkeypatch.setattr(group, "wait_for_signal", waited.append)
+
+    def work(number: int) -> None:
+        with pytest.raises(RunError, match=r"^another process has ended .*; the same command res"):
+            with together():
+                if number == 1:
+                    os._exit(0)
+                from_first(lambda: number)
+                any_of(flag=True)
+        assert waited == [7.0]
+
+    assert side_by_side(2, work) == [0, 0]
+
+
+@pytest.mark.parametrize("port", ["", "none", "1"])
+def test_processes_that_cannot_connect_are_one_line(
+    port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "JOIN", datetime.timedelta(milliseconds=100))
+    own = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="the processes cannot connect") as caught, together():
+        pass
+    assert "\n" not in str(caught.value) and place() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "backend"),
+    [("cpu", 2, "gloo"), ("cuda:1", 2, "cpu:gloo,cuda:nccl"), ("cuda:1", 3, "gloo")],
+)
+def test_processes_connect_for_as_long_as_they_live_and_by_nccl_with_a_gpu_each(
+    device: str, processes: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(group.runtime, "device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    module = importlib.import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **__: iter([("store", 1, 2)]))
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda *a, **o: calls.append((*a, o))
+    )
+    monkeypatch.setattr(group.atexit, "register", calls.append)
+    group._join()
+    *before, (name, options), _ = calls
+    assert name == backend and before == ([torch.device(device)] if "nccl" in backend else [])
+    assert (options["rank"], options["world_size"]) == (1, 2)
+    assert options["timeout"].days >= 7
 
 
 def test_batches_do_not_depend_on_the_number_of_processes() -> None:
