@@ -12,6 +12,7 @@ import torch
 
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DivergedError, EraseError, RunError
+from erase_sd.files import write_json
 from erase_sd.models import erased
 from erase_sd.models.pipeline_kinds import text_encoders
 from erase_sd.models.presets import Models
@@ -20,12 +21,14 @@ from erase_sd.run import Run
 from erase_sd.run.records import Origin
 
 ORIGIN = Origin(model="0", clip=("0",), data="0")
+MENTIONS = {"apple": {"pippin": 3}}
 
 
 def save(models: Models, weights: dict[str, Any]) -> Path:
     erased.save(
         Path("out"), weights, models,
         concepts=[Concept("apple")], settings={"steps": 2}, origin=ORIGIN, held_out={"x": 0.5},
+        mentions=MENTIONS,
     )  # fmt: skip
     return Path("out")
 
@@ -37,7 +40,7 @@ def weights_of(models: Models, tower: str, factor: float) -> dict[str, torch.Ten
 
 def test_saved_weights_and_record_are_what_is_loaded(tiny: Models) -> None:
     weights = weights_of(tiny, "text_model.", 2.0)
-    folder = save(tiny, {"text_encoder": weights})
+    folder = save(dataclasses.replace(tiny, revision="v1"), {"text_encoder": weights})
     loaded = erased.load(folder).state_dict()
     assert {n.removeprefix("text_model.") for n in loaded} == {
         n.removeprefix("text_model.") for n in weights
@@ -51,6 +54,7 @@ def test_saved_weights_and_record_are_what_is_loaded(tiny: Models) -> None:
         (Concept("apple"),), {"steps": 2}, {"x": 0.5},
     )  # fmt: skip
     assert (record.origin, record.base.fingerprint) == (ORIGIN, ORIGIN.model)
+    assert (record.mentions, record.base.revision) == (MENTIONS, "v1")
     assert record.base.model == str(tiny.model) and not record.image_tower_sha256
 
 
@@ -64,6 +68,8 @@ def test_an_encoder_is_loaded_as_float32_unless_asked_otherwise(erased_run: Run)
     assert erased.load("apple").dtype == torch.float32
     assert erased.load("apple", dtype="bf16").dtype == torch.bfloat16
     assert erased.load("apple", dtype=torch.float16, device="cpu").dtype == torch.float16
+    assert erased.load("apple", device="meta").device.type == "meta"
+    assert erased.load_all(erased_run.folder, device="meta")["text_encoder"].device.type == "meta"
 
 
 @pytest.mark.parametrize("place", ["pear", "runs/pear", "."])
@@ -97,6 +103,14 @@ def test_an_erased_image_tower_is_saved_and_loaded_with_its_text_tower(tiny: Mod
     (folder / "image_tower" / "model.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match=r"image_tower.*damaged, not the weights that were saved"):
         erased.check(folder)
+
+
+@pytest.mark.parametrize("changes", [{"concepts": ()}, {"weights_sha256": {}}])
+def test_an_erasure_of_nothing_is_one_line(erased_run: Run, changes: dict[str, Any]) -> None:
+    record = dataclasses.replace(erased_run.erasure(), **changes)
+    write_json(erased_run.erased / "erase.json", dataclasses.asdict(record))
+    with pytest.raises(RunError, match=r"erase.json: damaged, names no encoder; unlearn again"):
+        erased.load("apple")
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_models import sdxl as sdxl
 from torch import Tensor
 
+from erase_sd.data.concept import Concept
 from erase_sd.errors import EraseError, ModelError, RunError, SettingError
 from erase_sd.files import write_json
 from erase_sd.models import erased, lora_export
 from erase_sd.models.checkpoint_keys import encoder_tensors, open_clip_names
-from erase_sd.models.export import export
+from erase_sd.models.export import export, shareable
 from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
@@ -44,11 +46,13 @@ def hidden_states(encoder: Any) -> Tensor:
     return states
 
 
-def checkpoint(folder: Path, prefix: str, tensors: dict[str, Tensor]) -> Path:
+def checkpoint(
+    folder: Path, prefix: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> Path:
     """A single-file checkpoint with a text encoder of zeros, and one other tensor."""
     content = {prefix + name: torch.zeros_like(t).half() for name, t in tensors.items()}
-    content["model.diffusion_model.out.0.weight"] = torch.arange(4.0)
-    save_file(content, folder / "base.safetensors", metadata={"format": "pt"})
+    content["model.diffusion_model.out.0.weight"] = torch.arange(4.0).half()
+    save_file(content, folder / "base.safetensors", metadata)
     return folder / "base.safetensors"
 
 
@@ -56,6 +60,7 @@ def test_a_diffusers_folder_loads_to_the_same_hidden_states(tiny: Models, erased
     from transformers import CLIPTextModel
 
     out = export(erased_run, tiny, "diffusers")
+    assert out == erased_run.folder / "export" / "diffusers"
     exported = CLIPTextModel.from_pretrained(out / "text_encoder")
     assert torch.equal(hidden_states(exported), hidden_states(erased.load(erased_run.folder)))
 
@@ -81,17 +86,19 @@ def test_a_comfyui_file_has_the_same_weights_in_half_precision(
     assert all(torch.equal(file[name], full[name].half()) for name in full)
 
 
+@pytest.mark.parametrize("dtype", [None, "fp32"])
 def test_a_single_file_checkpoint_changes_in_its_text_encoder_alone(
-    tiny: Models, erased_run: Run, tmp_path: Path
+    tiny: Models, erased_run: Run, tmp_path: Path, dtype: Any
 ) -> None:
     prefix = "cond_stage_model.transformer."
     base = checkpoint(tmp_path, prefix, encoder_tensors(erased_run.erased))
-    out = export(erased_run, tiny, "a1111", base=base)
+    out = export(erased_run, tiny, "a1111", base=base, dtype=dtype)
     exported = load_file(out / "base-without-apple.safetensors")
-    assert torch.equal(exported["model.diffusion_model.out.0.weight"], torch.arange(4.0))
+    other = exported["model.diffusion_model.out.0.weight"]
+    assert other.dtype == torch.float16 and other.tolist() == [0, 1, 2, 3]
     assert exported.keys() == load_file(base).keys()
     for name, tensor in encoder_tensors(erased_run.erased).items():
-        assert torch.equal(exported[prefix + name], tensor.half())
+        assert torch.equal(exported[prefix + name], tensor if dtype else tensor.half())
 
 
 def test_diffusers_converts_open_clip_names_back_to_the_same_encoder(erased_run: Run) -> None:
@@ -115,9 +122,14 @@ def test_diffusers_converts_open_clip_names_back_to_the_same_encoder(erased_run:
 
 
 def test_a_hub_folder_needs_scores_and_has_a_model_card(tiny: Models, erased_run: Run) -> None:
+    (erased_run.folder / "scores.md").write_text("of an interrupted score\n")
     with pytest.raises(RunError, match="score first"):
         export(erased_run, tiny, "hub-folder")
     scored(erased_run)
+    (erased_run.folder / "scores.md").rename("kept.md")
+    with pytest.raises(RunError, match="score first"):
+        export(erased_run, tiny, "hub-folder")
+    Path("kept.md").rename(erased_run.folder / "scores.md")
     out = export(erased_run, tiny, "hub-folder")
     assert (out / "text_encoder" / "model.safetensors").is_file()
     text = (out / "README.md").read_text()
@@ -148,6 +160,8 @@ def test_a_model_card_names_the_licence_and_the_base_of_its_model(
     models.__dict__["folder"] = tiny.folder  # as if fetched
     record = erased_run.erasure()
     base = dataclasses.replace(record.base, model=str(models.model))
+    own = shareable(dataclasses.replace(record, base=base), models)
+    assert own.base.model == (base_model or Path(str(models.model)).name)
     text = card(dataclasses.replace(record, base=base), models, "")
     header = dict(line.split(": ", 1) for line in text.split("---")[1].strip().splitlines())
     fields = {key: json.loads(value) for key, value in header.items()}
@@ -194,6 +208,12 @@ def test_a_checkpoint_of_another_kind_or_width_is_refused(
     other = checkpoint(tmp_path, "cond_stage_model.transformer.", narrow)
     with pytest.raises(ModelError, match="the erased one is"):
         export(erased_run, tiny, "a1111", base=other)
+    last = "text_model.final_layer_norm.bias"
+    other = checkpoint(
+        tmp_path, "cond_stage_model.transformer.", {n: t for n, t in tensors.items() if n != last}
+    )
+    with pytest.raises(ModelError, match=rf"{last} is missing, the erased one is \(32,\)"):
+        export(erased_run, tiny, "a1111", base=other)
     exports = erased_run.folder / "export"
     assert not exports.exists() or not list(exports.iterdir())
 
@@ -204,7 +224,9 @@ def test_only_an_earlier_export_is_overwritten(tiny: Models, erased_run: Run) ->
     with pytest.raises(SettingError, match="out mine: exists and is not an export"):
         export(erased_run, tiny, "diffusers", Path("mine"))
     assert Path("mine/notes.txt").read_text() == "keep me"
+    Path(".out.x.partial").mkdir()  # of a killed export
     first = export(erased_run, tiny, "diffusers", Path("out"))
+    assert not Path(".out.x.partial").exists()
     assert export(erased_run, tiny, "diffusers", Path("out")) == first
 
 
@@ -253,20 +275,62 @@ def test_an_export_is_readable_by_all_and_names_no_folder_of_this_machine(
     assert json.loads((out / "erase.json").read_text())["base"]["model"] == "sd"
 
 
-@pytest.mark.parametrize("to", ["diffusers", "comfyui", "lora"])
+@pytest.mark.parametrize(
+    ("to", "file"),
+    [
+        ("diffusers", "text_encoder/model.safetensors"),
+        ("comfyui", "clip_32.safetensors"),
+        ("lora", "apple-red-chair-lora.safetensors"),
+        ("lora", "pytorch_lora_weights.safetensors"),
+        ("lora", "text_encoder/adapter_model.safetensors"),
+        ("a1111", "base-without-apple-red-chair.safetensors"),
+    ],
+)
 def test_every_safetensors_file_says_where_it_comes_from(
-    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch, to: Any
+    tiny: Models,
+    erased_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: Any,
+    file: str,
 ) -> None:
     monkeypatch.setattr(lora_export, "MAX_RESIDUAL", 9.0)
-    files = list(export(erased_run, tiny, to).rglob("*.safetensors"))
-    assert files
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        assert metadata["format"] == "pt"
-        assert metadata["erase_sd.concepts"] == "apple"
-        assert metadata["erase_sd.method"] == "cliperase-anchored"
-        assert metadata["erase_sd.base_fingerprint"] == tiny.fingerprint()
+    record = erased_run.erasure()
+    base = dataclasses.replace(record.base, revision="v1")
+    both = (Concept("apple"), Concept("red chair"))
+    write_json(
+        erased_run.erased / "erase.json",
+        dataclasses.asdict(dataclasses.replace(record, concepts=both, base=base)),
+    )
+    tensors, others = encoder_tensors(erased_run.erased), {"modelspec.title": "mine"}
+    before = others | {"erase_sd.concepts": "dog"}
+    checkpoint(tmp_path, "cond_stage_model.transformer.", tensors, before)
+    out = export(
+        erased_run, tiny, to, base=tmp_path / "base.safetensors" if to == "a1111" else None
+    )
+    with safe_open(out / file, framework="pt") as opened:
+        metadata = opened.metadata()
+    if to == "a1111":
+        assert metadata.items() >= others.items()
+    expected = {
+        "format": "pt",
+        "erase_sd.concepts": "apple, red chair",
+        "erase_sd.method": "cliperase-anchored",
+        "erase_sd.base": "sd",
+        "erase_sd.base_revision": "v1",
+        "erase_sd.base_fingerprint": tiny.fingerprint(),
+        "erase_sd.version": record.versions["erase-sd"],
+    }
+    assert metadata.items() >= expected.items()
+
+
+def test_an_export_needs_the_model_of_the_run_and_the_run_to_itself(
+    tiny: Models, sdxl: Models, erased_run: Run
+) -> None:
+    with pytest.raises(RunError, match="unlearned from"):
+        export(erased_run, sdxl, "diffusers")
+    with erased_run.lock(), pytest.raises(RunError, match="in use by process"):
+        export(erased_run, tiny, "diffusers")
 
 
 def test_the_precision_of_an_export_can_be_chosen(tiny: Models, erased_run: Run) -> None:
@@ -274,6 +338,7 @@ def test_the_precision_of_an_export_can_be_chosen(tiny: Models, erased_run: Run)
 
     out = export(erased_run, tiny, "diffusers", dtype="fp16")
     assert CLIPTextModel.from_pretrained(out / "text_encoder").dtype == torch.float16
+    assert json.loads((out / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
     out = export(erased_run, tiny, "comfyui", dtype="fp32")
     assert {t.dtype for t in load_file(out / "clip_32.safetensors").values()} == {torch.float32}
 

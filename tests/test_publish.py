@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_export import scored
 
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.models import publish
@@ -128,4 +129,10 @@ def test_an_export_is_uploaded_only_when_asked(
         export(erased_run, tiny, "comfyui", push_to="me/x")
     with pytest.raises(SettingError, match="push_to nowhere: needs a hub id"):
         export(erased_run, tiny, "hub-folder", push_to="nowhere")
+    scored(erased_run)
+    out = export(erased_run, tiny, "hub-folder")
     assert hub.requests == []
+    assert export(erased_run, tiny, "hub-folder", push_to="me/x") == out
+    [commit] = [body for path, _, body in hub.requests if "/api/models/me/x/commit/" in path]
+    assert b"text_encoder/model.safetensors" in commit
+    assert "me/x" in (out / "README.md").read_text()
