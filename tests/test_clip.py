@@ -10,8 +10,8 @@ import torch
 
 from erase_sd.data.concept import Concept
 from erase_sd.data.flickr30k import read_flickr30k
-from erase_sd.errors import DataError
-from erase_sd.models.clip import Clip, trainable
+from erase_sd.errors import DataError, ModelError
+from erase_sd.models.clip import Clip, FreeEmbeddings, trainable
 from erase_sd.models.features import image_features
 from erase_sd.models.presets import Models
 from erase_sd.models.text_encoder import load_clip
@@ -40,6 +40,61 @@ def test_features_do_not_depend_on_the_padding(clip: Clip) -> None:
     padded, cut = clip.encode_texts(ids)[0], clip.encode_texts(clip.cut(ids))[0]
     assert torch.allclose(padded, cut, atol=1e-6)
     assert torch.allclose(padded.norm(dim=-1), torch.ones(2))
+
+
+def test_many_texts_are_encoded_in_batches_as_one_by_one(clip: Clip) -> None:
+    texts = [f"{number} dogs" for number in range(7)] * 40
+    ids = clip.tokens(texts)
+    features, hidden_states = clip.encode_texts(ids)
+    assert len(ids) == 280 and not features.requires_grad
+    few, few_states = clip.encode_text(ids[:7])
+    for start in range(0, 280, 7):
+        torch.testing.assert_close(features[start : start + 7], few)
+        torch.testing.assert_close(hidden_states[start : start + 7], few_states)
+
+
+def test_features_are_normalized_unless_asked_otherwise(clip: Clip) -> None:
+    ids, pixels = clip.tokens(["a dog", "a cat"]), torch.rand(2, 3, 64, 64)
+    for encode in (lambda unit: clip.encode_text(ids, unit)[0],
+                   lambda unit: clip.encode_image(pixels, unit)):  # fmt: skip
+        own = encode(False)
+        assert not torch.allclose(own.norm(dim=-1), torch.ones(2))
+        torch.testing.assert_close(encode(True), own / own.norm(dim=-1, keepdim=True))
+    assert clip.scale == pytest.approx(1 / 0.07, rel=1e-3)  # as a fresh CLIP is made
+
+
+def test_free_embeddings_stand_in_the_place_of_their_tokens_alone(clip: Clip) -> None:
+    ids, other = clip.tokens(["a dog on a table", "a cat on a cat"])
+    table = clip.model.text_model.get_input_embeddings()
+    free = FreeEmbeddings(mask=(ids == ids[2])[None], embeddings=table(other)[None].double())
+    mixed = torch.where(free.mask[0], other, ids)
+    before = clip.encode_text(ids[None])
+    for a, b in zip(
+        clip.encode_text(ids[None], free=free), clip.encode_text(mixed[None]), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert all(map(torch.equal, clip.encode_text(ids[None]), before))
+    assert not torch.equal(before[0], clip.encode_text(mixed[None])[0])
+
+
+BIAS = "text_model.final_layer_norm.bias"
+
+
+def test_other_weights_are_those_of_a_copy_with_its_own_digest(clip: Clip) -> None:
+    before = clip.model.state_dict()[BIAS].clone()
+    for image_tower in (False, True):
+        after = clip.with_weights({BIAS: before + 1}, image_tower, Path("x"), ["1"])
+        assert torch.equal(after.model.state_dict()[BIAS], before + 1)
+        assert torch.equal(clip.model.state_dict()[BIAS], before)
+        assert (after.model.vision_model is clip.model.vision_model) == (not image_tower)
+        other = clip.with_weights({BIAS: before + 1}, image_tower, Path("x"), ["2"])
+        another = dataclasses.replace(clip, digest="another").with_weights(
+            {BIAS: before + 1}, image_tower, Path("x"), ["1"]
+        )
+        assert len({clip.digest, after.digest, other.digest, another.digest}) == 4
+    for name, tensor in (("text_model.bias", before), (BIAS, before[:1]), (BIAS, before / 0)):
+        with pytest.raises(ModelError, match=f"x: {name} does not fit this model"):
+            clip.with_weights({name: tensor}, False, Path("x"), ["1"])
 
 
 def test_projections_and_temperature_never_train(clip: Clip) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_models import sdxl as sdxl
 from test_single_file import own as own
 from test_unet_erasure import erase
 from torch import Tensor
 
+from erase_sd.data.concept import Concept
 from erase_sd.errors import ModelError
+from erase_sd.files import write_json
 from erase_sd.models import lora, lora_export, lora_quality
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models
@@ -137,9 +140,44 @@ def test_an_erasure_of_both_is_one_lora(
     }  # fmt: skip
 
 
-def test_a_unet_beside_two_text_encoders_is_exported(sdxl: Models) -> None:
-    keys = load_file(exported(sdxl) / "apple-lora.safetensors")
-    assert len(keys) == 3 * len(LAYERS) and all(key.startswith("lora_unet_") for key in keys)
+def test_two_text_encoders_and_a_unet_have_their_own_keys_and_are_measured_on_all_concepts(
+    sdxl: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+
+    def of_states(original: Any, erased: Any, lora: Any, tokenizer: Any, concepts: Any) -> float:
+        measured.append((tokenizer.pad_token, concepts))
+        return 0.25
+
+    def of_predictions(model: Path, erased: Any, lora: Any, concepts: Any) -> float:
+        measured.append(concepts)
+        return 0.125
+
+    monkeypatch.setattr(lora_export, "hidden_residual", of_states)
+    monkeypatch.setattr(lora_export, "prediction_residual", of_predictions)
+    run = erase(sdxl, both=True)
+    names = ["apple", "chair"]
+    concepts = tuple(map(Concept, names))
+    record = dataclasses.replace(run.erasure(), concepts=concepts)
+    write_json(run.erased / "erase.json", dataclasses.asdict(record))
+    out = export(run, sdxl, "lora", rank=2)
+    assert measured == [("<|endoftext|>", names), ("!", names), names]
+    keys = {
+        key.partition("_text_model")[0][:9]
+        for key in load_file(out / "apple-chair-lora.safetensors")
+    }
+    assert keys == {"lora_te1", "lora_te2", "lora_unet"}
+    names = ["text_encoder", "text_encoder_2", UNET]
+    factors = lora.read_factors(out / "pytorch_lora_weights.safetensors")
+    assert list(factors) == names
+    qualities = json.loads((out / "lora.json").read_text())
+    assert [quality["output_residual"] for quality in qualities.values()] == [0.25, 0.25, 0.125]
+    assert all(0 < quality["weight_residual"] < 1 for quality in qualities.values())
+    for name in names:
+        assert list(qualities) == names and (out / name / "adapter_model.safetensors").is_file()
+    with safe_open(out / "apple-chair-lora.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_network_alpha"] == metadata["ss_network_dim"] == "2"
 
 
 def test_peft_and_diffusers_open_it_without_this_package(tiny: Models) -> None:

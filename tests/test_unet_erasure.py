@@ -209,6 +209,7 @@ def test_the_export_loads_in_plain_diffusers(tiny: Models) -> None:
     subprocess.run([sys.executable, "-c", code, str(out), str(tiny.model)], check=True)
     assert "_name_or_path" not in (out / "unet" / "config.json").read_text()
     half = export(erase(tiny), tiny, "diffusers", Path("half"), dtype="fp16")
+    assert "dtype" not in (half / "unet" / "config.json").read_text()  # diffusers would warn
     tensors = load_file(half / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
