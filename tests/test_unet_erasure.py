@@ -28,7 +28,7 @@ from erase_sd.models import erased, pipeline
 from erase_sd.models.export import export
 from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models
-from erase_sd.models.unet import load_unet
+from erase_sd.models.unet import load_unet, single_file_unet
 from erase_sd.report import write
 from erase_sd.run import Run
 from erase_sd.run.records import Origin
@@ -247,6 +247,18 @@ def test_a_single_file_of_another_unet_is_one_line(tiny: Models, own: Any, tmp_p
     with pytest.raises(EraseError, match="base") as caught:
         export(run, tiny, "a1111", base=tmp_path / "base.safetensors")
     assert "\n" not in str(caught.value) and not (run.folder / "export" / "a1111").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"addition_embed_type": "text_time"}, {"layers_per_block": [1, 2]}],
+    ids=["XL", "uneven"],
+)
+def test_a_single_file_that_diffusers_cannot_convert_is_one_line(config: dict[str, Any]) -> None:
+    names = [f"model.diffusion_model.input_blocks.{n}.0.in_layers.0.weight" for n in range(4)]
+    config = {"layers_per_block": 2} | config
+    with pytest.raises(ModelError, match="base x: has no unet of this kind of model"):
+        single_file_unet(names, {CONV: torch.ones(1)}, config, Path("x"))
 
 
 def test_the_image_tower_is_not_trained_with_a_unet() -> None:

@@ -59,7 +59,7 @@ def single_file_unet(
     # The conversion renames values and never reads them, so each name goes through it as a value.
     try:
         theirs = convert_ldm_unet_checkpoint({name: name for name in names}, dict(config))
-    except (KeyError, ValueError, IndexError):  # blocks that this U-Net does not have
+    except (KeyError, ValueError, IndexError, TypeError):  # blocks that it cannot convert
         theirs = {}
     for name in tensors:
         if theirs.get(name) is None:
