@@ -15,13 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_models import sdxl as sdxl
 from test_single_file import own as own
-from test_unet_erasure import erase
+from test_unet_erasure import CONV, changed_unet, erase
 from torch import Tensor
 
 from erase_sd.data.concept import Concept
 from erase_sd.errors import ModelError
 from erase_sd.files import write_json
 from erase_sd.models import lora, lora_export, lora_quality
+from erase_sd.models.checkpoint_keys import named_weights
 from erase_sd.models.export import export
 from erase_sd.models.presets import Models
 from erase_sd.models.unet import UNET, load_unet
@@ -33,6 +34,7 @@ LAYERS = (
     "up_blocks.0.upsamplers.0.conv",
 )  # fmt: skip
 """Linear layers and convolutions of every kind."""
+FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
 def changed(models: Models, size: float = 0.05) -> dict[str, Tensor]:
@@ -146,10 +148,13 @@ def test_two_text_encoders_and_a_unet_have_their_own_keys_and_are_measured_on_al
     measured: list[Any] = []
 
     def of_states(original: Any, erased: Any, lora: Any, tokenizer: Any, concepts: Any) -> float:
+        before, after = (named_weights("", module)[FC1] for module in (original, erased))
+        assert torch.equal(1.5 * before, after)
         measured.append((tokenizer.pad_token, concepts))
         return 0.25
 
     def of_predictions(model: Path, erased: Any, lora: Any, concepts: Any) -> float:
+        assert torch.equal(erased.state_dict()[CONV], changed_unet(model)[CONV])
         measured.append(concepts)
         return 0.125
 

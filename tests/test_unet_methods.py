@@ -470,6 +470,21 @@ def test_stable_diffusion_1_keeps_30_gb_of_activations_and_2_gb_where_they_are_r
     assert gigabytes_kept() == pytest.approx(2.4, abs=0.1)
 
 
+def test_a_unet_is_watched_inside_alone_even_after_an_error() -> None:
+    unet, seen = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU()), list[Any]()
+    unet.is_gradient_checkpointing = False  # type: ignore[assignment]
+
+    def read(module: Any, inputs: Any, keywords: Any) -> None:
+        seen.append((module, inputs, keywords))
+
+    with pytest.raises(KeyError), unet_module.watched(unet, "1", read):
+        unet(torch.ones(1, 1))
+        raise KeyError
+    unet(torch.ones(1, 1))
+    [(module, inputs, keywords)] = seen
+    assert module is unet[1] and len(inputs) == 1 and not keywords
+
+
 def test_the_metrics_are_1_before_and_fall_with_the_texts_influence(apple: Task) -> None:
     denoiser = denoiser_of(apple)
     original = predict_originals(denoiser, apple.forget, apple.retain, 8)
