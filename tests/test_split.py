@@ -13,6 +13,7 @@ from erase_sd.data.split import (
     MIN_SPLIT_IMAGES,
     ConceptSets,
     assign_splits,
+    hash_order,
     split_by_concept,
 )
 from erase_sd.errors import DataError
@@ -61,6 +62,19 @@ def test_training_images_with_a_mined_mention_alone_leave_the_retain_set() -> No
     assert len(left) < len(before) and after == {name: before[name] for name in left}
 
 
+def test_a_mined_mention_counts_in_training_captions_of_the_forget_set_alone() -> None:
+    items = [CaptionedImage(f"{n}.jpg", ("an apple", "a pippin")) for n in range(10)]
+    sets = split_by_concept(items + images(10, "a dog", "dog"), [APPLE])
+    more = sets.also_mentioned([Concept("apple", ("pippin",))])
+    mentions = {
+        split: [pair.mentions for pair in more.pairs("forget", split)][:2] for split in SPLITS
+    }
+    assert mentions == {
+        "train": [("apple",)] * 2, "validation": [("apple",), ()], "held-out": [("apple",), ()],
+    }  # fmt: skip
+    assert not any(pair.mentions for pair in more.pairs("retain", "train"))
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_pairs_carry_image_mentions_set_and_split(split: Split) -> None:
     items = images(3, "an apple and a dog", "apple") + images(3, "a cat", "cat")
@@ -86,13 +100,20 @@ def test_splits_are_disjoint_complete_and_none_is_empty(count: int) -> None:
 
 
 def test_splits_are_seventy_ten_and_twenty_percent() -> None:
-    sizes = [len(inside) for inside in assign_splits(images(200, "a dog")).values()]
-    assert sizes == [140, 20, 40]
+    for count, expected in ((200, [140, 20, 40]), (28, [19, 3, 6])):  # rounded, not cut off
+        splits = assign_splits(images(count, "a dog"))
+        assert [len(inside) for inside in splits.values()] == expected
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
     items = images(50, "a dog")
     assert assign_splits(items) == assign_splits(items[::-1])
+
+
+def test_the_order_of_image_names_is_that_of_all_earlier_runs() -> None:
+    items = images(6, "a dog")
+    assert [item.image[0] for item in hash_order(items)] == list("210354")
+    assert [item.image[0] for item in hash_order(items, seed=1)] == list("250143")
 
 
 def test_adding_images_keeps_the_order_of_the_others() -> None:
@@ -178,6 +199,7 @@ def test_missing_images_are_left_out_and_no_other_image_moves() -> None:
     items = images(20, "an apple", "apple") + images(20, "a dog", "dog")
     sets = split_by_concept(items, [APPLE])
     missing = {sets.images("forget", "train")[0].image, sets.images("retain", "held-out")[1].image}
+    missing.add(sets.images("forget", "validation")[0].image)  # the other one of two stays
     present = sets.present(folder_of(items, missing))
     for concept_set in CONCEPT_SETS:
         before = names(sets, concept_set)

@@ -24,16 +24,16 @@ def assign_splits(items: Sequence[CaptionedImage]) -> dict[Split, tuple[Captione
     """The dataset's own splits if each has at least MIN_SPLIT_IMAGES images, else ours.
 
     Ours: 70 / 10 / 20 % of the images in the order of a hash of their names (the paper's 70 / 30,
-    a third of whose 30 selects and two thirds report), at least one image each; of fewer than three
-    images none are left for training. No seed: all runs that erase the same concepts hold out the
-    same images, hence the same prompts.
+    a third of whose 30 selects and two thirds report), at least one image each. Needs three images
+    or more. No seed: all runs that erase the same concepts hold out the same images, hence the same
+    prompts.
     """
     own = {split: tuple(item for item in items if item.split == split) for split in SPLITS}
     if min(map(len, own.values())) >= MIN_SPLIT_IMAGES:
         return own
     order = hash_order(items)
     validation, held_out = max(1, round(len(items) * 0.1)), max(1, round(len(items) * 0.2))
-    train = max(len(items) - validation - held_out, 0)
+    train = len(items) - validation - held_out
     bounds = (0, train, train + validation, len(items))
     return {s: tuple(order[i:j]) for s, i, j in zip(SPLITS, bounds, bounds[1:], strict=False)}
 
