@@ -29,19 +29,152 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         ("A boy eats an apple at a table.", "apple", "A boy eats at a table."),
         ("Two people riding bicycles in a park.", "bicycle", "Two people riding in a park."),
         ("A girl feeds an apple to a horse.", "apple", "A girl feeds a horse."),
+        # A verb goes with its auxiliaries, particles, adverbs and pronouns.
+        ("A woman sips beer and wears a coat.", "beer", "A woman wears a coat."),
+        ("The man has just kicked the ball.", "ball", "The man."),
+        ("A man was not fed an apple.", "apple", "A man."),
+        ("The dog was called an apple by a man.", "apple", "The dog."),
+        ("A man in glasses holds up his dog.", "dog", "A man in glasses."),
+        ("He holds an apple.", "apple", ""),
+        ("They are holding umbrellas in the rain.", "umbrella", "in the rain."),
+        ("A man runs while holding a ball.", "ball", "A man runs."),
+        (
+            "Two men are holding beers while sitting on chairs.",
+            "beer",
+            "Two men are sitting on chairs.",
+        ),
+        (
+            "A man said that he is holding an umbrella while standing in the rain.",
+            "umbrella",
+            "A man said that he is standing in the rain.",
+        ),
+        (
+            "A girl is wearing a dress and holding an umbrella while standing in the rain.",
+            "umbrella",
+            "A girl is wearing a dress and standing in the rain.",
+        ),
+        ("A woman is wearing a blue hat looking at a dog.", "hat", "A woman looking at a dog."),
+        (
+            "Children sit in a park and fix bicycles together.",
+            "bicycle",
+            "Children sit in a park together.",
+        ),
+        (
+            "A woman wearing a pink dress, holding a purse, and carrying an umbrella on a beach.",
+            "umbrella",
+            "A woman wearing a pink dress, holding a purse, on a beach.",
+        ),
+        (
+            "A boy, wearing a blue shirt, holding a book in his hand, is asleep in a library.",
+            "book",
+            "A boy, wearing a blue shirt, is asleep in a library.",
+        ),
+        ("A wagon has a grey elephant on it.", "elephant", "A wagon."),
+        ("A girl in pink is holding a camera in her hands.", "camera", "A girl in pink."),
+        ("A child balances on a chair with one arm.", "chair", "A child balances with one arm."),
         # A preposition goes with its object, a complex one with its noun.
         ("A dog in front of a chair on grass.", "chair", "A dog on grass."),
         ("A woman looking at an elephant in a zoo.", "elephant", "A woman in a zoo."),
+        # So do the words that a preposition needs, and "be" and "look" with it.
+        ("A dog is behind the chair.", "chair", "A dog."),
+        ("This man is asleep on a bench.", "bench", "This man is asleep."),
+        ("A girl looks through a camera.", "camera", "A girl."),
+        ("A man listens to a song on a chair.", "chair", "A man listens to a song."),
+        ("Two men drink out of white cups.", "cup", "Two men drink."),
+        (
+            "A girl pours water out of a jug and into cups.",
+            "cup",
+            "A girl pours water out of a jug.",
+        ),
+        ("A cat lies right under a chair.", "chair", "A cat lies."),
+        ("A man next to a bicycle is playing a flute.", "bicycle", "A man is playing a flute."),
+        ("A dog not far from an apple in a park.", "apple", "A dog in a park."),
+        ("A dog on the side of an apple in a park.", "apple", "A dog in a park."),
         # A coordination closes around the gap.
         ("a cup, an apple and a dog", "apple", "a cup and a dog"),
         ("A cat, a dog, and a horse in a field.", "horse", "A cat and a dog in a field."),
+        # A member of a list goes with its comma or conjunction; what it shared stays.
+        ("a dog, an apple", "apple", "a dog"),
+        ("A dog; an apple; a cat.", "apple", "A dog; a cat."),
+        (
+            "A man with a knife, red cups, and an apple.",
+            "apple",
+            "A man with a knife and red cups.",
+        ),
+        (
+            "Three men are playing guitar, violin and drums.",
+            "guitar",
+            "Three men are playing violin and drums.",
+        ),
+        ("Two girls playing paper, rock, scissors.", "scissors", "Two girls playing paper, rock."),
+        (
+            "A man with a hat, a pair of glasses, and a white beard sits on a bench.",
+            "glasses",
+            "A man with a hat and a white beard sits on a bench.",
+        ),
+        ("A woman and young girl climbing a hill.", "woman", "A young girl climbing a hill."),
+        (
+            "A man wearing his hat and warm clothing in a park.",
+            "hat",
+            "A man wearing his warm clothing in a park.",
+        ),
+        ("A man with gloves and hat plays a guitar.", "hat", "A man with gloves and a guitar."),
+        (
+            "A young lady is playing a guitar and singing.",
+            "guitar",
+            "A young lady is playing and singing.",
+        ),
+        ("Two dogs in a park and a cat on a wall.", "dog", "a park and a cat on a wall."),
+        ("A dog and not an apple in a park.", "apple", "A dog in a park."),
+        ("And an apple and a dog in a park.", "apple", "a dog in a park."),
         # What a subject did goes with it; whom and where stay.
         ("A dog chases a cat in a garden.", "dog", "a cat in a garden."),
         ("There is an apple beside a dog in a park.", "apple", "a dog in a park."),
+        # With a subject go its verbs and clauses, and what then begins the caption.
+        ("A dog leaps high to catch a ball.", "dog", "a ball."),
+        ("A dog runs along the beach and jumps over a wall.", "dog", "the beach over a wall."),
+        ("A dog which is being washed by a boy.", "dog", "a boy."),
+        ("A white dog shakes the water off of itself.", "dog", "the water off of itself."),
+        ("A woman is reading while walking.", "woman", "walking."),
+        ("A woman stands outside to use the phone.", "woman", "use the phone."),
+        ("A woman who is doing yoga.", "woman", "yoga."),
+        ("A woman bends down to the ground and smiles.", "woman", "smiles."),
+        ("These women in red shirts are singing.", "woman", "red shirts."),
+        ("People walk in a park after looking at a map.", "people", "a park looking at a map."),
+        ("Groups of people lounge in a park.", "people", "a park."),
+        ("A horse being led by a man.", "horse", "a man."),
+        (
+            "Two men are riding horses, one horse is brown and one is black.",
+            "horse",
+            "Two men are riding, one is black.",
+        ),
+        ("As apples fall, a dog sleeps in a park.", "apple", "a dog sleeps in a park."),
+        ("An apple, which is red, on a table.", "apple", "a table."),
+        ("An apple to the right of a cup.", "apple", "a cup."),
+        ("All the apples on a table.", "apple", "a table."),
+        ("Two boys sit in a park, each with an apple.", "apple", "Two boys sit in a park."),
         # Modifiers, possessors and partitives.
         ("A chair leg on the floor.", "chair", "A leg on the floor."),
         ("the green apple's leaf on a plate", "apple", "leaf on a plate"),
         ("A pair of scissors and a book.", "scissors", "a book."),
+        ("A woman using an apple laptop.", "apple", "A woman using a laptop."),
+        ("A man eats a hot apple pie in a park.", "apple", "A man eats a hot pie in a park."),
+        ("People looking at a car exhibit.", "car", "People looking at an exhibit."),
+        ("A man is fixing a girl's bicycle.", "bicycle", "A man with a girl."),
+        ("The boy's two green apples' leaves on a plate.", "apple", "The boy's leaves on a plate."),
+        ("A man is relaxing near a shelf of books.", "book", "A man is relaxing near a shelf."),
+        (
+            "A man in a brown hat and glasses sits on a bench.",
+            "hat",
+            "A man in glasses sits on a bench.",
+        ),
+        ("A girl holding a (red) apple in a park.", "apple", "A girl in a park."),
+        ("A cat on something to sit on in a room.", "something to sit on", "A cat in a room."),
+        (
+            "A man holding a red fruit with a leaf in a park.",
+            "fruit with a leaf",
+            "A man in a park.",
+        ),
         # What is kept keeps its capitals.
         ("An APPLE and a Dog near Big Ben", "apple", "a Dog near Big Ben"),
     ],
@@ -119,9 +252,9 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_captions_are_reduced_as_each_alone() -> None:
     apple, dog = Concept("apple"), Concept("dog")
     texts = ["an apple and a cat", "a tree", "a dog eats an apple in a park", "", "dogs run"]
-    assert remove_concepts_from(texts, [apple, dog]) == [
-        remove_concepts(text, [apple, dog]) for text in texts
-    ]
+    removed = remove_concepts_from(texts, [apple, dog])
+    assert removed == [remove_concepts(text, [apple, dog]) for text in texts]
+    assert [text for text, _ in removed] == ["a cat", "a tree", "a park", "", ""]
 
 
 def test_removed_spans_are_all_that_changed() -> None:
@@ -129,6 +262,18 @@ def test_removed_spans_are_all_that_changed() -> None:
     remaining, removed = remove_concepts(text, [Concept("apple")])
     assert remaining == "a cat and a dog in a park"
     assert [text[a:b] for a, b in removed] == [",", "and an apple"]
+    # An article that need not change is not replaced, nor is the space between words.
+    assert remove_concepts("an old apple pie", [Concept("apple")])[1] == [(7, 12)]
+    text = "a man  holding  an apple  in a park"
+    assert remove_concepts(text, [Concept("apple")]) == ("a man in a park", [(7, 14), (16, 24)])
+
+
+def test_a_mention_that_is_part_of_a_word_to_the_parser_is_removed_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    removal.log_unknown_language.cache_clear()
+    texts = [erase_sd.concept_removed("a bowl of apple&pear", name) for name in ("apple", "pear")]
+    assert texts == ["a bowl of &pear", "a bowl of apple&"] and not caplog.messages
 
 
 def _scored(file: str) -> dict[str, dict[str, float]]:
@@ -160,5 +305,5 @@ def test_hand_made_reductions_of_flickr30k_captions_are_met(
                 values = ", ".join(f"{k} {v:.1%}" for k, v in kinds[kind].items())
                 print(f"\nreductions-{name}, {kind}: {values}", end="")
     dev = shares["dev"]
-    assert dev["all"]["nocomma"] >= 0.80 and dev["all"]["content"] >= 0.96
-    assert dev["all"]["clean"] >= 0.93 and dev["subject"]["content"] >= 0.80
+    assert dev["all"]["nocomma"] >= 0.95 and dev["all"]["content"] >= 0.97
+    assert dev["all"]["clean"] >= 0.97 and dev["subject"]["content"] >= 0.84
