@@ -18,12 +18,13 @@ from erase_sd.data.pair import CaptionPair, PromptKind, Split
 from erase_sd.data.prompts import (
     find_prompts,
     locate_prompts,
+    prompts_name,
     read_prompt_file,
     warn_of_names,
     with_files_beside,
     write_prompts,
 )
-from erase_sd.data.split import split_by_concept
+from erase_sd.data.split import hash_order, split_by_concept
 from erase_sd.errors import DataError, SettingError
 from erase_sd.files import write_text
 from erase_sd.models.presets import Models
@@ -71,6 +72,14 @@ def test_prompts_are_captions_of_one_split_with_the_concept_one_per_image(
     assert (header(OUT)["set"], header(OUT)["split"]) == ("forget", split)
 
 
+def test_a_prompt_mentions_one_of_several_concepts_and_its_file_may_have_any_free_name(
+    data: Dataset,
+) -> None:
+    out = Path("retain.txt")  # free, because no retain prompts are written
+    assert write_prompts(data, [APPLE, Concept("room")], out, 3, 0, fits) == {out: 3}
+    assert all(text.startswith("a room") for text in texts(out))
+
+
 def test_if_there_are_fewer_captions_all_are_written(data: Dataset) -> None:
     assert write_prompts(data, [APPLE], OUT, 50, 0, fits) == {OUT: 12}
     assert len(texts(OUT)) == 12
@@ -95,9 +104,12 @@ def test_duplicates_comments_and_captions_that_are_too_long_are_left_out() -> No
     lines = [f"{n}.jpg#0\t{captions[n % 4]}\n" for n in range(80)]
     lines += [f"{n}.jpg#0\ta dog\n" for n in range(80, 90)]
     Path("results_20130124.token").write_text("".join(lines))
-    write_prompts(read_flickr30k(Path()), [APPLE], OUT, 50, 0, fits)
-    (prompt,) = texts(OUT)
-    assert prompt.lower() == "an apple"
+    data = read_flickr30k(Path())
+    assert write_prompts(data, [APPLE], OUT, 50, 0, fits) == {OUT: 1}
+    images = hash_order(split_by_concept(data.items, [APPLE]).images("forget", "held-out"))
+    held_out = [item.captions[0] for item in images if item.captions[0].lower() == "an apple"]
+    assert texts(OUT) == held_out[:1] and set(held_out) == {"an apple", "An Apple"}
+    assert header(OUT)["folder"] == Path.cwd().name
 
 
 def test_the_retain_file_has_held_out_captions_of_images_without_the_concept(data: Dataset) -> None:
@@ -137,6 +149,8 @@ def test_writing_the_same_again_is_allowed_but_another_file_is_never_overwritten
     with pytest.raises(SettingError, match=r"^out prompts/apple\.txt: exists with other"):
         write_prompts(data, [APPLE], OUT, 4, 0, fits)
     assert OUT.read_bytes() == before
+    with pytest.raises(SettingError, match=r"^out pairs: exists with other"):
+        write_prompts(data, [APPLE], data.folder, 3, 0, fits)
 
 
 def test_it_is_an_error_if_no_caption_fits(data: Dataset) -> None:
@@ -177,6 +191,7 @@ def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> Non
     assert locate_prompts(OUT) == packaged
     assert [packaged] == prompt_files([OUT], ["apple"])  # of `erase-sd run`
     assert locate_prompts(Path("other/apple.txt")) == Path("other/apple.txt")
+    assert locate_prompts(Path("py.typed")) == Path("py.typed")  # the package has one, too
     assert packaged.with_name("retain.txt").is_file()
     OUT.parent.mkdir()
     OUT.write_text("an apple\n")
@@ -190,9 +205,26 @@ def test_prompts_of_the_working_directory_come_before_the_packaged_ones() -> Non
 def test_a_file_beside_that_is_also_named_is_read_once() -> None:
     write_text(OUT, "an apple\n")
     write_text(OUT.with_name("retain.txt"), "a dog\n")
-    named = [OUT, OUT.with_name("retain.txt").resolve()]
-    assert with_files_beside(named, kinds=False) == named
-    assert with_files_beside([OUT], kinds=False) == [OUT, OUT.with_name("retain.txt")]
+    retain = OUT.with_name("retain.txt")
+    for named in (
+        [OUT, retain],
+        [OUT, retain.resolve()],
+        [OUT, Path("prompts/../prompts/retain.txt")],
+    ):
+        assert with_files_beside(named, kinds=False) == named
+    assert with_files_beside([OUT], kinds=False) == [OUT, retain]
+
+
+def test_retain_prompts_lie_beside_the_first_file_and_kinds_beside_each() -> None:
+    kinds = [OUT.with_name("apple.synonym.txt"), Path("dog.look-alike.txt")]
+    for file in (OUT.with_name("retain.txt"), Path("retain.txt"), *kinds):
+        write_text(file, "a dog\n")
+    named = [OUT, Path("dog.txt")]
+    assert with_files_beside(named, kinds=False) == [*named, OUT.with_name("retain.txt")]
+    assert with_files_beside(named, kinds=True) == [*named, OUT.with_name("retain.txt"), *kinds]
+    for name in ("-", "/dev/stdin"):  # beside no file
+        assert with_files_beside([Path(name)], kinds=False) == [Path(name)]
+        assert prompts_name(Path(name)) == "stdin"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int | str | None:
