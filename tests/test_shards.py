@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -20,10 +21,11 @@ from erase_sd.bench.captions import (
     three_thing_pairs,
 )
 from erase_sd.data import sampled, shard_index
+from erase_sd.data import shards as shards_module
 from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset, digest_of
 from erase_sd.data.readers import read_dataset
-from erase_sd.data.shards import write_shards
+from erase_sd.data.shards import samples_of, shards_in, write_shards
 from erase_sd.data.split import hash_order
 from erase_sd.files import cache_folder
 
@@ -89,6 +91,57 @@ def test_a_name_that_comes_again_is_left_out_and_said_so(
     again.unlink()
     assert [item.captions for item in read_dataset(tmp_path).items] == [("an apple",), ("a dog",)]
     assert "1 samples without a caption or an image, or with the name of an earlier" in caplog.text
+
+
+def test_a_sample_is_all_entries_with_one_key_and_shards_are_in_the_order_of_their_names(
+    tmp_path: Path,
+) -> None:
+    large, long = b"x" * 100_000, " ".join(["word"] * 13_000)
+    files = {
+        "a/1.JPG": large, "a/1.txt": long.encode(), "a/1.mask.png": b"x", "a/1.json": b"{}",
+        "b/1.jpeg": b"2", "b/1.TXT": b" a\0dog\n  runs ", "3.png": b"3", "3.webp": b"4",
+        "4.txt": b"a cat", "5.txt": b"\xff",
+    }  # fmt: skip
+    for number in range(9, -1, -1):
+        write_shard(tmp_path / f"{number}.tar", files if number == 3 else {})
+    (tmp_path / "._3.tar").touch()  # as macOS leaves it
+    shards = shards_in(tmp_path)
+    assert [shard.name for shard in shards] == [f"{number}.tar" for number in range(10)]
+    found = list(samples_of(shards[3]))
+    assert [(sample.key, sample.caption) for sample in found] == [
+        ("a/1", long), ("b/1", "a dog runs"), ("3", ""), ("4", "a cat"), ("5", ""),
+    ]  # fmt: skip
+    images = [sample.image for sample in found[:3]]
+    assert [image.name for image in images if image] == [
+        "3.tar/a/1.jpg",
+        "3.tar/b/1.jpeg",
+        "3.tar/3.webp",
+    ]
+    assert [image.read() for image in images if image] == [large, b"2", b"4"]
+    assert [sample.image for sample in found[3:]] == [None, None]
+
+
+def test_entries_that_are_too_large_or_sparse_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "MAX_CAPTION", 5)
+    monkeypatch.setattr(shards_module, "MAX_IMAGE", 7)
+    path = tmp_path / "0.tar"
+    write_shard(
+        path, {"0.jpg": b"8 bytes!", "0.txt": b"6 byte", "1.jpg": b"7 bytes", "1.txt": b"5 byt"}
+    )
+    assert [(s.caption, bool(s.image)) for s in samples_of(path)] == [("", False), ("5 byt", True)]
+    body = b"1\n0\n4\n".ljust(tarfile.BLOCKSIZE, b"\0") + b"1234"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.jpg")
+        info.size = len(body)
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": "4",
+        }
+        tar.addfile(info, io.BytesIO(body))
+    assert [sample.image for sample in samples_of(path)] == [None]
 
 
 def test_names_of_entries_need_not_be_utf8(tmp_path: Path) -> None:
