@@ -49,7 +49,7 @@ def match_images(
     the concept's class is not one of the detector's, RunError if a variant's image is missing.
     """
     check_class(classes[concept], names)
-    erased = {*classes, *classes.values(), *_mentioning(tuple(names), tuple(concepts))}
+    erased = {*classes.values(), *_mentioning(tuple(names), tuple(concepts))}
     seeds: dict[tuple[str, str, int], dict[Variant, ImageRecord]] = {}
     for image in images:
         seeds.setdefault(image.key, {})[image.variant] = image
@@ -79,13 +79,13 @@ def _matches(
     pair = variants["original"].pair
     if not _concerns(pair, concept):
         return []
-    shown = pair.set == "forget" and concept in (pair.concept, *pair.mentions)
+    shown = pair.set == "forget"
     named = [name for name in _named(pair.caption, names) if name not in erased]
     rest: RateGroup = "retained_same" if shown else "retained_other"
     groups: list[tuple[RateGroup, str]] = [("target", target)] if shown else []
     groups += [(rest, name) for name in named]
     comparable: set[str] = set()
-    if shown and concept in pair.mentions and "reference" in variants:
+    if concept in pair.mentions and "reference" in variants:
         comparable = {target, *_named(variants["reference"].text, names)}
     best = {variant: _best(detections[image.file]) for variant, image in variants.items()}
     return [
