@@ -238,6 +238,11 @@ def test_another_language_loses_the_noun_alone_and_that_is_logged_once(
         "\u684c\u4e0a\u7684\u548c\u72d7",
         [(3, 5)],
     )
+    russian = "\u043a\u0440\u0430\u0441\u043d\u043e\u0435 \u044f\u0431\u043b\u043e\u043a\u043e \u0442\u0443\u0442"
+    assert remove_concepts(russian, [Concept("\u044f\u0431\u043b\u043e\u043a\u043e")]) == (
+        "\u043a\u0440\u0430\u0441\u043d\u043e\u0435 \u0442\u0443\u0442",
+        [(8, 14)],
+    )
     assert len(caplog.messages) == 1 and "only the noun is removed" in caplog.messages[0]
 
 
