@@ -14,7 +14,8 @@ from erase_sd.data.prompts import PromptFile
 from erase_sd.errors import DataError
 from erase_sd.files import digest, write_bytes
 from erase_sd.generation.batch import ImageBatch, hashes_on_disk
-from erase_sd.generation.plan import PlannedImage, batches_of, plan
+from erase_sd.generation.cost import MANY_IMAGES, announce, check_image_space, cost_line
+from erase_sd.generation.plan import MAX_STEM, PlannedImage, batches_of, plan, reference_texts
 from erase_sd.run import Run
 from erase_sd.run.records import ImageRecord
 
@@ -100,3 +101,60 @@ def test_image_k_of_prompt_p_has_its_own_seed_and_each_file_begins_again() -> No
     ]  # fmt: skip
     with pytest.raises(DataError, match="two files have the same name"):
         plan([files[0], replace(files[0], path=Path("other/apple.txt"))], [], 1, 0)
+
+
+def test_more_images_and_longer_names_than_a_run_can_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("erase_sd.generation.plan.MAX_IMAGES", 4)
+    name = "\u00e9" * (MAX_STEM // 2) + ".txt"
+    file = PromptFile(Path(name), "", ("an apple", "two apples"))
+    assert len(plan([file], [], images_per_prompt=2, seed=0)) == 4
+    with pytest.raises(DataError, match="6 images of each variant, at most 4"):
+        plan([file], [], images_per_prompt=3, seed=0)
+    with pytest.raises(DataError, match="needs UTF-8 of at most 200 bytes"):
+        plan([replace(file, path=file.path.with_stem(file.stem + "x"))], [], 1, 0)
+
+
+def test_a_reference_is_generated_without_any_concept_where_a_concept_is_to_be_seen() -> None:
+    concepts = [Concept("apple"), Concept("dog")]
+    texts = ("a cat beside an apple", "a cat beside a dog", "a red fruit")
+    stems = ("apple", "apple.name-free", "apple.other-sense")
+    files = [PromptFile(Path(f"{stem}.txt"), "", texts) for stem in stems]
+    references = reference_texts(plan(files, concepts, 1, 0), concepts)
+    assert {image.file: text for image, text in references.items()} == {
+        f"{stem}-000{number}.png": "a cat" for stem in stems[:2] for number in range(2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, ""), (119, ", in about 119 s"), (120, ", in about 2 min"), (7199, ", in about 120 min"),
+        (7200, ", in about 2 h"), (172_799, ", in about 48 h"), (172_800, ", in about 2 d"),
+    ],
+)  # fmt: skip
+def test_the_cost_of_many_images_is_said_in_units_of_which_there_are_two(
+    seconds: float | None, words: str
+) -> None:
+    assert cost_line(2000, seconds) == f"2,000 images are to be generated{words}"
+
+
+def test_many_images_are_announced_with_the_time_of_all_and_their_bytes_are_checked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("erase_sd.generation.cost.check_space", lambda *own: checked.append(own))
+    monkeypatch.setattr("erase_sd.models.sampling.seconds_per_image", lambda *own: own[1] * own[2])
+    check_image_space(Path("runs/apple"), 3, 64)
+    assert checked == [(Path("runs/apple"), 2 * 64 * 64 * 3)]
+    approved: list[tuple[int, float | None]] = []
+    pipe: Any = None
+    with caplog.at_level("INFO"):
+        for count, more in ((MANY_IMAGES - 1, False), (MANY_IMAGES, False), (MANY_IMAGES, True)):
+            announce(
+                Path("a"), pipe, count, 10, 3.0, lambda *own: approved.append(own), at_least=more
+            )
+    assert approved == [(MANY_IMAGES, 30.0 * MANY_IMAGES)] * 2
+    line = "2,000 images are to be generated, in about 17 h"
+    assert caplog.messages == [f"a: {line}", f"a: at least {line}"]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from typer.testing import CliRunner
 
 from erase_sd.cli import app
 from erase_sd.cli.launch import run_processes
+from erase_sd.errors import RunError
+from erase_sd.generation import share
+from erase_sd.generation.cache import store_batch
 from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.share import FOLDER, Share
 from erase_sd.generation.stage import generate
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
@@ -70,6 +75,31 @@ def test_an_interrupted_pass_resumes_with_another_number_of_processes(
     records = generate(PROMPTS, QUICK, tiny, erased_run)
     assert len(records) == 10
     assert not (erased_run.folder / ".batches").exists()
+
+
+def test_a_process_that_is_there_is_waited_for_however_slow_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (Share(tmp_path / "run" / FOLDER, number, 3) for number in range(3))
+    is_absent, asked = Share._is_absent, list[bool]()
+
+    def watched(own: Share, number: int) -> bool:
+        asked.append(is_absent(own, number))
+        if len(asked) == 3:
+            store_batch(own.folder, "key", [b"png"])
+        return asked[-1]
+
+    monkeypatch.setattr(share, "ABSENT_SECONDS", 0.0)
+    monkeypatch.setattr(Share, "_is_absent", watched)
+    with third.present():
+        assert first._from_other(2, "key", 1, threading.Event()) == [b"png"]
+        assert asked == [False] * 3
+        with pytest.raises(RunError, match="process 2 of 3 is not there"):
+            first._from_other(1, "other", 1, threading.Event())
+    with second.present(), pytest.raises(RunError, match="process 3 of 3 is not there"):
+        first._from_other(2, "other", 1, threading.Event())
+    first.clear()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_each_process_knows_its_number_and_has_one_thread(
