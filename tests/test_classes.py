@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from labelled_data import (
     APPLE,
+    NAMES,
     jpeg,
     samples,
     write_cifar_binary,
@@ -15,6 +16,7 @@ from labelled_data import (
     write_shard,
 )
 
+from erase_sd.data.cifar100 import find_cifar100, holds_test, read_cifar100
 from erase_sd.data.classes import TEMPLATES
 from erase_sd.data.concept import Concept
 from erase_sd.data.dataset import Dataset
@@ -63,6 +65,27 @@ def test_cifar_is_read_from_its_own_files_without_copies(tmp_path: Path, write: 
         source = data.path_of(item.image)
         assert isinstance(source, Entry) and hash_image(source) == digest(row.tobytes())
         assert open_image(source).getpixel((1, 0)) == (row[1], row[1024 + 1], row[2048 + 1])
+
+
+def test_cifar_is_found_by_what_only_it_has_and_read_from_the_files_that_are_there(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train").write_bytes(b"of another dataset")
+    assert find_cifar100(tmp_path) is None
+    place = tmp_path / "cifar-100-binary"
+    write_cifar_binary(place, [APPLE, 0])
+    assert find_cifar100(tmp_path) == place == find_cifar100(place) and holds_test(place)
+    assert read_cifar100(place).format == "CIFAR-100, test"
+    (place / "test.bin").rename(place / "train.bin")
+    assert not holds_test(place)
+    data = read_cifar100(place)
+    assert data.format == "CIFAR-100, train" and [*data.files] == ["train/00000", "train/00001"]
+    with pytest.raises(DataError, match=r"test\.bin: missing; CIFAR-100's binary version needs it"):
+        read_cifar100(place, ("test",))
+    for count, names in ((99, [*NAMES[:99], NAMES[0]]), (101, [*NAMES, "pear"])):
+        (place / "fine_label_names.txt").write_text("\n".join(names))
+        with pytest.raises(DataError, match=f"damaged, {count} class names; needs 100"):
+            read_cifar100(place)
 
 
 def test_shards_keep_places_of_images_and_read_them_again_when_needed(tmp_path: Path) -> None:

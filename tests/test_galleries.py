@@ -115,6 +115,7 @@ def test_attributes_of_an_arrays_globals_are_refused_too(tmp_path: Path) -> None
         ({b"fine_labels": [APPLE, -1, 0, 0]}, "a label is -1; needs 0 to 99"),
         ({b"fine_labels": [APPLE, 0, 0]}, "12288 bytes for 3 images; needs 3072 each"),
         ({b"fine_labels": [b"apple"] * 4}, "test: damaged .*labels as integers"),
+        ({b"fine_labels": [True] * 4}, "test: damaged .*labels as integers"),
         ({b"data": np.zeros((4, 100), np.uint8)}, "400 bytes for 4 images"),
         ({b"data": b"none"}, "test: damaged"),
     ],
@@ -124,6 +125,18 @@ def test_damaged_batch_is_named(tmp_path: Path, change: dict[bytes, object], mes
     batch = {b"fine_labels": LABELS, b"data": data} | change
     (tmp_path / "cifar-100-python" / "test").write_bytes(python2(batch))
     with pytest.raises(DataError, match=message):
+        open_gallery(tmp_path, FRUIT)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"U\x02u1", b"U\x02i1"), (b"tb\x89", b"tb\x88")])
+def test_pixels_of_another_type_or_order_are_refused(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    write_cifar_python(tmp_path, LABELS)
+    path = tmp_path / "cifar-100-python" / "test"
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(DataError, match="needs images as bytes in row order"):
         open_gallery(tmp_path, FRUIT)
 
 

@@ -79,6 +79,18 @@ def test_a_shard_is_read_once_and_again_after_a_change_or_if_its_index_is_damage
     assert len(read_dataset(shards).items) == 7 and len(read) <= 4
 
 
+def test_shards_without_an_index_are_indexed_and_no_claim_is_left(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = shards_in(shards)
+    shard_index.indexed(paths[0])
+    assert len(indexes()) == 1
+    shard_index.index_shards(paths)
+    assert len(indexes()) == 2 and not (cache_folder() / "shards" / ".claims").exists()
+    monkeypatch.setattr(shard_index, "Claims", None)
+    shard_index.index_shards(paths)  # claims nothing
+
+
 def test_a_name_that_comes_again_is_left_out_and_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
