@@ -91,6 +91,19 @@ def test_shards_without_an_index_are_indexed_and_no_claim_is_left(
     shard_index.index_shards(paths)  # claims nothing
 
 
+def test_a_linked_shard_has_its_own_name_whichever_folder_was_read_first(
+    shards: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "7.tar").symlink_to(shards / "1.tar")
+    images = [item.image for item in read_dataset(shards).items]
+    assert [item.image for item in read_dataset(linked).items] == [
+        name.replace("1.tar", "7.tar") for name in images if name.startswith("1.tar")
+    ]
+    assert [item.image for item in read_dataset(shards).items] == images
+
+
 def test_a_name_that_comes_again_is_left_out_and_said_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,5 +84,6 @@ def _index(shard: Path) -> list[IndexedSample]:
 def _path(shard: Path) -> Path:
     """Where the index of a shard is cached; another path once the shard has changed."""
     state = shard.stat()
-    key = key_of([str(shard.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    place = shard.parent.resolve() / shard.name  # a link's own name is in the names of its images
+    key = key_of([str(place), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
     return cache_folder() / "shards" / f"{key}.jsonl"
