@@ -18,7 +18,7 @@ from erase_sd.errors import RunError, SettingError
 from erase_sd.files import hash_file, write_records
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
-from erase_sd.run.measurements import DetectorRecord
+from erase_sd.run.measurements import Detection, DetectorRecord
 from erase_sd.run.records import ImageRecord, Origin, Variant
 from erase_sd.scoring import detections
 from erase_sd.scoring import stage as scoring
@@ -97,13 +97,39 @@ def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
     scores = scoring.score(run, tiny)
     path, records = run.folder / "detections.jsonl", run.detections()
     assert scoring.score(run, tiny) == scores and len(calls) == 1
-    for change in ({"sha256": "0"}, {"iou": 0.7}, {"min_probability": 0.5}):
-        other = dataclasses.replace(records[0].detector, **change)  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [
+        {"sha256": "0"}, {"iou": 0.7}, {"min_probability": 0.5}, {"max_detections": 9},
+        {"text_encoder_sha256": "0"},
+    ]  # fmt: skip
+    for change in changes:
+        other = dataclasses.replace(records[0].detector, **change)
         write_records(path, [dataclasses.replace(r, detector=other) for r in records])
         assert scoring.score(run, tiny) == scores
     path.write_text("{}\n")
     assert scoring.score(run, tiny) == scores
-    assert len(calls) == 5 and run.detections() == records
+    assert len(calls) == 7 and run.detections() == records
+
+
+def test_processes_share_whole_chunks_of_images_and_the_answers_are_in_the_images_order(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[str] = []
+
+    def detect(_: Path, files: Sequence[Path], targets: Sequence[str], *__: Any) -> DetectorAnswer:
+        shares.append("".join(file.stem for file in files))
+        box = (0.0, 0.0, 9.0, 9.0)
+        rows = [(Detection(name=targets[0], probability=int(f.stem) / 9, box=box),) for f in files]
+        return DetectorAnswer(names=("apple",), size=64, kind="known", detections=rows)
+
+    monkeypatch.setattr(detections, "detect", detect)
+    monkeypatch.setattr(detections, "CHUNK", 2)
+    monkeypatch.setattr(detections, "place", lambda: (1, 3))
+    monkeypatch.setattr(detections, "each", lambda items, work: [work(item) for item in items])
+    answer = detections._detect([Path(f"{n}.png") for n in range(9)], tiny, ["apple"], None)
+    assert shares == ["0167", "238", "45"]
+    assert [(row[0].name, row[0].probability) for row in answer.detections] == [
+        ("apple", n / 9) for n in range(9)
+    ]
 
 
 def test_detections_are_those_of_the_image_that_lies_there_now(
