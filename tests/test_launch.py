@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,13 @@ def test_a_process_that_is_there_is_waited_for_however_slow_and_leaves_nothing(
             store_batch(own.folder, "key", [b"png"])
         return asked[-1]
 
-    monkeypatch.setattr(share, "ABSENT_SECONDS", 0.0)
     monkeypatch.setattr(Share, "_is_absent", watched)
+    waits, stopped = iter((False, True)), threading.Event()
+    monkeypatch.setattr(stopped, "wait", lambda _: next(waits))
+    with pytest.raises(CancelledError):  # a process that has not begun yet is not taken for absent
+        first._from_other(1, "other", 1, stopped)
+    assert not asked
+    monkeypatch.setattr(share, "ABSENT_SECONDS", 0.0)
     with third.present():
         assert first._from_other(2, "key", 1, threading.Event()) == [b"png"]
         assert asked == [False] * 3
