@@ -118,7 +118,6 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
             "hat",
             "A man wearing his warm clothing in a park.",
         ),
-        ("A man with gloves and hat plays a guitar.", "hat", "A man with gloves and a guitar."),
         (
             "A young lady is playing a guitar and singing.",
             "guitar",
@@ -132,7 +131,6 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         ("There is an apple beside a dog in a park.", "apple", "a dog in a park."),
         # With a subject go its verbs and clauses, and what then begins the caption.
         ("A dog leaps high to catch a ball.", "dog", "a ball."),
-        ("A dog runs along the beach and jumps over a wall.", "dog", "the beach over a wall."),
         ("A dog which is being washed by a boy.", "dog", "a boy."),
         ("A white dog shakes the water off of itself.", "dog", "the water off of itself."),
         ("A woman is reading while walking.", "woman", "walking."),
@@ -140,14 +138,8 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         ("A woman who is doing yoga.", "woman", "yoga."),
         ("A woman bends down to the ground and smiles.", "woman", "smiles."),
         ("These women in red shirts are singing.", "woman", "red shirts."),
-        ("People walk in a park after looking at a map.", "people", "a park looking at a map."),
         ("Groups of people lounge in a park.", "people", "a park."),
         ("A horse being led by a man.", "horse", "a man."),
-        (
-            "Two men are riding horses, one horse is brown and one is black.",
-            "horse",
-            "Two men are riding, one is black.",
-        ),
         ("As apples fall, a dog sleeps in a park.", "apple", "a dog sleeps in a park."),
         ("An apple, which is red, on a table.", "apple", "a table."),
         ("An apple to the right of a cup.", "apple", "a cup."),
@@ -254,6 +246,35 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="needs `pip install no-such-model`"):
         erase_sd.concept_removed("an apple in a text that no other test parses", "apple")
     parser.end_parser()
+
+
+@pytest.mark.parametrize(
+    ("caption", "without"),
+    [
+        # Nothing is left of a list: its verb or preposition goes as for one mention.
+        ("A man holding an apple and a dog in a park.", "A man in a park."),
+        ("A man sits near an apple and a dog.", "A man sits."),
+        ("There is a kite between an apple and a dog on the sand.", "There is a kite on the sand."),
+        ("There is an apple and a dog in a park.", "a park."),
+        ("An apple and a dog near a cat.", "a cat."),
+        # A part is left.
+        ("Two people eat an apple, a dog and a banana.", "Two people eat a banana."),
+        (
+            "A man holding an apple, a banana and a dog in a park.",
+            "A man holding a banana in a park.",
+        ),
+        ("A couch, an apple and a dog on a street.", "A couch on a street."),
+        (
+            "A man on a stage with a dog, a keyboard, and apples.",
+            "A man on a stage with a keyboard.",
+        ),
+        ("A cup, a cat, an apple and a dog on a street.", "A cup and a cat on a street."),
+        # Two mentions in two places, from the first on.
+        ("A dog beside an apple in the snow.", "the snow."),
+    ],
+)
+def test_several_concepts_leave_a_sentence_too(caption: str, without: str) -> None:
+    assert remove_concepts(caption, [Concept("apple"), Concept("dog")])[0] == without
 
 
 def test_many_captions_are_reduced_as_each_alone() -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise, zip_longest
 from ..runtime import log
 from .concept import Concept, Span, with_article
 from .removal_cuts import PRONOUN_TAGS, Cuts
-from .removal_phrases import cut_mention
+from .removal_phrases import cut_mentions
 from .syntax import RELATIONAL_NOUNS, is_english, parse
 from .tree import Token, Tree
 
@@ -64,8 +64,7 @@ def remove_spans(text: str, tree: Tree, spans: Sequence[Span]) -> Removed:
             log_unknown_language()
         return _without_nouns(text, spans)
     cuts = Cuts(tree)
-    for tokens in mentions:
-        cut_mention(cuts, tokens)
+    cut_mentions(cuts, mentions)
     return _rendered(text, cuts)
 
 

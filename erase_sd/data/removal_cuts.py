@@ -26,6 +26,8 @@ class Cuts:
     """The tokens of a caption that are removed or replaced, by their positions in `tree`."""
 
     tree: Tree
+    nouns: set[int] = field(default_factory=set)
+    """Nouns of the mentions that are to be removed."""
     gone: set[int] = field(default_factory=set)
     replaced: dict[int, str] = field(default_factory=dict)
     lost_subject: bool = False

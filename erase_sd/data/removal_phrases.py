@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .removal_cuts import (
     Cuts,
@@ -23,10 +23,52 @@ _BEFORE_NOUN = frozenset((
 _NOUNS = ("NOUN", "PROPN")
 
 
-def cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
-    """Cuts a mention out of the tree, with what cannot stand without it."""
-    if not cuts.kept(mention):
-        return
+def cut_mentions(cuts: Cuts, mentions: Sequence[Sequence[Token]]) -> None:
+    """Cuts mentions out of the tree, with what cannot stand without them."""
+    by_noun = {_head_of(mention).i: mention for mention in sorted(mentions, key=len)}
+    cuts.nouns.update(by_noun)
+    for noun, members in _coordinated([_head_of(mention) for mention in mentions]):
+        mention = by_noun[noun.i]
+        if not cuts.kept(mention):
+            continue
+        if all(member.i in by_noun for member in members):  # the first one stands for all
+            for member in members[1:]:
+                _drop_phrase(cuts, member, by_noun[member.i])
+            last = max(member.i for member in members)
+            joints = (c for member in members for c in member.rights if c.i < last)
+            cuts.drop(*(c for c in joints if c.dep in ("cc", "punct")))
+            mention = by_noun[members[0].i]
+        _cut_mention(cuts, mention)
+
+
+def _coordinated(nouns: Iterable[Token]) -> list[tuple[Token, list[Token]]]:
+    """Nouns with all members of their coordinations, in which the last comes first: lists close towards
+    their end."""
+    found = [(noun, _coordination(noun)) for noun in nouns]
+    return sorted(found, key=lambda pair: (pair[1][0].i, -pair[0].i))
+
+
+def _coordination(noun: Token) -> list[Token]:
+    """All members of the coordination that a noun belongs to, or the noun alone."""
+    while noun.dep == "conj" and _is_noun(noun.head):
+        noun = noun.head
+    later = _later_members(noun)
+    return [noun, *later, *(_listed_appositions(noun) if later else ())]
+
+
+def _later_members(noun: Token) -> list[Token]:
+    """The members of a noun's coordination that come after it."""
+    direct = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
+    return [token for member in direct for token in (member, *_later_members(member))]
+
+
+def _listed_appositions(noun: Token) -> list[Token]:
+    """The appositions of a noun; in "a cup, an apple and a dog", the apple may be taken for one."""
+    return [c for c in noun.rights if c.dep == "appos" and _is_noun(c)]
+
+
+def _cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
+    """Cuts one mention."""
     noun = _head_of(mention)
     inside = noun.head in mention
     if noun.pos == "VERB":  # a noun that the parser read as a verb
@@ -71,13 +113,7 @@ def _cut_modifier(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
 
 def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
     """Removes a noun phrase, and mends the coordination or the clause that it leaves."""
-    phrase = _noun_phrase(noun, mention)
-    owners = [c for c in noun.lefts if c.dep == "poss" and c.pos in _NOUNS]
-    kept_owner = {t.i for owner in owners[:1] for t in owner.subtree if t.dep != "case"}
-    phrase = [token for token in phrase if token.i not in kept_owner]
-    cuts.drop(*phrase)
-    cuts.drop(*subtree(c for c in noun.rights if c.dep == "prep" and says_only_where(c)))
-    head = noun.head
+    phrase, head = _drop_phrase(cuts, noun, mention), noun.head
     partitive = noun.dep == "pobj" and head.lower == "of" and _is_partitive(head.head)
     if partitive:
         cuts.drop(head, *_noun_phrase(head.head, [head.head]))
@@ -89,14 +125,29 @@ def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
         preposition_lost_object(cuts, head)
     elif noun.dep in ("dobj", "dative", "oprd", "attr"):
         verb_lost_object(cuts, head)
-        if owners and not cuts.keeps(head):  # "riding a man's bike" becomes "with a man"
+        if _owners(noun) and not cuts.keeps(head):  # "riding a man's bike" becomes "with a man"
             cuts.gone.discard(head.i)
             cuts.replaced[head.i] = "with"
     elif noun.dep in ("nsubj", "nsubjpass") and head.pos in ("VERB", "AUX"):
         cuts.drop(*(token for token in noun.rights if token.dep == "punct"))
         clause_lost_subject(cuts, head)
     elif noun.dep in ("ROOT", "ccomp", "nsubj", "nsubjpass"):
-        _fragment_lost_head(cuts, noun)
+        for member in (noun, *_later_members(noun)):
+            _fragment_lost_head(cuts, member)
+
+
+def _owners(noun: Token) -> list[Token]:
+    """The nouns in a noun's phrase that say whose it is."""
+    return [c for c in noun.lefts if c.dep == "poss" and c.pos in _NOUNS]
+
+
+def _drop_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> list[Token]:
+    """Removes a noun phrase except its owner, and returns its tokens."""
+    kept_owner = {t.i for owner in _owners(noun)[:1] for t in owner.subtree if t.dep != "case"}
+    phrase = [token for token in _noun_phrase(noun, mention) if token.i not in kept_owner]
+    cuts.drop(*phrase)
+    cuts.drop(*subtree(c for c in noun.rights if c.dep == "prep" and says_only_where(c)))
+    return phrase
 
 
 def _is_partitive(noun: Token) -> bool:
@@ -116,9 +167,12 @@ def _noun_phrase(noun: Token, mention: Sequence[Token]) -> list[Token]:
 
 def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
     """Joins the other members of the mention's coordination; False if it has none."""
-    following = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
+    members = _later_members(noun)
+    following = [m for m in members if cuts.keeps(m) or m.i not in cuts.nouns]
+    if members and not following:
+        following = cuts.kept(_listed_appositions(noun))
     in_list = noun.dep == "appos" and any(c.dep == "cc" for c in noun.rights)
-    if noun.dep == "conj" or (in_list and following):  # "a cup, an apple and a dog"
+    if noun.dep == "conj" or (in_list and members):  # "a cup, an apple and a dog"
         _join_before(cuts, noun, phrase, is_last=not following)
         return True
     if not following:
@@ -151,7 +205,7 @@ def _join_before(cuts: Cuts, noun: Token, phrase: Sequence[Token], is_last: bool
         token = cuts.tree.tokens[position]
         if not (token.dep == "cc" or token.text == "," or not cuts.keeps(token)):
             break
-        had_conjunction |= token.dep == "cc"
+        had_conjunction |= token.dep == "cc" or token.i in cuts.replaced
         cuts.drop(token)
         position -= 1
     if had_conjunction and is_last:
