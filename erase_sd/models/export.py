@@ -91,9 +91,9 @@ def export(
     Formats: `diffusers`, folders of text encoders, with the key names that transformers 4 and 5 read,
     and of the U-Net; `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file
     checkpoint `base` with the erased modules in it; `lora`, the change alone, at `rank`, with a strength
-    that every program can set; `hub-folder`, `diffusers` with a model card and
-    `pictures` for it, which with `push_to` is uploaded to that repository. `dtype` is the weights'
-    precision. No file names a folder of this machine. Raises SettingError for comfyui if the U-Net changed.
+    that every program can set; `hub-folder`, `diffusers` with a model card and `pictures` for it, which
+    with `push_to` is uploaded to that repository. `dtype` is the weights' precision. No file names a
+    folder of this machine. Raises SettingError for comfyui if the U-Net changed.
     """
     _check_options(to, base, rank, push_to)
     if models.model is None:
@@ -195,8 +195,10 @@ def _a1111(folder: Path, erasure: _Erasure) -> None:
     try:
         check_regular(base)
         with safe_open(base, framework="pt") as file:
-            metadata = {**(file.metadata() or {}), **erasure.metadata}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            theirs = file.metadata() or {}  # with hashes of the old weights
+            metadata = {k: theirs[k] for k in theirs if "hash" not in k} | erasure.metadata
+            copy = ("model_ema.",) if UNET in erasure.modules else ()  # it would know the concept
+            tensors = {n: file.get_tensor(n) for n in file.keys() if not n.startswith(copy)}  # noqa: SIM118
     except (OSError, RunError, SafetensorError) as error:
         raise ModelError(
             f"not a readable .safetensors file ({reason(error)})", field="base", value=base
