@@ -12,9 +12,11 @@ import numpy as np
 
 from ...data.coco import LOOK_ALIKES
 from ...detection.worker import Detector
+from ...models.choices import Sampler
 from ...models.pipeline import open_pipeline
 from ...models.presets import resolve
 from ...models.sampling import generate_batch
+from ...runtime import Precision
 from .. import WEIGHTS
 from ..captions import NAME_FREE_WORDINGS, SYNONYM_WORDINGS, Wording, describe_scene
 from ..scenes import CLASS_OF, CLASSES, sample
@@ -36,9 +38,16 @@ class CheckedImage:
 class Generator:
     """Generates an image per caption with the original model, and detects what it shows."""
 
-    def __init__(self, detector: Detector) -> None:
-        self.models = resolve()
-        self.pipe = open_pipeline(WEIGHTS / "sd", sampler=self.models.sampler)
+    def __init__(
+        self,
+        detector: Detector,
+        dtype: Precision = "auto",
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+    ) -> None:
+        models = resolve()
+        self.pipe = open_pipeline(WEIGHTS / "sd", dtype, sampler or models.sampler)
+        self.steps, self.guidance = steps or models.steps, models.guidance
         self.detector = detector
         self.seed = 7_000_000
         """Seed of the next image."""
@@ -50,9 +59,8 @@ class Generator:
             batch = captioned[start : start + _BATCH]
             seeds = range(self.seed, self.seed + len(batch))
             self.seed += len(batch)
-            images = generate_batch(
-                self.pipe, [c for _, c in batch], seeds, self.models.steps, self.models.guidance
-            )
+            captions = [caption for _, caption in batch]
+            images = generate_batch(self.pipe, captions, seeds, self.steps, self.guidance)
             for (scene, _), detections in zip(batch, self.detector(images), strict=True):
                 mentioned = tuple(thing.name for thing in scene.things)
                 checked.append(CheckedImage(mentioned, detected_classes(detections)))

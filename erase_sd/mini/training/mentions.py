@@ -6,6 +6,7 @@ concept otherwise have a mined mention, and how many of those without the concep
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from unittest.mock import patch
@@ -52,7 +53,10 @@ def measured(
 
 
 def main() -> None:
-    """Prints the table, a row for each threshold."""
+    """Prints the table, a row for each threshold; there are no options but `--help`."""
+    argparse.ArgumentParser(
+        prog="python -m erase_sd.mini.training.mentions", description=__doc__
+    ).parse_args()
     models = resolve("mini", None, None, None)
     clip, items = load_clip(models.clip_folder(0)), read_flickr30k(models.pairs()).items
     print("| SHARE | called otherwise, mined % | without the concept, mined % | worst concept |")
