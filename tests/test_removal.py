@@ -269,6 +269,26 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             "A man on a stage with a keyboard.",
         ),
         ("A cup, a cat, an apple and a dog on a street.", "A cup and a cat on a street."),
+        # Whatever the parser makes of a list, exactly its last comma becomes an "and".
+        (
+            "A woman eats some bread, an apple, a dog and a cup.",
+            "A woman eats some bread and a cup.",
+        ),
+        ("A cup, an apple, her dog and a cat on a table.", "A cup and a cat on a table."),
+        (
+            "There is a cup, a cat, her dog and apples near a house.",
+            "There is a cup and a cat near a house.",
+        ),
+        ("A picture of an apple, a dog and a cup.", "A picture of a cup."),
+        (
+            "A man who carries an apple, a cup, a dog and a hat.",
+            "A man who carries a cup and a hat.",
+        ),
+        ("Apples, a dog, apples and a dog on a street.", "a street."),
+        ("Both the dog and the apple are red.", ""),
+        # What says where a mention is, is kept whole.
+        ("An apple and a dog near hats and a cup.", "hats and a cup."),
+        ("A group of dogs and an apple are on a tennis court.", "a tennis court."),
         # Two mentions in two places, from the first on.
         ("A dog beside an apple in the snow.", "the snow."),
     ],

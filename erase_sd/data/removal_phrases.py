@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 
 from .removal_cuts import (
     Cuts,
@@ -17,54 +18,51 @@ from .tree import Token
 
 _BEFORE_NOUN = frozenset((
     "advmod", "amod", "case", "compound", "det", "neg", "nmod", "npadvmod", "nummod", "poss",
-    "predet", "punct", "quantmod",
+    "preconj", "predet", "punct", "quantmod",
 ))  # fmt: skip
 """Labels of what stands before a noun in its phrase."""
 _NOUNS = ("NOUN", "PROPN")
 
 
 def cut_mentions(cuts: Cuts, mentions: Sequence[Sequence[Token]]) -> None:
-    """Cuts mentions out of the tree, with what cannot stand without them."""
+    """Cuts mentions, in the order of the text, out of the tree, with what cannot stand without them.
+
+    Those that a list begins with, or consists of, are cut as one: the first stands for all.
+    """
     by_noun = {_head_of(mention).i: mention for mention in sorted(mentions, key=len)}
     cuts.nouns.update(by_noun)
-    for noun, members in _coordinated([_head_of(mention) for mention in mentions]):
-        mention = by_noun[noun.i]
+    for mention in mentions:
         if not cuts.kept(mention):
             continue
-        if all(member.i in by_noun for member in members):  # the first one stands for all
-            for member in members[1:]:
+        noun = _head_of(mention)
+        together = list(itertools.takewhile(lambda member: member.i in by_noun, _list_of(noun)))
+        if noun in together[:1]:
+            for member in together[1:]:
                 _drop_phrase(cuts, member, by_noun[member.i])
-            last = max(member.i for member in members)
-            joints = (c for member in members for c in member.rights if c.i < last)
+            joints = (c for member in together for c in member.rights if c.i < together[-1].i)
             cuts.drop(*(c for c in joints if c.dep in ("cc", "punct")))
-            mention = by_noun[members[0].i]
-        _cut_mention(cuts, mention)
+        _cut_mention(cuts, by_noun[noun.i])
 
 
-def _coordinated(nouns: Iterable[Token]) -> list[tuple[Token, list[Token]]]:
-    """Nouns with all members of their coordinations, in which the last comes first: lists close towards
-    their end."""
-    found = [(noun, _coordination(noun)) for noun in nouns]
-    return sorted(found, key=lambda pair: (pair[1][0].i, -pair[0].i))
+def _list_of(noun: Token) -> list[Token]:
+    """All members of the coordination that a noun belongs to, in the order of the text, or the noun alone.
 
-
-def _coordination(noun: Token) -> list[Token]:
-    """All members of the coordination that a noun belongs to, or the noun alone."""
-    while noun.dep == "conj" and _is_noun(noun.head):
+    In "a cup, an apple and a dog", the parser may take the apple for an apposition.
+    """
+    while noun.dep in ("conj", "appos") and _is_noun(noun.head):
         noun = noun.head
-    later = _later_members(noun)
-    return [noun, *later, *(_listed_appositions(noun) if later else ())]
+    return sorted(_members_from(noun), key=lambda member: member.i)
 
 
-def _later_members(noun: Token) -> list[Token]:
-    """The members of a noun's coordination that come after it."""
-    direct = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
-    return [token for member in direct for token in (member, *_later_members(member))]
+def _members_from(noun: Token) -> list[Token]:
+    below = [c for c in noun.rights if c.dep in ("conj", "appos") and _is_noun(c)]
+    return [noun, *(member for token in below for member in _members_from(token))]
 
 
-def _listed_appositions(noun: Token) -> list[Token]:
-    """The appositions of a noun; in "a cup, an apple and a dog", the apple may be taken for one."""
-    return [c for c in noun.rights if c.dep == "appos" and _is_noun(c)]
+def _cut_with(cuts: Cuts, noun: Token) -> list[Token]:
+    """The next members of a noun's list, as far as they are gone."""
+    later = (member for member in _list_of(noun) if member.i > noun.i)
+    return list(itertools.takewhile(lambda member: not cuts.keeps(member), later))
 
 
 def _cut_mention(cuts: Cuts, mention: Sequence[Token]) -> None:
@@ -132,7 +130,7 @@ def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
         cuts.drop(*(token for token in noun.rights if token.dep == "punct"))
         clause_lost_subject(cuts, head)
     elif noun.dep in ("ROOT", "ccomp", "nsubj", "nsubjpass"):
-        for member in (noun, *_later_members(noun)):
+        for member in (noun, *_cut_with(cuts, noun)):
             _fragment_lost_head(cuts, member)
 
 
@@ -167,10 +165,10 @@ def _noun_phrase(noun: Token, mention: Sequence[Token]) -> list[Token]:
 
 def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
     """Joins the other members of the mention's coordination; False if it has none."""
-    members = _later_members(noun)
-    following = [m for m in members if cuts.keeps(m) or m.i not in cuts.nouns]
-    if members and not following:
-        following = cuts.kept(_listed_appositions(noun))
+    members = following = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
+    first, *later = _list_of(noun)
+    if noun is first and any(member.i in cuts.nouns for member in later):
+        following = [member for member in later if member.i not in cuts.nouns]
     in_list = noun.dep == "appos" and any(c.dep == "cc" for c in noun.rights)
     if noun.dep == "conj" or (in_list and members):  # "a cup, an apple and a dog"
         _join_before(cuts, noun, phrase, is_last=not following)
@@ -180,12 +178,13 @@ def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bo
     member = following[0]
     start = min(token.i for token in (*member.lefts, member))
     between = cuts.tree.tokens[max(token.i for token in phrase) + 1 : start]
-    where = cuts.kept(c for c in noun.rights if c.dep == "prep" and c.i < member.i)
+    after = (c for token in (noun, *_cut_with(cuts, noun)) for c in token.rights if c.i < member.i)
+    where = cuts.kept(c for c in after if c.dep == "prep")
     if noun.dep == "ROOT" and where:
         cuts.lost_subject = True  # "an apple near a cup and a dog" becomes "a cup and a dog"
         return True
     cuts.drop(*(token for token in between if token.dep in ("cc", "punct")))
-    determiners = [c for c in noun.lefts if c.dep in ("det", "poss")]
+    determiners = [c for c in noun.lefts if c.dep in ("det", "poss") and c.i not in cuts.nouns]
     has_own = any(c.dep in ("det", "poss", "nummod") for c in member.lefts)
     if determiners and not has_own and member.tag in ("NN", "NNP"):
         cuts.gone.discard(determiners[0].i)  # "an apple and orange" becomes "an orange"
@@ -205,7 +204,7 @@ def _join_before(cuts: Cuts, noun: Token, phrase: Sequence[Token], is_last: bool
         token = cuts.tree.tokens[position]
         if not (token.dep == "cc" or token.text == "," or not cuts.keeps(token)):
             break
-        had_conjunction |= token.dep == "cc" or token.i in cuts.replaced
+        had_conjunction |= token.dep == "cc"
         cuts.drop(token)
         position -= 1
     if had_conjunction and is_last:
