@@ -112,6 +112,10 @@ def test_relative_paths_of_a_run_are_found_from_any_folder(
     assert (models.clip_folder(0), models.revision) == (tmp_path / "clip", "main")
     run.update(models={"preset": "mini", "data": "synth"})
     assert models_of_run(run).data == "synth"
+    run.update(
+        models={"preset": "mini", "data": "x" * 300}
+    )  # as `stat` of a private folder, an error
+    assert models_of_run(run).data == Path("x" * 300)
     monkeypatch.chdir(tmp_path)
     assert models_of_run(run, model="model").folder == Path("model")
 

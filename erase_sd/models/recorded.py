@@ -34,7 +34,14 @@ def _found(run: Run, name: str, value: Any) -> Any:
     """A recorded argument of `resolve`, or the path that it stands for in the folder of `runs/`."""
     if isinstance(value, list):
         return [_found(run, name, each) for each in value]
-    if name in ("preset", "revision") or value == "synth" or Path(value).exists():
+    if name in ("preset", "revision") or value == "synth" or _is_there(value):
         return value
     path = run.folder.absolute().parent.parent / value
-    return str(path) if path.exists() else value
+    return str(path) if _is_there(path) else value
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # in a folder that may not be read: not every command needs what is there
+        return False
