@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,12 @@ def test_an_export_never_takes_the_place_of_a_runs_erased_weights(
     run = Run(erased_run.folder.resolve())
     own = "is the folder of a run's erased weights, or in it"
     Path("link").symlink_to(run.erased)
-    for out in (erased_run.erased, Path("link"), run.erased / "text_encoder"):
+    elsewhere = Run(Path("runs/elsewhere"))
+    shutil.copytree(run.folder, elsewhere.folder)
+    elsewhere.erased.rename("weights")
+    elsewhere.erased.symlink_to(Path("weights").resolve())
+    linked = (Path("link"), elsewhere.erased, elsewhere.erased / "text_encoder")
+    for out in (erased_run.erased, run.erased / "text_encoder", *linked):
         with pytest.raises(SettingError, match=f"out {out}: {own}"):
             export(run, tiny, "diffusers", out)
     first = export(run, tiny, "diffusers", Path("first")).resolve()

@@ -140,8 +140,9 @@ def check_outside(out: Path) -> None:
     `module_folder` would take a new folder for a module; also if it ends without a name."""
     if out.name in ("", ".."):  # it is written under another name and renamed
         raise SettingError("needs the name of a folder", field="out", value=out)
-    place = Path(os.path.realpath(out))
-    for folder in (place, *place.parents):
+    # A run's folder may itself be a link to elsewhere.
+    named, place = Path(os.path.normpath(out.absolute())), Path(os.path.realpath(out))
+    for folder in (named, *named.parents, place, *place.parents):
         if folder.name == Run(folder.parent).erased.name and Run(folder.parent).exists:
             raise SettingError(
                 "is the folder of a run's erased weights, or in it", field="out", value=out
