@@ -90,6 +90,15 @@ def test_a_lora_may_be_loaded_before_or_after_the_erasure(tiny: Models, erased_r
     assert not torch.equal(hidden_states(first.text_encoder), without)
 
 
+def test_an_adapter_of_another_kind_is_no_further_layer(tiny: Models, erased_run: Run) -> None:
+    from peft import LoHaConfig, inject_adapter_in_model
+
+    pipe = open_tiny(tiny)
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules=["q_proj"]), pipe.text_encoder)
+    erase_sd.apply(pipe, "apple")  # the adapter's update is zero at first
+    assert torch.equal(hidden_states(pipe.text_encoder), hidden_states(erase_sd.load("apple")))
+
+
 @pytest.mark.parametrize("erased_first", [True, False])
 def test_a_textual_inversion_keeps_its_rows_in_both_orders(
     tiny: Models, erased_run: Run, erased_first: bool

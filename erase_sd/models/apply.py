@@ -76,7 +76,7 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
     weights = named_weights(name, unlearned)
     places = named_weights(name, own)
     # A deeper encoder's upper layers would stay the original's.
-    if deeper := [p for p in places if ".encoder.layers." in p and p not in weights]:
+    if deeper := [p for p in places if p.endswith(".layer_norm1.bias") and p not in weights]:
         raise ModelError(f"{name}: the erased one has no {deeper[0]}")
     projection = "text_projection.weight"  # not every class of the same encoder has it
     for parameter, tensor in weights.items():
