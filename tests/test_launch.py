@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from erase_sd.cli import app
 from erase_sd.cli.launch import run_processes
 from erase_sd.errors import RunError
-from erase_sd.generation import share
+from erase_sd.generation import batch, share
 from erase_sd.generation.cache import store_batch
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.share import FOLDER, Share
@@ -76,6 +76,28 @@ def test_an_interrupted_pass_resumes_with_another_number_of_processes(
     records = generate(PROMPTS, QUICK, tiny, erased_run)
     assert len(records) == 10
     assert not (erased_run.folder / ".batches").exists()
+
+
+def test_a_process_that_begins_late_generates_nothing_that_an_earlier_pass_left(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(PROMPTS, QUICK, tiny, erased_run)
+    expected = files_of(erased_run)
+    monkeypatch.setattr(batch, "generate_batch", lambda *_: pytest.fail("generated again"))
+
+    def begins_late(done: int, *_: object) -> None:
+        as_process(1, 2, monkeypatch)
+        generate(PROMPTS, QUICK, tiny, erased_run)
+        assert len(erased_run.images()) == 10
+        if done == 4:
+            raise KeyboardInterrupt
+
+    as_process(0, 2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        generate(PROMPTS, QUICK, tiny, erased_run, begins_late)
+    as_process(0, 1, monkeypatch)
+    generate(PROMPTS, QUICK, tiny, erased_run)
+    assert files_of(erased_run) == expected
 
 
 def test_a_process_that_is_there_is_waited_for_however_slow_and_leaves_nothing(

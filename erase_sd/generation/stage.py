@@ -204,7 +204,8 @@ def _generate_batches(
 
     `images.jsonl` grows with each. Empty for a process that does not write.
     """
-    earlier = {record.file: record for record in run.images()}
+    keys = {batch.key for _, batches in planned for batch in batches}
+    earlier = {record.file: record for record in run.images() if record.batch_key in keys}
     total = sum(len(batch.texts) for _, batches in planned for batch in batches)
     records: list[ImageRecord] = []
     index, done = itertools.count(), 0
@@ -214,7 +215,7 @@ def _generate_batches(
             for batch in batches:
                 number, hashes = next(index), hashes_on_disk(batch, run, earlier)
                 pngs = list if hashes else share.pngs(number, batch, pipe, behind.stopped)
-                write = functools.partial(_write, batch, hashes, pngs, run, records)
+                write = functools.partial(_write, batch, hashes, pngs, run, records, earlier)
                 done += len(batch.texts)
                 behind.add(
                     write if share.writes else pngs,
@@ -224,11 +225,15 @@ def _generate_batches(
 
 
 def _write(
-    batch: ImageBatch, hashes: list[str] | None, pngs: Pngs, run: Run, records: list[ImageRecord]
-) -> None:
+    batch: ImageBatch, hashes: list[str] | None, pngs: Pngs, run: Run,
+    records: list[ImageRecord], earlier: Mapping[str, ImageRecord],
+) -> None:  # fmt: skip
     """Adds a batch to `records` and `images.jsonl`; writes its images, unless `hashes` says they are there."""
     records += batch.records(hashes or write_batch(batch, pngs(), run))
-    write_records(run.folder / "images.jsonl", records)
+    # A process that begins late, or the next one if this is killed, finds what an earlier pass left.
+    done = {record.file for record in records}
+    left = [record for file, record in earlier.items() if file not in done]
+    write_records(run.folder / "images.jsonl", records + left)
 
 
 def _remove_stale(run: Run, records: Sequence[ImageRecord]) -> None:
