@@ -79,6 +79,31 @@ def test_a_stage_that_raises_is_not_done(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("change", ["added", "rewritten", "replaced", "removed"])
+def test_a_stage_that_fails_after_it_changed_a_file_stays_running(
+    tmp_path: Path, change: str
+) -> None:
+    run = Run(tmp_path / "apple")
+    finish(run, "unlearn", "generate")
+    image = run.folder / "images" / "erased" / "apple-0000.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"old")
+    time = image.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt), run.stage("generate", {"seed": 1}):
+        if change == "added":
+            image.with_stem("apple-0001").touch()
+        elif change == "rewritten":
+            os.utime(image, ns=(time, time + 1000))
+        elif change == "replaced":  # within the resolution of the clock
+            image.with_stem("new").write_bytes(b"new")
+            os.utime(image.with_stem("new"), ns=(time, time))
+            image.with_stem("new").replace(image)
+        else:
+            image.unlink()
+        raise KeyboardInterrupt
+    assert states(run) == {"unlearn": "done", "generate": "running", "score": "missing"}
+
+
 def test_a_stage_begun_anew_drops_the_later_ones(tmp_path: Path) -> None:
     run = Run(tmp_path / "apple")
     finish(run, "unlearn", "generate", "score")
@@ -140,6 +165,19 @@ def test_unlearning_from_other_data_is_refused_by_the_hash_that_differs(tmp_path
         pytest.fail("the stage began")
 
 
+def test_unlearning_other_concepts_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path / "apple")
+    finish(run, "unlearn")
+    other = BEGINS | {"concepts": [BEGINS["concepts"][0] | {"synonyms": ["pippin"]}]}
+    with (
+        pytest.raises(
+            RunError, match=r"began with concepts \[\{.*\}\], now it is \[.{56}\.\.\.; use"
+        ),
+        run.stage("unlearn", {"seed": 0}, **other),
+    ):
+        pytest.fail("the stage began")
+
+
 def test_of_several_settings_that_differ_the_method_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path / "apple")
     with run.stage("unlearn", {"forget_threshold": 0.1, "method": "cliperase"}, **BEGINS):
@@ -167,8 +205,9 @@ def test_an_update_keeps_everything_else(tmp_path: Path) -> None:
     run = Run(tmp_path / "apple")
     finish(run, "unlearn")
     run.update(models={"preset": "mini"})
-    assert run.record.models == {"preset": "mini"}
     assert run.status("unlearn") == "done"
+    finish(run, "generate")  # as does a stage
+    assert run.record.models == {"preset": "mini"}
 
 
 def test_a_run_of_another_format_has_to_be_erased_again(tmp_path: Path) -> None:
@@ -217,6 +256,39 @@ def test_a_lock_is_not_taken_twice_in_one_process(tmp_path: Path) -> None:
         pytest.fail("two writers")
     with run.lock():
         assert (run.folder / ".lock").is_file()
+
+
+def test_a_writer_removes_what_a_killed_one_left_in_every_folder(tmp_path: Path) -> None:
+    run, left = Run(tmp_path / "apple"), ".a.png.x.partial"
+    for folder in ("", "images/original", "images/erased", "attacks/word/apple"):
+        (run.folder / folder).mkdir(parents=True, exist_ok=True)
+        (run.folder / folder / left).touch()
+    (run.folder / ".report.html.x.partial").touch()  # perhaps of a process that is writing it now
+    with run.lock():
+        assert [path.name for path in run.folder.rglob("*.partial")] == [".report.html.x.partial"]
+    assert not (run.folder / ".writer").exists()
+
+
+def test_a_file_system_without_locks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise NotImplementedError  # as releases of filelock do that have no other lock to fall back on
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
+    with pytest.raises(RunError, match="choose a run folder on another"), Run(tmp_path).lock():
+        pass
+
+
+def test_a_process_that_does_not_write_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erase_sd.run.folder.writes", lambda: False)
+    run = Run(tmp_path / "apple")
+    with run.lock(), run.stage("unlearn", {}, **BEGINS) as entry:
+        entry["encoders"] = {}
+        run.update(models={"preset": "mini"})
+    assert not run.folder.exists()
 
 
 @pytest.mark.parametrize(
