@@ -91,10 +91,14 @@ def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
 
     def detect(*args: Any) -> DetectorAnswer:
         calls.append(args)
+        if progress := args[3]:
+            progress(1, 2, "")
         return answer
 
     monkeypatch.setattr("erase_sd.scoring.detections.detect", detect)
-    scores = scoring.score(run, tiny)
+    shown: list[tuple[int, int, str]] = []
+    scores = scoring.score(run, tiny, progress=lambda *own: shown.append(own))
+    assert shown == [(1, 2, "apple")] and calls[0][2] == ["apple"]
     path, records = run.folder / "detections.jsonl", run.detections()
     assert scoring.score(run, tiny) == scores and len(calls) == 1
     changes: list[dict[str, Any]] = [
@@ -108,6 +112,17 @@ def test_images_are_detected_again_only_for_another_detector_or_a_damaged_file(
     path.write_text("{}\n")
     assert scoring.score(run, tiny) == scores
     assert len(calls) == 7 and run.detections() == records
+    assert not detections.Detections(run, tiny, ["dog"]).missing(run.images())
+    assert detections.Detections(run, tiny, ["pear"]).missing(run.images()) == run.images()
+    with monkeypatch.context() as patch:  # all processes of a launcher know the rows of the first
+        patch.setattr(detections, "from_first", lambda _: [])
+        assert detections.Detections(run, tiny, ["dog"]).missing(run.images()) == run.images()
+    monkeypatch.setattr(Models, "detector_text_path", lambda _: Path("another"))
+    monkeypatch.setattr(detections, "text_encoder_hash", str)
+    for _ in range(2):
+        [detector] = scoring.score(run, tiny).detectors
+        assert detector.text_encoder_sha256 == "another"
+        assert len(calls) == 8 and calls[-1][4] == Path("another")
 
 
 def test_processes_share_whole_chunks_of_images_and_the_answers_are_in_the_images_order(
