@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,13 @@ from erase_sd.data.split import ConceptSets, split_by_concept
 from erase_sd.data.syntax import parse
 from erase_sd.mini.captions import training_captions
 from erase_sd.mini.scenes import sample
+from erase_sd.models import erased
 from erase_sd.models.clip import Clip
-from erase_sd.models.presets import resolve
+from erase_sd.models.presets import Models, resolve
 from erase_sd.models.text_encoder import load_clip
 from erase_sd.run import Run
+from erase_sd.unlearning import mentions as mining
+from erase_sd.unlearning import stage
 from erase_sd.unlearning.mentions import (
     Mentions,
     concept_direction,
@@ -27,6 +32,7 @@ from erase_sd.unlearning.mentions import (
     sufficient,
     with_mentions,
 )
+from erase_sd.unlearning.session import Session
 from erase_sd.unlearning.stage import unlearn
 
 IMAGES = 1200
@@ -84,6 +90,25 @@ def test_a_phrase_suffices_beyond_chance_only() -> None:
     assert sufficient({}) == []
 
 
+def test_frequent_and_short_phrases_come_first_and_each_explains_more_captions() -> None:
+    rows = {
+        ("a", "pippin"): range(3), ("pippin",): range(3), ("granny", "smith"): range(3, 8),
+        ("smith",): range(3, 6), ("leaf",): (3, 4, 8, 9),
+    }  # fmt: skip
+    assert list(mining._cover(rows).items()) == [("granny smith", 5), ("pippin", 3)]
+
+
+def test_captions_are_taken_from_all_of_them() -> None:
+    assert mining._spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert mining._spread(range(3), 5) == [0, 1, 2]
+
+
+def test_mentions_are_added_to_the_synonyms_that_were_given() -> None:
+    concepts = (Concept("apple", ("fruit",)), Concept("chair", ("seat",)))
+    more = with_mentions(concepts, {"apple": {"pippin": 3, "fruit": 2}})
+    assert more == (Concept("apple", ("fruit", "pippin")), concepts[1])
+
+
 def test_synonyms_and_descriptions_of_the_concept_are_found(mined: Mentions) -> None:
     phrases = set(mined["apple"])
     assert {"pippin", "fruit with a leaf"} <= phrases
@@ -123,6 +148,31 @@ def test_a_refused_phrase_is_not_found(clip: Clip, sets: ConceptSets) -> None:
     assert mentions["apple"] and not any("pippin" in phrase for phrase in mentions["apple"])
 
 
+def test_each_concept_is_mined_in_the_other_captions_of_its_own_images(
+    clip: Clip, items: list[CaptionedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concepts = [Concept("apple"), Concept("chair")]
+    long = [CaptionedImage(f"long-{n}.jpg", ("an apple" + " and a dog" * 99,)) for n in range(9)]
+    sets = split_by_concept([*items, *long], concepts)
+    named: list[list[str]] = []
+    searched: list[tuple[list[str], list[str]]] = []
+    monkeypatch.setattr(mining, "concept_direction", lambda _, own, __: named.append(own))
+    monkeypatch.setattr(mining, "parse", lambda captions: captions)
+    monkeypatch.setattr(
+        mining, "frequent_phrases", lambda own, _, retain: searched.append((own, retain)) or {}
+    )
+    assert mining._mine(clip, concepts[0], [], []) == {}
+    assert mine_mentions(clip, sets, concepts) == {"apple": {}, "chair": {}}
+    forget = sets.pairs("forget", "train")
+    retain = [pair.caption for pair in sets.pairs("retain", "train")]
+    for concept, own in zip(concepts, named, strict=True):
+        assert own and all(concept.in_text(caption) for caption in own)
+        assert max(map(len, own)) < 200  # none that does not fit into CLIP
+        images = {pair.image for pair in forget if concept.name in pair.mentions}
+        others = [p.caption for p in forget if p.image in images and not p.mentions]
+        assert others and searched.pop(0) == (others, retain)
+
+
 def test_found_captions_become_mentions_in_the_training_split_only(
     sets: ConceptSets, mined: Mentions
 ) -> None:
@@ -153,14 +203,33 @@ def test_nothing_found_is_said() -> None:
     ]
 
 
-def test_mining_can_be_switched_off_and_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: object
+@pytest.mark.parametrize(
+    ("mine", "method", "found"),
+    [
+        (True, "cliperase-anchored", {"dog": 2}),
+        (False, "cliperase-anchored", {}),
+        (True, "cliperase", {}),  # which erases the words that were given
+    ],
+)
+def test_mining_can_be_switched_off_and_what_it_finds_is_erased_and_recorded(
+    mine: bool, method: str, found: dict[str, int], monkeypatch: pytest.MonkeyPatch, tiny: Models
 ) -> None:
-    from erase_sd.models import erased
-    from erase_sd.unlearning import stage
+    concept, opened = Concept("apple"), []
+    open_session = stage.open_session
 
-    monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"pippin": 2}})
-    for mine, recorded in ((True, {"apple": {"pippin": 2}}), (False, {})):
-        run = Run(tmp_path / str(mine))
-        unlearn(short(mine_mentions=mine), tiny, run)  # type: ignore[arg-type]
-        assert erased.check(run.erased).mentions == recorded
+    def watched(*args: Any) -> Session:
+        opened.extend(args[2:5])
+        return open_session(*args)
+
+    monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"dog": 2}})
+    monkeypatch.setattr(stage, "open_session", watched)
+    run = Run(Path("runs/a"))
+    unlearn(short(mine_mentions=mine, method=method, steps=2), tiny, run)
+    data, sets, concepts = opened
+    given = split_by_concept(data.items, [concept])
+    assert concepts == (dataclasses.replace(concept, synonyms=tuple(found)),)
+    assert sets == (given.also_mentioned(concepts) if found else given)
+    assert (sets == given) is not bool(found)
+    record = erased.check(run.erased)
+    assert record.mentions == ({"apple": found} if found else {})
+    assert record.concepts == (concept,)

@@ -90,7 +90,7 @@ def _mine(
     named = [pair for pair in pairs if concept.name in pair.mentions]
     images = {pair.image for pair in named}
     others = [pair.caption for pair in pairs if pair.image in images and not pair.mentions]
-    if not named or not others:
+    if not others:  # nor are there any if no caption names it
         return {}
     others = _spread(others, MAX_CAPTIONS)
     direction = concept_direction(clip, [pair.caption for pair in _spread(named, NAMED)], concept)
