@@ -25,9 +25,12 @@ from erase_sd.methods.projection import Projection
 from erase_sd.mini import WEIGHTS
 from erase_sd.models.presets import Models
 from erase_sd.run import Run
+from erase_sd.run.records import Origin
 from erase_sd.unlearning import trainer
+from erase_sd.unlearning.checkpoint import identity_of
 from erase_sd.unlearning.metrics import ErasureMetrics
 from erase_sd.unlearning.session import Session
+from erase_sd.unlearning.settings import UnlearnSettings
 from erase_sd.unlearning.stage import unlearn
 from erase_sd.unlearning.student import ClipStudent
 from erase_sd.unlearning.trainer import Trainer
@@ -66,6 +69,24 @@ def test_a_run_does_not_resume_with_another_version_of_a_library(
     monkeypatch.setattr(runtime, "versions", lambda: other)
     with pytest.raises(RunError, match=r'written with version of transformers .* now it is "0\.0"'):
         unlearn(short(), tiny, run)
+
+
+def test_a_checkpoint_is_of_its_data_weights_device_and_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = Origin(model="m", clip=("c",), data="d", images="i", missing_images=1)
+
+    def identity(**changes: Any) -> set[tuple[str, str]]:
+        values = identity_of(short(dtype="auto"), dataclasses.replace(origin, **changes))
+        return {(name, str(value)) for name, value in values.items()}
+
+    before = identity()
+    for field in dataclasses.fields(Origin):
+        [(name, value)] = identity(**{field.name: "other"}) - before
+        assert (name, value) == (field.name, "other")
+    monkeypatch.setattr(UnlearnSettings, "precision", "other")  # where auto is another one
+    monkeypatch.setattr(runtime, "device", lambda: torch.device("meta"))
+    assert identity() - before == {("dtype", "other"), ("device", "meta")}
 
 
 @pytest.mark.parametrize(
