@@ -84,7 +84,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
         ("mkdir x; cd x; rmdir ../x; erase-sd data --concept apple", 1, "no longer exists"),
         ("erase-sd show --run apple --out /dev/null", 1, "not a regular file"),
         ("erase-sd show --run apple --out /dev/full", 1, "not a regular file"),
-        ("erase-sd export --run apple --to comfyui --out runs/apple/erased", 1, "not an export"),
+        ("erase-sd export --run apple --to comfyui --out runs/apple/erased", 1, "erased weights"),
         ("erase-sd export --run apple --to comfyui --out /dev/null", 1, "not an export"),
         ("erase-sd export --run apple --to lora --rank 1000000000", 1, "needs a whole number"),
         ("erase-sd attack --run apple --steps 5000", 1, "--steps"),
