@@ -27,7 +27,7 @@ class Cuts:
 
     tree: Tree
     nouns: set[int] = field(default_factory=set)
-    """Nouns of the mentions that are to be removed."""
+    """Positions of the nouns of all mentions."""
     gone: set[int] = field(default_factory=set)
     replaced: dict[int, str] = field(default_factory=dict)
     lost_subject: bool = False

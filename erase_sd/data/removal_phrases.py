@@ -27,7 +27,7 @@ _NOUNS = ("NOUN", "PROPN")
 def cut_mentions(cuts: Cuts, mentions: Sequence[Sequence[Token]]) -> None:
     """Cuts mentions, in the order of the text, out of the tree, with what cannot stand without them.
 
-    Those that a list begins with, or consists of, are cut as one: the first stands for all.
+    Mentions that a list begins with or consists of are cut as one: the first stands for all.
     """
     by_noun = {_head_of(mention).i: mention for mention in sorted(mentions, key=len)}
     cuts.nouns.update(by_noun)
@@ -36,7 +36,7 @@ def cut_mentions(cuts: Cuts, mentions: Sequence[Sequence[Token]]) -> None:
             continue
         noun = _head_of(mention)
         together = list(itertools.takewhile(lambda member: member.i in by_noun, _list_of(noun)))
-        if noun in together[:1]:
+        if together and together[0] is noun:
             for member in together[1:]:
                 _drop_phrase(cuts, member, by_noun[member.i])
             joints = (c for member in together for c in member.rights if c.i < together[-1].i)
@@ -60,7 +60,7 @@ def _members_from(noun: Token) -> list[Token]:
 
 
 def _cut_with(cuts: Cuts, noun: Token) -> list[Token]:
-    """The next members of a noun's list, as far as they are gone."""
+    """The members that follow a noun in its list, up to the first that is kept: they went with it."""
     later = (member for member in _list_of(noun) if member.i > noun.i)
     return list(itertools.takewhile(lambda member: not cuts.keeps(member), later))
 
