@@ -216,6 +216,9 @@ def _enter_without_gradients(self: Any) -> None:
 @contextlib.contextmanager
 def pretend_card() -> Iterator[None]:
     """Inside, `cuda` is a pretend card, the device of the package, and modules can be moved to it."""
+    # With its first backward pass, PyTorch starts a thread for each device that it knows, and then no
+    # fork of the process has gradients. The pretend card needs none, and is made known after that.
+    torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]
     torch._C._ensureCUDADeviceGuardSet()
     # A moved module has new parameters. Swapping the tensors of the old ones would keep those, but is
     # refused while a graph refers to them.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,22 @@ def card() -> Iterator[None]:
     """The package's device is a pretend card."""
     with pretend_card():
         yield
+
+
+@pytest.mark.forks
+def test_a_process_that_had_a_pretend_card_can_fork_and_compute_gradients() -> None:
+    code = (
+        "import os, torch\nfrom pretend_card import pretend_card\n"
+        "with pretend_card():\n"
+        "    torch.ones(1, device='cuda', requires_grad=True).backward()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    torch.ones(1, requires_grad=True).backward()\n"
+        "    os._exit(7)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": paths})
 
 
 def test_tensors_on_two_devices_raise() -> None:
