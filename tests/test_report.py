@@ -21,10 +21,12 @@ from erase_sd import report
 from erase_sd.cli import main
 from erase_sd.errors import RunError
 from erase_sd.models.presets import Models
+from erase_sd.models.recorded import models_of_run
 from erase_sd.report.data import read_report_data
 from erase_sd.report.image_pairs import image_pairs_of
 from erase_sd.run import Run
 from erase_sd.run.records import Stages
+from erase_sd.scoring import stage as scoring
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +263,25 @@ def test_runs_of_different_settings_are_named_beside_their_rates(
     assert line in Page(index).text
     erase_sd.score()
     assert line in caplog.text
+
+
+def test_runs_whose_detector_reads_its_words_with_another_text_encoder_are_named_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
+    other = Run(Path("runs/other"))
+    shutil.copytree(run.folder, other.folder)
+    for own, words in ((run, "one"), (other, "another")):
+        Path(words).write_text(words)
+        models = dataclasses.replace(models_of_run(own), detector_text=Path(words))
+        scoring.score(own, models)
+        own.update(models=own.record.models | {"detector_text": words})
+    *_, index = report.write_all([run, other])
+    line = "he runs differ in detector text, on which their rates depend"
+    assert line in Page(index).text
+    scores = erase_sd.score()
+    assert line in caplog.text
+    assert len(set(map(str, scores.detectors))) == 2
 
 
 def call(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,23 +127,23 @@ def score(
     if not runs and not unscored:
         raise RunError(f"no run with images in {RUNS}/; unlearn and generate first")
     classes = texts(detector_class)
-    scores, stages = [], []
+    scored = []
     with detector_kept():
         for own in runs:
             try:
                 models = models_of_run(
                     own, preset=preset, detector=detector, detector_text=detector_text
                 )
-                scores.append(score_stage(own, models, classes, progress))
-                stages.append(own.stages)
+                rates = score_stage(own, models, classes, progress)
+                scored.append((own.stages, rates))
             except (EraseError, OSError) as error:
                 if run is not None:
                     raise
                 unscored.append(str(error))
     for why in unscored:
         log.error("%s; left out of the table", why)
-    if different := different_settings(stages):
+    if different := different_settings(scored):
         log.warning("the runs differ in %s, on which their rates depend", ", ".join(different))
-    if not scores:
+    if not scored:
         raise RunError(f"no run in {RUNS}/ could be scored")
-    return merge(*scores, unscored=unscored)
+    return merge(*(rates for _, rates in scored), unscored=unscored)

@@ -56,7 +56,9 @@ def write_index(pages: Sequence[ReportPage]) -> Path:
         if points
         else ""
     )
-    different = different_settings([page.data.record.stages for page in pages if page.data.scores])
+    different = different_settings(
+        (page.data.record.stages, page.data.scores) for page in pages if page.data.scores
+    )
     page_text = render_template(
         "index.html.j2", entries=entries, points=points, pareto=pareto, different=different
     )

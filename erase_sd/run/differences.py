@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
+from .measurements import ScoresRecord
 from .records import Stages, UnlearnRecord
 
 SHAPE = (
@@ -43,11 +44,11 @@ def brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def different_settings(runs: Sequence[Stages]) -> list[str]:
+def different_settings(runs: Iterable[tuple[Stages, ScoresRecord | None]]) -> list[str]:
     """What several runs were generated and scored with that is not the same in all of them: settings, the
-    content of prompt files of one name, the detector."""
+    content of prompt files of one name, the detector, the text encoder of its open vocabulary."""
     values: dict[str, set[str]] = {}
-    for stages in runs:
+    for stages, scores in runs:
         generated = stages.generate.settings if stages.generate else {}
         own = {name: generated[name] for name in SHAPE if name in generated}
         if generated:
@@ -55,6 +56,8 @@ def different_settings(runs: Sequence[Stages]) -> list[str]:
         own |= {f"prompts {file}": sha256 for file, sha256 in generated.get("prompts", {}).items()}
         if stages.score:
             own["detector"] = stages.score.settings.get("detector_sha256")
+        if scores:  # the stage's settings do not name it
+            own["detector_text"] = [one.text_encoder_sha256 for one in scores.detectors]
         for name, value in own.items():
             values.setdefault(name.replace("_", " "), set()).add(json.dumps(value))
     return [name for name, of_runs in values.items() if len(of_runs) > 1]

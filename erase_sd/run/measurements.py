@@ -49,7 +49,12 @@ class DetectorRecord:
     """Hash of the text encoder that wrote an open vocabulary; None without one."""
 
     def __str__(self) -> str:
-        return f"{self.file} ({self.kind}, sha256 {self.sha256[:12]}) at {self.size} px, IoU {self.iou}"
+        text = self.text_encoder_sha256
+        encoder = f", text encoder {text[:12]}" if text else ""
+        return (
+            f"{self.file} ({self.kind}, sha256 {self.sha256[:12]}{encoder}) at {self.size} px, "
+            f"IoU {self.iou}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
