@@ -188,6 +188,24 @@ def erased_run(tiny: Models) -> Run:
 
 
 @pytest.fixture
+def huge_run(tiny: Models, erased_run: Run) -> Run:
+    """`erased_run` with weights that half precision cannot hold."""
+    from erase_sd.models import erased
+
+    record = erased_run.erasure()
+    weights = {
+        n if n.startswith("text_model.") else f"text_model.{n}": p.detach().clone()
+        for n, p in erased.load(erased_run.folder).named_parameters()
+    }
+    weights["text_model.final_layer_norm.bias"][0] = 1e5
+    erased.save(
+        erased_run.erased, {"text_encoder": weights}, tiny,
+        concepts=record.concepts, settings=record.settings, origin=record.origin, held_out={},
+    )  # fmt: skip
+    return erased_run
+
+
+@pytest.fixture
 def any_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers asks for a release of PEFT that is newer than the latest in the package index."""
     import peft

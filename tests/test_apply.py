@@ -64,6 +64,17 @@ def test_a_pipeline_keeps_its_precision_and_generates_with_the_erased_encoder(
     assert images.shape == (1, 16 * pipe.vae_scale_factor, 16 * pipe.vae_scale_factor, 3)
 
 
+def test_a_half_precision_pipeline_that_cannot_hold_the_weights_stays_as_it_was(
+    tiny: Models, huge_run: Run
+) -> None:
+    pipe = open_tiny(tiny, torch.float16)
+    before = hidden_states(pipe.text_encoder)
+    with pytest.raises(ModelError, match=r"text_encoder: .*norm.bias is not finite in float16"):
+        erase_sd.apply(pipe, "apple")
+    assert torch.equal(hidden_states(pipe.text_encoder), before)
+    erase_sd.apply(open_tiny(tiny, torch.bfloat16), "apple")
+
+
 def test_an_encoder_loaded_in_half_precision_fits_a_half_precision_pipeline(
     tiny: Models, erased_run: Run
 ) -> None:

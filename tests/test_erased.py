@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from erase_sd.data.concept import Concept
-from erase_sd.errors import DivergedError, EraseError, RunError
+from erase_sd.errors import DivergedError, EraseError, ModelError, RunError
 from erase_sd.files import write_json
 from erase_sd.models import erased
 from erase_sd.models.pipeline_kinds import text_encoders
@@ -70,6 +70,13 @@ def test_an_encoder_is_loaded_as_float32_unless_asked_otherwise(erased_run: Run)
     assert erased.load("apple", dtype=torch.float16, device="cpu").dtype == torch.float16
     assert erased.load("apple", device="meta").device.type == "meta"
     assert erased.load_all(erased_run.folder, device="meta")["text_encoder"].device.type == "meta"
+
+
+def test_an_encoder_is_not_loaded_in_a_precision_that_its_weights_do_not_fit(huge_run: Run) -> None:
+    assert erased.load("apple", dtype="bf16").dtype == torch.bfloat16
+    message = r"erased: (text_model\.)?final_layer_norm.bias is not finite in float16; needs more"
+    with pytest.raises(ModelError, match=message):
+        erased.load("apple", dtype="fp16")
 
 
 @pytest.mark.parametrize("place", ["pear", "runs/pear", "."])

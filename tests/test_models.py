@@ -259,6 +259,16 @@ def test_an_encoder_of_another_depth_is_not_swapped_in(tiny: Models, sdxl: Model
     assert pipe.text_encoder is own
 
 
+def test_an_encoder_beyond_the_pipelines_precision_is_not_swapped_in(
+    tiny: Models, huge_run: Run
+) -> None:
+    pipe = pipeline.open_pipeline(tiny.folder, "fp16")
+    own, huge = pipe.text_encoder, erased.load(huge_run.folder)
+    with pytest.raises(ModelError, match=r"text_encoder: .*norm.bias is not finite in float16"):
+        pipeline.swap(pipe, {"text_encoder": huge})
+    assert pipe.text_encoder is own and huge.dtype == torch.float32
+
+
 def test_the_pipeline_reads_prompts_up_to_its_tokenizers_length(tiny: Models) -> None:
     limit = pipeline.pipeline_token_limit(pipeline.open_pipeline(tiny.folder, "fp32"))
     assert limit.limit == 32

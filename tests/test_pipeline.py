@@ -250,6 +250,18 @@ def test_damaged_erased_weights_are_refused(tiny: Models, run: Run) -> None:
         generate([Path("apple.txt")], QUICK, tiny, run)
 
 
+def test_weights_beyond_the_precision_are_refused_before_the_first_image(
+    tiny: Models, huge_run: Run
+) -> None:
+    Path("apple.txt").write_text("an apple\n")
+    with pytest.raises(
+        ModelError, match=r"erased: .*norm.bias is not finite in float16; needs more"
+    ):
+        generate([Path("apple.txt")], dataclasses.replace(QUICK, dtype="fp16"), tiny, huge_run)
+    assert not (huge_run.folder / "images").exists() and not list(Path().rglob("*.png"))
+    assert generate([Path("apple.txt")], dataclasses.replace(QUICK, dtype="bf16"), tiny, huge_run)
+
+
 def test_another_model_than_the_one_unlearned_from_is_refused(
     tiny: Models, run: Run, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from ..models.pipeline import image_size, open_pipeline, pipeline_token_limit, s
 from ..models.presets import Models
 from ..models.quiet import quiet_libraries
 from ..models.sampling import default_batch
+from ..models.t5 import denoising_model
 from ..run import Run
 from ..run.records import ErasureRecord, ImageRecord, Variant
 from ..runtime import Approval, Progress, log
@@ -123,7 +124,7 @@ def _variants(
     unlearned = _VariantPlan(
         name="erased",
         weights=key_of(erasure.weights_sha256),
-        modules=erased.load_all(run.folder),
+        modules=erased.load_all(run.folder, dtype=denoising_model(pipe).dtype),
         texts=texts,
     )
     if not removed:

@@ -12,6 +12,7 @@ from ..errors import ModelError
 from ..runtime import log
 from . import erased
 from .checkpoint_keys import named_weights
+from .tensors import converted
 from .unet import UNET
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
     concepts are erased in one run. If text encoders are erased, one that is not is named in a warning.
 
     Raises RunError if there is no such run, and ModelError if a module is missing, of another
-    architecture, quantized, or offloaded layer by layer.
+    architecture, quantized, or offloaded layer by layer, or if a weight is not finite in the pipeline's
+    precision; the pipeline is then as it was.
     """
     folder = erased.erased_folder(run_or_folder)
     record = erased.check(folder)
@@ -72,12 +74,14 @@ def _note_erasure(name: str, own: Any, concepts: Sequence[str]) -> None:
 
 
 def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
-    """The erased weights by hub name; ModelError if the pipeline's module `own` cannot take them."""
+    """The erased weights by hub name, in the precision of the pipeline's module `own`; ModelError if it
+    cannot take them."""
     weights = named_weights(name, unlearned)
     places = named_weights(name, own)
     # A deeper encoder's upper layers would stay the original's.
     if deeper := [p for p in places if p.endswith(".layer_norm1.bias") and p not in weights]:
         raise ModelError(f"{name}: the erased one has no {deeper[0]}")
+    fitting = {}
     projection = "text_projection.weight"  # not every class of the same encoder has it
     for parameter, tensor in weights.items():
         place = places.get(parameter)
@@ -96,4 +100,5 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
                 f"{name}: {parameter} is {tuple(place.shape)}, the erased one has "
                 f"{tuple(tensor.shape)}"
             )
-    return weights
+        fitting[parameter] = converted(parameter, tensor, place.dtype, name)
+    return fitting

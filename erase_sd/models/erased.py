@@ -22,6 +22,7 @@ from ..run import Run, run_folder
 from ..run.records import Base, ErasureRecord, Origin
 from .clip import Clip
 from .presets import Models
+from .tensors import module_in_precision
 from .text_encoder import load_text_encoder, text_encoder_with, with_weights
 from .towers import ALONE, WEIGHTS_FILE, erased_towers, save_towers
 from .unet import UNET, UNET_FILE, load_unet, unet_with
@@ -183,7 +184,8 @@ def load(
 
     `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of an erasure. SDXL has a
     second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device` say
-    otherwise. Raises RunError if the erasure did not change that module, or its weights are damaged.
+    otherwise. Raises RunError if the erasure did not change that module, or its weights are damaged, and
+    ModelError if one is not finite in that precision.
     """
     folder = erased_folder(run_or_folder)
     names = check(folder).weights_sha256
@@ -191,13 +193,18 @@ def load(
         raise RunError(f"{folder}: has no {module}; it has {', '.join(names)}")
     precision = runtime.dtype(dtype) if isinstance(dtype, str) else dtype or torch.float32
     load_module = load_unet if module == UNET else load_text_encoder
-    model: Any = load_module(module_folder(folder, module))
-    return model.to(device=device or "cpu", dtype=precision)
+    place = module_folder(folder, module)
+    model: Any = module_in_precision(load_module(place), precision, place)
+    return model.to(device or "cpu")
 
 
-def load_all(folder: Path, device: str | torch.device | None = None) -> dict[str, Any]:
-    """Every erased module of a run or folder, by its name in the pipeline."""
+def load_all(
+    folder: Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Every erased module of a run or folder, by its name in the pipeline; see `load`."""
     return {
-        name: load(folder, name, device=device)
+        name: load(folder, name, dtype, device)
         for name in check(erased_folder(folder)).weights_sha256
     }

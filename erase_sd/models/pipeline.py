@@ -18,6 +18,7 @@ from .pipeline_kinds import kind_of, left_out, text_encoders
 from .quiet import silence
 from .source import check_config, check_sizes, variant_of
 from .t5 import denoising_model, embed_with_t5
+from .tensors import module_in_precision
 from .tokens import TokenLimit
 from .unet import UNET, check_shapes
 
@@ -141,7 +142,7 @@ def swap(pipe: DiffusionPipeline, modules: Mapping[str, Any]) -> None:
     """Puts text encoders, a U-Net, or both into the pipeline, on its device and in its precision.
 
     Raises ModelError if the width, depth or vocabulary of an encoder, or the shape of one of the U-Net's
-    parameters, differs from the pipeline's own.
+    parameters, differs from the pipeline's own, or a weight is not finite in the pipeline's precision.
     """
     for name, module in modules.items():
         own = getattr(pipe, name)
@@ -151,8 +152,9 @@ def swap(pipe: DiffusionPipeline, modules: Mapping[str, Any]) -> None:
             check_shapes(name, module.state_dict(), own)
         else:
             _check_encoder(name, module, own)
+        module_in_precision(module, own.dtype, name)
         own.cpu()
-        setattr(pipe, name, module.to(pipe.device, own.dtype))
+        setattr(pipe, name, module.to(pipe.device))
         if name == UNET and own.dtype != torch.float32:
             module.to(memory_format=torch.channels_last)
 

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: read as they are, or converted to a precision and finite in it."""
+"""Tensors in safetensors files and in modules: as they are, or converted to a precision and finite in it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError, reason
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -41,12 +44,27 @@ def in_precision(
 ) -> dict[str, Tensor]:
     """The tensors of `source` as `dtype`, or as they are if it is None; integers stay as they are.
 
-    Raises ModelError for a tensor that is not finite in it: float16 ends at 65,504.
+    Raises ModelError for a tensor that is not finite in it.
     """
-    stored = {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in tensors.items()}
-    for name, tensor in stored.items():
-        wide = tensor.float() if tensor.element_size() == 1 else tensor  # float8 has no isfinite
-        if not wide.isfinite().all():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ModelError(f"{source}: {name} is not finite in {kind}; needs more precision")
+    return {name: converted(name, tensor, dtype, source) for name, tensor in tensors.items()}
+
+
+def module_in_precision(module: Module, dtype: torch.dtype, source: Path | str) -> Module:
+    """The module of `source`, in place, as `dtype`.
+
+    Raises ModelError, and changes nothing, for a weight that is not finite in it.
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.dtype != dtype:
+            converted(name, tensor, dtype, source)  # one at a time: a copy of all takes memory
+    return module.to(dtype)
+
+
+def converted(name: str, tensor: Tensor, dtype: torch.dtype | None, source: Path | str) -> Tensor:
+    """A tensor as `dtype`; ModelError if it is not finite in it: float16 ends at 65,504."""
+    stored = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    wide = stored.float() if stored.element_size() == 1 else stored  # float8 has no isfinite
+    if not wide.isfinite().all():
+        kind = str(stored.dtype).removeprefix("torch.")
+        raise ModelError(f"{source}: {name} is not finite in {kind}; needs more precision")
     return stored

@@ -12,6 +12,7 @@ from ...models import erased as artifact
 from ...models import pipeline, sampling
 from ...models.presets import Models
 from ...models.quiet import quiet_libraries
+from ...models.t5 import denoising_model
 from ...run import Run
 from ..data import SHOWN_VARIANTS
 
@@ -51,7 +52,7 @@ class Player:
         )
         self.modules = {
             "original": {name: getattr(self.pipe, name) for name in erasure.weights_sha256},
-            "erased": artifact.load_all(run.folder),
+            "erased": artifact.load_all(run.folder, dtype=denoising_model(self.pipe).dtype),
         }
 
     def __call__(self, prompt: str, seed: int) -> tuple[list[Image], DetectorAnswer]:
