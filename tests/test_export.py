@@ -141,6 +141,14 @@ def test_a_hub_folder_needs_scores_and_has_a_model_card(tiny: Models, erased_run
     assert "http" not in text
 
 
+@pytest.mark.parametrize("name", ["apple", "apples", "snow", "scissors", "New York", "Van Gogh"])
+def test_the_snippet_of_a_model_card_asks_for_the_concept_without_guessing_its_grammar(
+    tiny: Models, erased_run: Run, name: str
+) -> None:
+    record = dataclasses.replace(erased_run.erasure(), concepts=(Concept(name),))
+    assert f'pipe("{name}").images[0]' in card(record, tiny, "")
+
+
 @pytest.mark.parametrize(
     ("models", "licence", "base_model", "title"),
     [

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.concept import with_article
 from ..reading import read_json
 from ..run.measurements import RateComparison
 from ..run.records import ErasureRecord
@@ -87,8 +86,9 @@ def _usage(record: ErasureRecord, models: Models, hub_id: str | None) -> str:
     for name in modules:
         load = f"{classes[name]}.from_pretrained({source}, subfolder={json.dumps(name)})"
         lines.append(f"pipe.{name} = {load}.to(pipe.dtype)")
-    prompt = f"a photo of {with_article(record.concepts[0].name)}"
-    lines.append(f'pipe({json.dumps(prompt)}).images[0].save("without.png")')
+    # The name by itself: whether an article belongs before it ("apple", "snow", "Van Gogh") is unknown.
+    prompt = json.dumps(record.concepts[0].name)
+    lines.append(f'pipe({prompt}).images[0].save("without.png")')
     return "\n".join(lines)
 
 
