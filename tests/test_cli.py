@@ -312,6 +312,18 @@ def test_run_knows_that_the_presets_detector_lacks_a_class_before_it_unlearns(
     assert line.count("\n") == 1 and not Path("runs").exists()
 
 
+def test_run_knows_that_a_prompt_of_any_file_is_too_long_before_it_unlearns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts").mkdir()
+    Path("prompts/apple.txt").write_text("an apple in a park\n")
+    Path("prompts/retain.txt").write_text("dog " * 100)
+    assert exit_status(monkeypatch, "run", "--concept", "apple") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("erase-sd: retain: 102 tokens, at most ") and line.count("\n") == 1
+    assert not Path("runs").exists()
+
+
 def test_a_concept_in_every_caption_leaves_nothing_to_retain(tiny: Models) -> None:
     Path("data").mkdir()
     Path("data/results_20130124.token").write_text(

@@ -152,6 +152,17 @@ def test_a_missing_prompt_file_is_reported_before_anything_starts(tiny: Models) 
     assert not OUT.exists()
 
 
+@pytest.mark.parametrize("name", ["chair", "retain"])
+def test_a_prompt_that_is_too_long_is_reported_before_anything_starts(
+    tiny: Models, name: str
+) -> None:
+    folder = write_prompts("apple", "chair")
+    (folder / f"{name}.txt").write_text("dog " * 40)
+    with pytest.raises(DataError, match=rf"^{name}: 42 tokens, at most 32 fit: 'dog dog"):
+        run_grid(tiny, ["apple", "chair"], ["ga"], images=True)
+    assert not OUT.exists()
+
+
 def test_what_images_and_attacks_need_is_known_before_anything_starts(
     tiny: Models, tmp_path: Path
 ) -> None:

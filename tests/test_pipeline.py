@@ -228,6 +228,13 @@ def test_a_prompt_file_that_cannot_be_used_is_one_line(
     assert not (run.folder / "images").exists()
 
 
+def test_a_prompt_that_is_too_long_is_found_in_any_of_the_files(tiny: Models, run: Run) -> None:
+    Path("retain.txt").write_text(f"a cow\n{'dog ' * 40}\n")
+    with pytest.raises(DataError, match=r"^retain: 42 tokens, at most 32 fit: 'dog dog"):
+        generate([Path("apple.txt"), Path("retain.txt")], QUICK, tiny, run)
+    assert run.status("generate") == "missing" and not (run.folder / "images").exists()
+
+
 def test_generate_before_unlearn_and_score_before_generate_are_refused(
     tiny: Models, run: Run
 ) -> None:
