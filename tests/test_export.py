@@ -25,7 +25,7 @@ from erase_sd.models.model_card import card
 from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
 from erase_sd.run.measurements import Change, Rate, RateComparison, ScoresRecord
-from erase_sd.run.records import EncoderResult
+from erase_sd.run.records import EncoderResult, Origin
 
 RATE = Rate(value=0.95, n=20, detected=19, low=0.76, high=0.99)
 SCORES = ScoresRecord(
@@ -365,6 +365,26 @@ def test_a_width_that_no_program_has_a_slot_for_is_said(
         "clip_32.safetensors: no text encoder slot takes a width of 32; ComfyUI has slots for 768 "
         "(clip_l), 1024 (clip_h), 1280 (clip_g)"
     ]
+
+
+def test_two_encoders_of_one_width_have_a_file_each(sdxl: Models) -> None:
+    run, concepts = Run(Path("runs/apple")), [Concept("apple")]
+    origin = Origin(model=sdxl.fingerprint(), clip=("0", "0"), data="0")
+    weights = {
+        name: load_file(sdxl.folder / name / "model.safetensors")
+        for name in ("text_encoder", "text_encoder_2")
+    }
+    entry = {"concepts": [{"name": "apple"}], "origin": dataclasses.asdict(origin)}
+    with run.stage("unlearn", {}, **entry):
+        erased.save(
+            run.erased, weights, sdxl, concepts=concepts, settings={}, origin=origin, held_out={}
+        )
+    out = export(run, sdxl, "comfyui", dtype="fp32")
+    files = {"text_encoder": "clip_32", "text_encoder_2": "clip_32-text_encoder_2"}
+    assert {path.stem for path in out.glob("*.safetensors")} == set(files.values())
+    for name, stem in files.items():
+        exported, own = load_file(out / f"{stem}.safetensors"), encoder_tensors(run.erased / name)
+        assert exported.keys() == own.keys() and all(torch.equal(exported[n], own[n]) for n in own)
 
 
 def test_an_export_names_the_encoder_that_still_knows_the_concept(

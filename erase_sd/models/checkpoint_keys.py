@@ -93,6 +93,13 @@ def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def encoder_file(folder: Path, name: str, width: int) -> Path:
+    """A new file for the text encoder of that name: of the customary name for its width, or of both names
+    if the pipeline's other encoder is as wide and has the first."""
+    file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
+    return file.with_stem(f"{file.stem}-{name}") if file.exists() else file
+
+
 def encoder_tensors(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of an erased encoder's folder, in `hub_names`.
 

@@ -21,7 +21,7 @@ from ..run import Run
 from ..run.records import ErasureRecord
 from ..runtime import log
 from . import erased
-from .checkpoint_keys import FILE_NAMES, encoder_in_place, encoder_tensors
+from .checkpoint_keys import FILE_NAMES, encoder_file, encoder_in_place, encoder_tensors
 from .choices import EXPORT_FORMATS, ExportFormat
 from .lora_export import write_lora
 from .model_card import card
@@ -176,10 +176,10 @@ def _diffusers(folder: Path, erasure: _Erasure) -> None:
 
 
 def _comfyui(folder: Path, erasure: _Erasure) -> None:
-    for source in erasure.modules.values():  # text encoders: `export` refuses a U-Net
+    for name, source in erasure.modules.items():  # text encoders: `export` refuses a U-Net
         with foreign_files(source):
             width = int(read_json(source / "config.json").get("hidden_size", 0))
-        file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
+        file = encoder_file(folder, name, width)
         if width not in FILE_NAMES:
             log.warning(
                 "%s: no text encoder slot takes a width of %d; ComfyUI has slots for %s",
