@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,55 @@ def test_erased_modules_are_applied_without_a_warning(
         ours, theirs = module.state_dict(), getattr(pipe, name).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert not [record for record in caplog.records if record.name == "erase_sd"]
+
+
+def test_a_unet_with_an_ip_adapter_takes_the_erased_weights(tiny: Models) -> None:
+    run = erase(tiny)
+    unet: Any = load_unet(tiny.folder / "unet")
+    width = unet.config.cross_attention_dim
+    layers = [name for name in unet.attn_processors if "attn2" in name]
+    sizes = {n: unet.get_submodule(n.removesuffix(".processor")).inner_dim for n in layers}
+    adapter = {
+        "image_proj": {
+            "proj.weight": torch.ones(4 * width, 8), "proj.bias": torch.ones(4 * width),
+            "norm.weight": torch.ones(width), "norm.bias": torch.ones(width),
+        },
+        "ip_adapter": {
+            f"{2 * n + 1}.{which}.weight": torch.ones(sizes[layer], width)
+            for n, layer in enumerate(layers)
+            for which in ("to_k_ip", "to_v_ip")
+        },
+    }  # fmt: skip
+    unet._load_ip_adapter_weights([adapter])
+    erase_sd.apply(SimpleNamespace(unet=unet), "apple")
+    changed = erased.load_all(run.folder)["unet"].state_dict()
+    own = unet.state_dict()
+    assert len(own) > len(changed) and all(torch.equal(own[n], changed[n]) for n in changed)
+
+
+@pytest.mark.parametrize(
+    ("deeper", "message"),
+    [
+        (
+            {"transformer_layers_per_block": 2},
+            r"no down_blocks.1.attentions.0.transformer_blocks.1.",
+        ),
+        ({"transformer_layers_per_block": [1, 2]}, r"no down_blocks.1.attentions.0.transformer_bl"),
+        ({"mid_block_type": None}, r"the pipeline's UNet2DConditionModel has no mid_block."),
+    ],
+)
+def test_a_unet_of_another_depth_stays_as_it_was(
+    tiny: Models, deeper: dict[str, Any], message: str
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    erase(tiny)
+    config = load_unet(tiny.folder / "unet").config
+    unet: Any = UNet2DConditionModel.from_config(config, **deeper)
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    with pytest.raises(ModelError, match=rf"^unet: .*{message}"):
+        erase_sd.apply(SimpleNamespace(unet=unet), "apple")
+    assert all(torch.equal(before[n], t) for n, t in unet.state_dict().items())
 
 
 def test_uce_is_unlearned_generated_scored_evaluated_and_reported(tiny: Models) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 Pipeline = TypeVar("Pipeline")
 ERASED = "erase_sd_concepts"
 """Attribute of a module with the names of the concepts that `apply` erased from it."""
+ONCE_PER_LAYER = re.compile(
+    r"\.layer_norm1\.bias$"  # of a text encoder
+    r"|^(down_blocks|mid_block|up_blocks)[.\d]*\."  # of a U-Net
+    r"(resnets\.\d+\.conv1|attentions\.\d+\.transformer_blocks\.\d+\.norm1)\.bias$"
+)
+"""A parameter that each layer has once, and what is added to a layer does not: an IP-Adapter, a LoRA, a
+motion module."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -78,8 +86,8 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
     cannot take them."""
     weights = named_weights(name, unlearned)
     places = named_weights(name, own)
-    # A deeper encoder's upper layers would stay the original's.
-    if deeper := [p for p in places if p.endswith(".layer_norm1.bias") and p not in weights]:
+    # The further layers of a deeper encoder or U-Net would stay the original's.
+    if deeper := [p for p in places if ONCE_PER_LAYER.search(p) and p not in weights]:
         raise ModelError(f"{name}: the erased one has no {deeper[0]}")
     fitting = {}
     projection = "text_projection.weight"  # not every class of the same encoder has it
