@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,14 +36,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    _freeze_imports()
     mark = item.get_closest_marker("forks")
     if mark and not can_fork(**mark.kwargs):
         pytest.skip("forks processes, which needs POSIX and, if they use tensors, no GPU")
 
 
-def pytest_collection_finish() -> None:
+def _freeze_imports() -> None:
     """Imported modules are left out of garbage collections, which erasures ask for: 0.4 s each."""
-    gc.freeze()
+    global _frozen
+    if len(sys.modules) > _frozen + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
+
+
+_frozen = 0
+"""Number of modules whose objects were frozen."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +165,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
         folder / "detector.safetensors",
         metadata={"architecture": "yolov5n.yaml", "names": json.dumps(CLASSES), "size": "64"},
     )
-    gc.freeze()  # what was imported since the collection
     return Models(
         folder / "sd", (folder / "clip",), folder / "data", folder / "detector.safetensors"
     )
