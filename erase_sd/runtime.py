@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -229,6 +230,7 @@ def versions() -> dict[str, str]:
     return {"python": python} | {package: version_of_package(package) for package in PACKAGES}
 
 
+@functools.cache  # each stage records them all, and a package's metadata is slow to read
 def version_of_package(package: str = "erase-sd") -> str:
     """The installed version of a package."""
     try:

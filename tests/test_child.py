@@ -104,6 +104,7 @@ def test_a_parent_that_is_terminated_ends_its_child() -> None:
 def test_a_program_s_own_children_outlive_an_interrupted_stage() -> None:
     code = """
 import multiprocessing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of a script's background
 own = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
 own.start()
 print(outcome(end, os.getpid(), signal.SIGINT)[0], own.is_alive())

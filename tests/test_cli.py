@@ -383,7 +383,7 @@ def test_a_second_process_on_the_same_run_folder_stops(tiny: Models) -> None:
 def test_a_killed_unlearning_resumes_to_the_same_weights(
     tiny: Models, signal_number: signal.Signals
 ) -> None:
-    words = unlearn_words(tiny, "--steps", "80")
+    words = unlearn_words(tiny, "--steps", "40")
     child = start(*words)
     checkpoint = Path("runs/apple/checkpoint.safetensors")
     while child.is_alive() and not checkpoint.exists():

@@ -83,9 +83,9 @@ def test_tensors_on_two_devices_raise() -> None:
             there.numpy()
 
 
-def settings_of(name: MethodName, steps: int = 2) -> UnlearnSettings:
+def settings_of(name: MethodName, steps: int = 2, validate_every: int = 2) -> UnlearnSettings:
     return UnlearnSettings(
-        concepts=(Concept("apple"),), method=name, steps=steps, validate_every=1, forget_batch=4,
+        concepts=(Concept("apple"),), method=name, steps=steps, validate_every=validate_every, forget_batch=4,
         retain_batch=4, min_steps=0, mine_mentions=True, dtype="fp32",
         hyperparameters=few(name),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_only_a_program_that_used_cuda_before_has_warnings_instead_of_errors(
 def test_an_interrupted_unlearning_resumes_on_a_card(tiny: Models, card: None) -> None:
     """Also with what a method carries from step to step: the adversaries, from its second step on."""
     straight, broken = Run(Path("a")), Run(Path("b"))
-    settings = settings_of("cliperase-hardened", steps=3)
+    settings = settings_of("cliperase-hardened", steps=3, validate_every=1)
     unlearn(settings, tiny, straight)
 
     def interrupt(done: int, total: int, note: str) -> None:

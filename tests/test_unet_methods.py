@@ -487,7 +487,7 @@ def test_a_unet_is_watched_inside_alone_even_after_an_error() -> None:
 
 def test_the_metrics_are_1_before_and_fall_with_the_texts_influence(apple: Task) -> None:
     denoiser = denoiser_of(apple)
-    original = predict_originals(denoiser, apple.forget, apple.retain, 8)
+    original = predict_originals(denoiser, apple.forget, apple.retain)
     before = unet_metrics(denoiser, original)
     assert before.residual_concept_similarity == pytest.approx(1, abs=1e-4)
     assert before.retained_fidelity == pytest.approx(1, abs=1e-4)

@@ -38,15 +38,15 @@ class OriginalPredictions:
 
 
 def predict_originals(
-    original: Denoiser, forget: TokenizedPairs, retain: TokenizedPairs, most: int = MOST
+    original: Denoiser, forget: TokenizedPairs, retain: TokenizedPairs
 ) -> OriginalPredictions:
-    """The original's predictions on at most `most` images of each set.
+    """The original's predictions on at most MOST images of each set.
 
     Needs one forget caption with a concept-removed counterpart, and two retain captions.
     """
     generator = torch.Generator().manual_seed(0)
-    mentions = _spread(torch.nonzero(forget.mask.sum(1)).flatten(), most)
-    rows = _spread(torch.arange(len(retain)), most)
+    mentions = _spread(torch.nonzero(forget.mask.sum(1)).flatten())
+    rows = _spread(torch.arange(len(retain)))
     noisy, retain_noisy = (
         original.add_noise(original.latents([pairs.paths[n] for n in some.tolist()]), generator)[0]
         for pairs, some in ((forget, mentions), (retain, rows))
@@ -91,6 +91,6 @@ def _predictions(denoiser: Denoiser, noisy: Noisy, prompts: Prompts) -> Tensor:
     return torch.cat([denoiser.predict(noisy.rows(some), rows_of(prompts, some)) for some in parts])
 
 
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most `most` of the rows, evenly spread."""
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
+def _spread(rows: Tensor) -> Tensor:
+    """At most MOST of the rows, evenly spread."""
+    return rows[torch.linspace(0, len(rows) - 1, min(MOST, len(rows))).long()]
