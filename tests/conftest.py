@@ -96,10 +96,8 @@ def detector_stays() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_detector() -> Iterator[None]:
-    """The detector's process begins and ends with the test."""
-    detector._kept.end()
-    yield
+def new_detector() -> None:
+    """The test starts a process for its detector."""
     detector._kept.end()
 
 

@@ -134,7 +134,7 @@ def test_what_goes_wrong_ahead_is_said_by_the_score_stage(
         score(run, tiny)
 
 
-@pytest.mark.usefixtures("own_detector")
+@pytest.mark.usefixtures("new_detector")
 def test_a_scored_run_lets_no_detector_begin_until_one_is_needed(tiny: Models, run: Run) -> None:
     with detecting_ahead(run.folder, "cuda", ()):
         first = pid()
@@ -167,7 +167,7 @@ def picture() -> Path:
     return Path("picture.png")
 
 
-@pytest.mark.usefixtures("own_detector")
+@pytest.mark.usefixtures("new_detector")
 def test_a_detector_is_loaded_once_and_again_when_its_file_changes(
     tiny: Models, picture: Path
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_detector_is_loaded_once_and_again_when_its_file_changes(
     assert detect(own, [picture]).size == 32 and answer.size == 64
 
 
-@pytest.mark.usefixtures("own_detector")
+@pytest.mark.usefixtures("new_detector")
 def test_a_detector_is_kept_in_a_block_until_an_error(
     tiny: Models, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +214,6 @@ def test_a_detector_is_kept_in_a_block_until_an_error(
 
 
 @pytest.mark.forks(tensors=False)
-@pytest.mark.usefixtures("own_detector")
 def test_a_fork_and_many_words_leave_a_kept_detector_as_it_is(tiny: Models, picture: Path) -> None:
     def work(_: int) -> None:
         detect(tiny.detector_file(), [picture])

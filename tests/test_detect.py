@@ -424,7 +424,7 @@ def test_a_missing_class_is_reported_before_any_image_is_opened(tiny: Models) ->
         detect(tiny.detector_file(), [Path("missing.png")], ["apple"])
 
 
-@pytest.mark.usefixtures("own_detector")
+@pytest.mark.usefixtures("new_detector")
 def test_a_child_process_that_dies_is_one_line(
     tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

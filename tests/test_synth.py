@@ -95,7 +95,7 @@ def test_images_are_generated_once_and_read_like_any_dataset(
     tiny: Models, few: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "erase_sd")
-    models = dataclasses.replace(tiny, data="synth")
+    models = dataclasses.replace(tiny, data="synth", steps=2)
     data = dataset_of(models, CONCEPTS)
     assert "28 images" in caplog.text
     assert len(data.items) == 28
