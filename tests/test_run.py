@@ -310,6 +310,17 @@ def test_a_name_lies_in_runs_and_a_path_is_itself(
     assert run_folder(run, concepts) == Path(folder)
 
 
+def test_a_dot_is_the_folder_that_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "apple" / "images"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    for dots, folder in ((".", inside), ("./", inside), ("..", inside.parent), ("../..", tmp_path)):
+        assert run_folder(dots) == folder, dots
+    assert Run(run_folder("..")).name == "apple"
+
+
 @pytest.mark.parametrize("run", ["", "  "])
 def test_an_empty_name_is_refused(run: str) -> None:
     with pytest.raises(SettingError, match="run: needs a name"):

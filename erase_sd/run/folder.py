@@ -47,7 +47,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
-    """`runs/<name>` for a plain name, the folder itself for a path.
+    """`runs/<name>` for a plain name, the folder itself for a path, which `.` and `..` are too.
 
     Without either, the concepts name the run: `apple+chair`.
     """
@@ -56,6 +56,8 @@ def run_folder(run: str | Path | None, concepts: tuple[str, ...] = ()) -> Path:
         raise SettingError("needs a name or a folder", field="run")
     if not is_encodable((path := Path(run)).name):
         raise SettingError("needs a name in UTF-8", field="run", value=repr(str(run)))
+    if path.name in ("", ".."):  # tables show the folder's own name
+        return path.resolve()
     return path if path.parent != Path() else RUNS / path
 
 
