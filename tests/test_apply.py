@@ -101,6 +101,21 @@ def test_a_lora_may_be_loaded_before_or_after_the_erasure(tiny: Models, erased_r
     assert not torch.equal(hidden_states(first.text_encoder), without)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "one layer"])
+def test_a_compiled_encoder_takes_the_erasure(tiny: Models, erased_run: Run, whole: bool) -> None:
+    pipe = open_tiny(tiny)
+    if whole:
+        pipe.text_encoder = torch.compile(pipe.text_encoder, backend="eager")
+    else:
+        layers = layers_of(pipe)
+        layers[0] = torch.compile(layers[0], backend="eager")
+    before = hidden_states(pipe.text_encoder)
+    erase_sd.apply(pipe, "apple")
+    assert not torch.allclose(hidden_states(pipe.text_encoder), before, atol=0.1)
+    erased = hidden_states(erase_sd.load("apple"))
+    assert torch.allclose(hidden_states(pipe.text_encoder), erased, atol=1e-5)
+
+
 def test_an_adapter_of_another_kind_is_no_further_layer(tiny: Models, erased_run: Run) -> None:
     from peft import LoHaConfig, inject_adapter_in_model
 

@@ -65,10 +65,10 @@ def hub_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def named_weights(name: str, module: Any) -> dict[str, Tensor]:
-    """The parameters of the pipeline's module of that name, without those of LoRA adapters: a text
-    encoder's as in `hub_names`, a U-Net's as in diffusers."""
+    """The parameters of the pipeline's module of that name, compiled or not, without those of LoRA
+    adapters: a text encoder's as in `hub_names`, a U-Net's as in diffusers."""
     parameters: dict[str, Tensor] = {
-        own.replace(".base_layer.", "."): parameter
+        own.replace("_orig_mod.", "").replace(".base_layer.", "."): parameter
         for own, parameter in module.named_parameters()
         if ".lora_" not in own
     }
