@@ -101,6 +101,28 @@ def test_a_lora_may_be_loaded_before_or_after_the_erasure(tiny: Models, erased_r
     assert not torch.equal(hidden_states(first.text_encoder), without)
 
 
+def test_a_fused_lora_is_unfused_before_the_erasure(tiny: Models, erased_run: Run) -> None:
+    pipe = open_tiny(tiny)
+    with_lora(pipe.text_encoder)
+    layers = [layer for layer in pipe.text_encoder.modules() if hasattr(layer, "merged")]
+    assert layers
+    for layer in layers:  # as `pipe.fuse_lora()` does
+        layer.merge()
+    fused = hidden_states(pipe.text_encoder)
+    with pytest.raises(ModelError, match="text_encoder: a LoRA is fused into it; unfuse it, apply"):
+        erase_sd.apply(pipe, "apple")
+    assert torch.equal(hidden_states(pipe.text_encoder), fused)
+    for layer in layers:
+        layer.unmerge()
+    erase_sd.apply(pipe, "apple")
+    later = open_tiny(tiny)
+    erase_sd.apply(later, "apple")
+    with_lora(later.text_encoder)
+    assert torch.allclose(
+        hidden_states(pipe.text_encoder), hidden_states(later.text_encoder), atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "one layer"])
 def test_a_compiled_encoder_takes_the_erasure(tiny: Models, erased_run: Run, whole: bool) -> None:
     pipe = open_tiny(tiny)

@@ -40,12 +40,13 @@ def apply(pipe: Pipeline, run_or_folder: str | Path) -> Pipeline:
     Precision and device stay those of the pipeline. So do its offloading hooks, its LoRA adapters, and
     the rows that textual inversion added to the token embedding, loaded before or afterwards. Weights
     are overwritten in place: pipelines that share the text encoder change too, and a LoRA that was
-    fused is lost. So is the erasure of another run in the same module, which a warning names; several
-    concepts are erased in one run. If text encoders are erased, one that is not is named in a warning.
+    fused and then unloaded is lost. So is the erasure of another run in the same module, which a
+    warning names; several concepts are erased in one run. If text encoders are erased, one that is not
+    is named in a warning.
 
     Raises RunError if there is no such run, and ModelError if a module is missing, of another
-    architecture, quantized, or offloaded layer by layer, or if a weight is not finite in the pipeline's
-    precision; the pipeline is then as it was.
+    architecture, quantized, offloaded layer by layer, or fused with a LoRA, or if a weight is not
+    finite in the pipeline's precision; the pipeline is then as it was.
     """
     folder = erased.erased_folder(run_or_folder)
     record = erased.check(folder)
@@ -86,6 +87,11 @@ def _fitting(name: str, own: nn.Module, unlearned: Any) -> Mapping[str, Tensor]:
     cannot take them."""
     weights = named_weights(name, unlearned)
     places = named_weights(name, own)
+    if any(getattr(layer, "merged", False) for layer in own.modules()):
+        # The LoRA would be lost, and unfusing it would take it out of the erased weights.
+        raise ModelError(
+            f"{name}: a LoRA is fused into it; unfuse it, apply the erasure, and fuse it again"
+        )
     # The further layers of a deeper encoder or U-Net would stay the original's.
     if deeper := [p for p in places if ONCE_PER_LAYER.search(p) and p not in weights]:
         raise ModelError(f"{name}: the erased one has no {deeper[0]}")
