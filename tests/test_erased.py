@@ -79,8 +79,15 @@ def test_an_encoder_is_not_loaded_in_a_precision_that_its_weights_do_not_fit(hug
         erased.load("apple", dtype="fp16")
 
 
-@pytest.mark.parametrize("place", ["pear", "runs/pear", "."])
+@pytest.mark.parametrize("place", ["pear", "runs/pear"])
+def test_a_run_that_does_not_exist_is_no_damaged_one(place: str) -> None:
+    with pytest.raises(RunError, match=r"^runs/pear: no such folder; unlearn first$"):
+        erased.load(place)
+
+
+@pytest.mark.parametrize("place", [".", "runs/pear"])
 def test_a_place_without_erased_encoders_is_one_line(place: str) -> None:
+    Path("runs/pear").mkdir(parents=True)
     with pytest.raises(RunError, match=r"erase.json: missing; unlearn again") as caught:
         erased.load(place)
     assert "\n" not in str(caught.value)

@@ -167,10 +167,14 @@ def erased_clip(folder: Path, encoder: str, clip: Clip) -> Clip:
 
 
 def erased_folder(run_or_folder: str | Path) -> Path:
-    """The folder of an erasure: of a run's name under `runs/`, of a run folder, or the folder itself."""
-    folder = run_folder(run_or_folder)
-    if not folder.is_dir():
-        folder = Path(run_or_folder)
+    """The folder of an erasure: of a run's name under `runs/`, of a run folder, or the folder itself.
+
+    Raises RunError if there is no such folder.
+    """
+    named, folder = run_folder(run_or_folder), Path(run_or_folder)
+    if not named.is_dir() and not folder.is_dir():
+        raise RunError(f"{named}: no such folder; unlearn first")
+    folder = named if named.is_dir() else folder
     return folder / "erased" if (folder / "erased").is_dir() else folder
 
 
