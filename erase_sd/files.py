@@ -33,9 +33,9 @@ def cache_folder() -> Path:
     `ERASE_SD_CACHE` if set, else `erase-sd` in the user's cache folder, or, for a user without a home
     folder, in the system's folder for temporary files; RunError if another user can write to the latter.
     """
-    if own := os.environ.get("ERASE_SD_CACHE"):
-        return Path(own)
     try:
+        if own := os.environ.get("ERASE_SD_CACHE"):
+            return Path(own).expanduser()  # not by a shell where an ENV line or a .env file sets it
         own_cache = platformdirs.user_cache_path("erase-sd", appauthor=False)
     except RuntimeError:  # no home folder; some releases return a `~` instead
         own_cache = Path("~")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from erase_sd.checked import hash_folder, load_tensors, save_tensors
 from erase_sd.errors import RunError
 from erase_sd.files import (
+    cache_folder,
     hash_file,
     key_of,
     whole_file,
@@ -310,3 +311,14 @@ def test_tensors_under_other_metadata_are_damaged(tmp_path: Path) -> None:
     save_file(tensors, path, metadata | {"key": "another"})
     with pytest.raises(RunError, match="its checksum does not match"):
         load_tensors(path)
+
+
+def test_the_cache_in_the_home_folder_may_be_named_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("ERASE_SD_CACHE", "~/cache")
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.setenv("ERASE_SD_CACHE", "cache")
+    assert cache_folder() == Path("cache")
