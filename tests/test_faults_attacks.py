@@ -22,6 +22,7 @@ from erase_sd.files import write_json
 from erase_sd.generation import cost
 from erase_sd.models.presets import Models
 from erase_sd.report.data import read_report_data
+from erase_sd.report.ladder import depth_lines
 from erase_sd.report.ladder_pictures import ladder_section
 from erase_sd.run import Run
 from erase_sd.run.measurements import AttacksRecord
@@ -133,7 +134,12 @@ def test_a_report_shows_no_attacks_that_another_detector_judged(
         with faults("silent wrong results", f"report: attacks by the detector {sha256[:4]}"):
             data = read_report_data(finished)
             assert (data.attacks is not None) == shown
-            assert any("made with the detector other.pt" in line for line in data.missing) != shown
+            theirs, own_file = "other.pt (sha256 0)", f"(sha256 {tiny.detector_hash()[:12]})"
+            lines = [line for line in data.missing if f"made with the detector {theirs}" in line]
+            assert len(lines) == (not shown) and all(own_file in line for line in lines)
+            evidence = " ".join(depth_lines(data, "apple"))
+            assert ("under 1 attack" in evidence) == shown
+            assert "was not attacked" not in evidence
 
 
 def test_a_report_shows_no_attacks_that_were_judged_by_other_words(

@@ -189,7 +189,8 @@ def _rows_of(
     except RunError as error:
         record, why = None, str(error)
     if record and record.detector_sha256 != models.detector_hash():
-        why = f"{run.folder / 'attacks.json'}: made with the detector {record.detector}"
+        theirs = f"{record.detector} (sha256 {record.detector_sha256[:12]})"
+        why = f"{run.folder / 'attacks.json'}: made with the detector {theirs}"
     if record and not why:
         rows = [r for r in record.rows if is_recorded(judges.get(r.concept, {}), r.settings)]
         if other := sorted({r.concept for r in record.rows if r not in rows}):

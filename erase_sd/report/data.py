@@ -111,9 +111,11 @@ def _attacks_of(data: ReportData) -> AttacksRecord | None:
     if not attacks or not detectors:
         return attacks
     if attacks.detector_sha256 not in {d.sha256 for d in detectors}:
+        theirs = f"{attacks.detector} (sha256 {attacks.detector_sha256[:12]})"
+        own = f"{detectors[0].file} (sha256 {detectors[0].sha256[:12]})"
         raise RunError(
-            f"attacks.json: made with the detector {attacks.detector}, the scores with "
-            f"{detectors[0].file}; attack again with the same"
+            f"attacks.json: made with the detector {theirs}, the scores with {own}; attack again "
+            "with the same"
         )
     text = detectors[0].text_encoder_sha256
     for row in attacks.rows:

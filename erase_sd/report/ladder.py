@@ -74,7 +74,8 @@ def depth_lines(data: ReportData, concept: str) -> list[str]:
             f"{worst.attacked.n} images ({label_of(worst)}); without an attack "
             f"{worst.no_attack.detected} of {worst.no_attack.n}."
         )
-    else:
+    elif data.attacks or not (data.run.folder / "attacks.json").is_file():
+        # Of attacks that the report leaves out, `missing` says why.
         lines.append(f"{name} was not attacked (erase-sd attack --run {data.run.folder}).")
     return lines
 
