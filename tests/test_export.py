@@ -63,7 +63,12 @@ def test_a_diffusers_folder_loads_to_the_same_hidden_states(tiny: Models, erased
     out = export(erased_run, tiny, "diffusers")
     assert out == erased_run.folder / "export" / "diffusers"
     exported = CLIPTextModel.from_pretrained(out / "text_encoder")
-    assert torch.equal(hidden_states(exported), hidden_states(erased.load(erased_run.folder)))
+    expected = hidden_states(erased.load(erased_run.folder))
+    assert torch.equal(hidden_states(exported), expected)
+    assert torch.equal(hidden_states(erased.load(out)), expected)  # by hashes of its own
+    (out / "text_encoder" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="damaged, not the weights that were saved"):
+        erased.load(out)
 
 
 def test_a_diffusers_folder_has_the_key_names_of_hub_repositories(

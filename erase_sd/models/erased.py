@@ -111,6 +111,16 @@ def check(folder: Path) -> ErasureRecord:
     return record
 
 
+def write_record(folder: Path, record: ErasureRecord) -> None:
+    """Writes `erase.json` of an exported erasure, with the hashes of the modules in `folder`, if it holds
+    them in folders of their names, and else of the run's, which they were made from."""
+    files = {name: weights_file(folder / name, name) for name in record.weights_sha256}
+    if all(file.is_file() for file in files.values()):
+        hashes = {name: hash_file(file) for name, file in files.items()}
+        record = dataclasses.replace(record, weights_sha256=hashes, image_tower_sha256={})
+    write_json(folder / "erase.json", dataclasses.asdict(record))
+
+
 def check_base(run: Run, models: Models) -> ErasureRecord:
     """`check` of a run's erasure, and that `models` is the model that it was unlearned from.
 
@@ -186,8 +196,8 @@ def load(
 ) -> CLIPTextModel | UNet2DConditionModel:
     """An erased module of a run, ready for the pipeline: `pipe.text_encoder`, or `pipe.unet`.
 
-    `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of an erasure. SDXL has a
-    second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device` say
+    `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of an erasure, such as an
+    export to diffusers. SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device` say
     otherwise. Raises RunError if the erasure did not change that module, or its weights are damaged, and
     ModelError if one is not finite in that precision.
     """

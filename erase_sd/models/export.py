@@ -91,9 +91,9 @@ def export(
     Formats: `diffusers`, folders of text encoders, with the key names that transformers 4 and 5 read,
     and of the U-Net; `comfyui`, one file per encoder for a text encoder slot; `a1111`, the single-file
     checkpoint `base` with the erased modules in it; `lora`, the change alone, at `rank`, with a strength
-    that every program can set; `hub-folder`, `diffusers` with a model card and `pictures` for it, which
-    with `push_to` is uploaded to that repository. `dtype` is the weights' precision. No file names a
-    folder of this machine. Raises SettingError for comfyui if the U-Net changed.
+    that every program can set; `hub-folder`, `diffusers` with a model card and `pictures` for it,
+    uploaded to the repository `push_to`. `dtype` is the weights' precision. No file names a folder of
+    this machine. Raises SettingError for comfyui if the U-Net changed.
     """
     _check_options(to, base, rank, push_to)
     if models.model is None:
@@ -116,8 +116,8 @@ def export(
     with run.lock(reader=True):
         sweep(out.parent, out.name)
         with whole_folder(out) as partial:
-            write_json(partial / "erase.json", dataclasses.asdict(erasure.record))
             _WRITERS[to](partial, erasure)
+            erased.write_record(partial, record)
     if push_to is not None:
         log.info("%s: uploaded", push(out, push_to))
     return out
