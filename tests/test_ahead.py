@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +250,26 @@ def test_rows_of_other_words_are_not_mixed_with_new_ones(
     mixed = [dataclasses.replace(written[0], names=("apple", "dog")), *written[1:]]
     write_records(run.folder / "detections.jsonl", mixed)
     assert detections.Detections(run, tiny, ["apple"]).missing(rows) == rows
+
+
+def test_images_that_another_process_generated_just_before_are_those_that_are_scored(
+    tiny: Models, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(_: Path, files: list[Path], *more: object, **options: object) -> object:
+        return detector.DetectorAnswer(
+            names=("apple", "couch"), size=64, kind="known", detections=[() for _ in files]
+        )
+
+    lock = Run.lock
+
+    @contextlib.contextmanager
+    def late(own: Run) -> Iterator[None]:
+        write_records(own.folder / "images.jsonl", own.images()[::2])
+        with lock(own):
+            yield
+
+    monkeypatch.setattr(detections, "detect", known)
+    monkeypatch.setattr(Run, "lock", late)
+    score(run, tiny)
+    assert [row.file for row in run.detections()] == [row.file for row in run.images()]
+    assert len(run.images()) == 4

@@ -43,8 +43,6 @@ def _score(
     run: Run, models: Models, detector_class: Sequence[str], progress: Progress | None
 ) -> ScoresRecord:
     run.generated()
-    images = run.images()
-    _check_images(run, images)
     concepts = run.unlearned().concepts
     classes = classes_of(concepts, detector_class)
     settings = {
@@ -55,6 +53,10 @@ def _score(
         "classes": classes,
     }
     with run.stage("score", settings):
+        images = (
+            run.images()
+        )  # under the lock: another process may have generated again just before
+        _check_images(run, images)
         detections = Detections(run, models, list(classes.values()))
         records = detections.of(images, progress)
         scores = _scores(run.name, images, records, concepts, classes)
