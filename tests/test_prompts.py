@@ -56,6 +56,17 @@ def texts(path: Path) -> list[str]:
     return list(read_prompt_file(path).texts)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_prompt_ends_with_its_line_and_with_no_other_separator(end: str) -> None:
+    lines = ["an apple\u2028on a plate", "a dog\x0bin a park ", "", "\x0c", "# a cat", "a\x85cup"]
+    Path("apple.txt").write_bytes(end.join(lines).encode())
+    assert texts(Path("apple.txt")) == [
+        "an apple\u2028on a plate",
+        "a dog\x0bin a park",
+        "a\x85cup",
+    ]
+
+
 def header(path: Path) -> dict[str, Any]:
     first = path.read_text().splitlines()[0]
     return dict(json.loads(first.removeprefix("# ")))
