@@ -83,6 +83,9 @@ def test_what_was_detected_while_images_are_generated_is_not_detected_again(
     (run.folder / "detections.jsonl").unlink()
     seen.clear()
     ahead = DetectionAhead(run, tiny, (), "cuda")
+    run.folder.joinpath("images.jsonl").rename("later.jsonl")
+    ahead.detect_new()  # before the first image is recorded
+    Path("later.jsonl").rename(run.folder / "images.jsonl")
     for _ in range(4):
         ahead.detect_new()
     assert seen == [3, 3] and not (run.folder / "detections.jsonl").exists()

@@ -231,7 +231,11 @@ def no_captions(blip: Path, classes: Path) -> list[str]:
             lambda *_: ["--method", "few-shot"],
             "--method few-shot: needs a U-Net, and a CLIP or BLIP",
         ),
-        (lambda *_: ["--method", "hirm"], "--method hirm: needs the hidden states of a CLIP"),
+        (
+            lambda *_: ["--method", "hirm"],
+            "--method hirm: needs the hidden states of a CLIP; a BLIP is unlearned by "
+            + ", ".join(FOR_BLIP),
+        ),
         (
             foreign_blip,
             "is a BlipForConditionalGeneration, without contrastive towers; needs a Blip",

@@ -451,14 +451,17 @@ def test_a_long_run_is_announced_and_can_be_declined(
 
     decline = Decline()
     monkeypatch.setattr(cost, "MANY_IMAGES", 4)
-    Path("apple.txt").write_text("an apple\nan apple pie\n")
+    checked: list[tuple[Path, float]] = []
+    monkeypatch.setattr(cost, "check_space", lambda *own: checked.append(own))
+    prompts = Path("apple.name-free.txt")
+    prompts.write_text("an apple\nan apple pie\n")
     before = (finished.folder / "run.json").read_bytes()
     with faults("long runs", "generate: declined"), caplog.at_level("INFO"):
         with pytest.raises(DeclinedError):
-            generate(
-                [Path("apple.txt")], GenerateSettings(steps=1), tiny, finished, approve=decline
-            )
+            generate([prompts], GenerateSettings(steps=1), tiny, finished, approve=decline)
         assert decline.images == 4 and decline.seconds is not None
+        assert checked == [(finished.folder, 4 * cost.BYTES_PER_PIXEL * 32**2)]
+        assert "2 of 2 prompts name apple" in caplog.text
         assert "4 images are to be generated, in about" in caplog.text
         assert (finished.folder / "run.json").read_bytes() == before
 

@@ -310,7 +310,7 @@ def test_export_refuses_weights_that_a_hash_vouches_for(
 
 
 def test_a_damaged_erased_encoder_is_made_again(
-    finished: Run, tiny: Models, faults: Faults
+    finished: Run, tiny: Models, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Run(Path("runs/apple"))
     unlearn(short(), tiny, run)
@@ -324,6 +324,7 @@ def test_a_damaged_erased_encoder_is_made_again(
             unlearn(short(), tiny, run)
             assert file.read_bytes() == valid
             check(run.erased)
+            assert not [line for line in caplog.messages if line.count("again") > 1]
 
 
 def test_a_sheet_shows_no_image_that_was_replaced(finished: Run, faults: Faults) -> None:

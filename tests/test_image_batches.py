@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 
 from erase_sd.data.concept import Concept
 from erase_sd.data.pair import CaptionPair
 from erase_sd.data.prompts import PromptFile
 from erase_sd.errors import DataError
 from erase_sd.files import digest, write_bytes
-from erase_sd.generation.batch import ImageBatch, hashes_on_disk
+from erase_sd.generation.batch import ImageBatch, generate_pngs, hashes_on_disk
+from erase_sd.generation.cache import image_cache
 from erase_sd.generation.cost import MANY_IMAGES, announce, check_image_space, cost_line
 from erase_sd.generation.plan import MAX_STEM, PlannedImage, batches_of, plan, reference_texts
 from erase_sd.run import Run
@@ -79,6 +83,21 @@ def test_images_that_are_not_those_of_the_record_are_generated_again(
     else:
         earlier.clear()
     assert hashes_on_disk(batch(), RUN, earlier) is None
+
+
+def test_images_that_cannot_be_cached_are_there_all_the_same_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("erase_sd.generation.batch.store_batch", Mock(side_effect=full))
+    monkeypatch.setattr(
+        "erase_sd.generation.batch.generate_batch", lambda *_: [Image.new("RGB", (8, 8))]
+    )
+    pipe: Any = None
+    for number in range(2):
+        assert len(generate_pngs(batch(variant="original", number=number), pipe)()) == 1
+    line = f"{image_cache()}: the original's images are not cached (No space left on device)"
+    assert caplog.messages == [line]
 
 
 def test_no_batch_mixes_prompt_files() -> None:

@@ -118,6 +118,8 @@ def test_kinds_are_generated_only_on_request(run: Run) -> None:
 def test_a_kind_file_names_the_run_of_its_concept(run: Run) -> None:
     assert erase_sd.generate("apple.synonym.txt", **QUICK) == Path("runs/apple")
     assert prompt_files(run, "erased") == ["apple.synonym", "retain"]
+    with pytest.raises(SettingError, match=r"^prompts dog\.synonym\.txt: "):
+        erase_sd.generate("dog.synonym.txt", run="apple", **QUICK)
 
 
 def test_kinds_without_a_kind_file_beside_the_prompts_are_refused() -> None:

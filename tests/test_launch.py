@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from erase_sd.cli import app
 from erase_sd.cli.launch import run_processes
-from erase_sd.errors import RunError
+from erase_sd.errors import ModelError, RunError
 from erase_sd.generation import batch, share
 from erase_sd.generation.cache import store_batch
 from erase_sd.generation.settings import GenerateSettings
@@ -46,6 +46,22 @@ def as_process(number: int, count: int, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("MASTER_ADDR", "127.0.0.1")
     patch.setenv("RANK", str(number))
     patch.setenv("WORLD_SIZE", str(count))
+
+
+def test_another_process_shows_that_it_is_there_and_takes_no_smaller_batches_than_the_others(
+    tiny: Models, erased_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, absent = Share(erased_run.folder / FOLDER, 0, 2), list[bool]()
+
+    def exhausted(*_: object) -> None:
+        absent.append(first._is_absent(1))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(batch, "generate_batch", exhausted)
+    as_process(1, 2, monkeypatch)
+    with pytest.raises(ModelError, match="batch: out of memory; needs smaller batches"):
+        generate(PROMPTS, QUICK, tiny, erased_run)
+    assert absent == [False] and first._is_absent(1)
 
 
 @pytest.mark.parametrize("count", [2, 4])

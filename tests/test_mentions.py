@@ -206,30 +206,39 @@ def test_nothing_found_is_said() -> None:
 @pytest.mark.parametrize(
     ("mine", "method", "found"),
     [
-        (True, "cliperase-anchored", {"dog": 2}),
+        (True, "cliperase-anchored", {"macbook": 2}),
         (False, "cliperase-anchored", {}),
         (True, "cliperase", {}),  # which erases the words that were given
     ],
 )
 def test_mining_can_be_switched_off_and_what_it_finds_is_erased_and_recorded(
-    mine: bool, method: str, found: dict[str, int], monkeypatch: pytest.MonkeyPatch, tiny: Models
-) -> None:
-    concept, opened = Concept("apple"), []
+    mine: bool, method: str, found: dict[str, int], monkeypatch: pytest.MonkeyPatch, tiny: Models,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    concept, opened, removed = Concept("apple"), [], list[bool]()
     open_session = stage.open_session
 
     def watched(*args: Any) -> Session:
         opened.extend(args[2:5])
-        return open_session(*args)
+        session = open_session(*args)
+        pairs = session.pairs.forget["train"]
+        changed = (pairs.ids != pairs.concept_removed_ids).any(1).tolist()
+        rows = zip(pairs.pairs, changed, strict=True)
+        removed.extend(own for pair, own in rows if "apple" not in pair.caption)
+        return session
 
-    monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"dog": 2}})
+    monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"macbook": 2}})
     monkeypatch.setattr(stage, "open_session", watched)
     run = Run(Path("runs/a"))
-    unlearn(short(mine_mentions=mine, method=method, steps=2), tiny, run)
+    with caplog.at_level("INFO"):
+        unlearn(short(mine_mentions=mine, method=method, steps=2), tiny, run)
+    assert ("apple: other mentions: macbook (2)" in caplog.messages) is bool(found)
     data, sets, concepts = opened
     given = split_by_concept(data.items, [concept])
     assert concepts == (dataclasses.replace(concept, synonyms=tuple(found)),)
     assert sets == (given.also_mentioned(concepts) if found else given)
     assert (sets == given) is not bool(found)
+    assert any(removed) is bool(found)
     record = erased.check(run.erased)
     assert record.mentions == ({"apple": found} if found else {})
     assert record.concepts == (concept,)

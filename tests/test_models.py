@@ -132,6 +132,7 @@ def test_other_pipelines_run_from_pairs_to_images(
     pipe = pipeline.open_pipeline(models.folder, "fp32")
     before = pipeline.embed(pipe, ["an apple", "a dog"])
     encoders = {e.name: erased.load(run.folder, e.name) for e in text_encoders(models.folder)}
+    assert all(run.training(name) for name in encoders)
     layers = pipe.text_encoder.config.num_hidden_layers
     assert encoders["text_encoder"].config.num_hidden_layers == layers
     pipeline.swap(pipe, encoders)
@@ -243,6 +244,9 @@ def test_images_are_generated_after_memory_ran_out_in_a_decoder_that_runs_in_fp3
 def test_a_missing_second_clip_is_named(sdxl: Models) -> None:
     with pytest.raises(SettingError, match=r"clip: .* has 2 text encoders, got 1 CLIP"):
         unlearn(QUICK, dataclasses.replace(sdxl, clips=sdxl.clips[:1]), Run(Path("a")))
+    with pytest.raises(ModelError, match="text_encoder_2"):  # each is compared with its own
+        unlearn(QUICK, dataclasses.replace(sdxl, clips=sdxl.clips[:1] * 2), Run(Path("a")))
+    assert not Path("a").exists()
 
 
 def test_a_unet_of_another_width_is_refused(tiny: Models, tmp_path: Path) -> None:

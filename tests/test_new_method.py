@@ -9,6 +9,7 @@ import pytest
 
 from erase_sd import methods
 from erase_sd.methods import registry
+from erase_sd.methods.base import Method, Task
 from erase_sd.methods.descriptions import describe
 from erase_sd.models import erased
 from erase_sd.models.presets import Models
@@ -68,12 +69,19 @@ def test_it_unlearns_by_name_with_its_own_hyperparameters(
     shrink: str, tiny: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "mine_mentions", lambda *_: {"apple": {"pippin": 2}})
+    tasks: list[Task] = []
+    monkeypatch.setattr(Method, "prepare", lambda own, task: tasks.append(task) or own)
     run = Run(Path("runs/a"))
     settings = UnlearnSettings(
-        concepts=parse_concepts(["apple"]), method=shrink, hyperparameters={"shrink_weight": 2.0},
-        steps=4, validate_every=2, forget_batch=4, retain_batch=4,
+        concepts=parse_concepts(["apple", "couch"]), method=shrink, seed=5,
+        hyperparameters={"shrink_weight": 2.0}, steps=4, validate_every=2, forget_batch=4,
+        retain_batch=4,
     )  # fmt: skip
     unlearn(settings, tiny, run)
+    [task] = tasks
+    assert (task.concepts, task.seed) == (("apple", "couch"), 5)
+    for name, pairs in (("forget", task.forget), ("retain", task.retain)):
+        assert {(pair.set, pair.split) for pair in pairs.pairs} == {(name, "train")}
     assert (run.erased / "model.safetensors").is_file()
     recorded = run.unlearned().settings
     assert recorded["hyperparameters"] == {"shrink_weight": 2.0}

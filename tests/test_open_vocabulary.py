@@ -20,7 +20,7 @@ from erase_sd.detection.worker import Detector
 from erase_sd.errors import ModelError, SettingError
 from erase_sd.mini import WEIGHTS
 from erase_sd.models.presets import resolve
-from erase_sd.scoring.classes import checked_classes
+from erase_sd.scoring.classes import REMEDY, checked_classes
 
 NAMES = ["person", "dog"]
 pytestmark = pytest.mark.filterwarnings(
@@ -160,8 +160,10 @@ def test_words_of_an_open_vocabulary_are_known_before_the_work_begins(
     ball, detector = [Concept("ball")], tmp_path / "world.pt"
     models = resolve(detector=detector, detector_text=clip)
     assert checked_classes(models, ball, ["golf ball"]) == {"ball": "golf ball"}
-    with pytest.raises(SettingError, match="detector_text: golf ball: not in the detector's file"):
+    message = "detector_text: golf ball: not in the detector's file"
+    with pytest.raises(SettingError, match=message) as error:
         checked_classes(resolve(detector=detector), ball, ["golf ball"])
+    assert REMEDY not in str(error.value)
 
 
 def test_yoloe_takes_words_from_a_script_that_the_user_names(tmp_path: Path, script: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from erase_sd import runtime
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DataError, ModelError, RunError, SettingError
+from erase_sd.files import hash_file
 from erase_sd.generation import batch as batches
 from erase_sd.generation.settings import GenerateSettings
 from erase_sd.generation.stage import generate
@@ -55,13 +56,14 @@ def bytes_of(run: Run) -> dict[str, bytes]:
 def test_original_and_erased_share_prompts_and_seeds_and_differ_in_pixels(
     tiny: Models, run: Run
 ) -> None:
-    records = generate([Path("apple.txt")], QUICK, tiny, run)
+    settings = dataclasses.replace(QUICK, images_per_prompt=2, seed=7)
+    records = generate([Path("apple.txt")], settings, tiny, run)
     original, erased = (
         [r for r in records if r.variant == variant] for variant in ("original", "erased")
     )
     for field in ("pair", "text", "seed", "batch", "steps", "guidance", "size", "scheduler"):
         assert [getattr(r, field) for r in original] == [getattr(r, field) for r in erased]
-    assert [r.prompt for r in original] == [
+    assert [r.prompt for r in original[::2]] == [
         "an apple",
         "a dog and an apple",
         "an apple in a park",
@@ -69,8 +71,12 @@ def test_original_and_erased_share_prompts_and_seeds_and_differ_in_pixels(
     assert {(r.pair.mentions, r.pair.set, r.pair.kind) for r in records} == {
         (("apple",), "forget", "plain")
     }
-    assert [r.seed for r in original] == [1000, 1001, 1002]
+    assert [(r.seed, r.batch) for r in original] == [(7 + k, k // 2) for k in range(6)]
+    assert {r.weights for r in original} == {tiny.fingerprint()}
     assert records == run.images()
+    assert run.record.stages.generate is not None
+    prompts = run.record.stages.generate.settings["prompts"]
+    assert prompts == {"apple.txt": hash_file(Path("apple.txt"))}
     images = bytes_of(run)
     assert sorted(images) == sorted(r.file for r in records)
     assert images["images/original/apple-0000.png"] != images["images/erased/apple-0000.png"]
@@ -199,7 +205,7 @@ def test_out_of_memory_starts_over_with_half_the_batch(
 def test_images_of_removed_prompts_are_deleted(tiny: Models, run: Run) -> None:
     generate([Path("apple.txt")], QUICK, tiny, run)
     Path("apple.txt").write_text("an apple\n")
-    generate([Path("apple.txt")], QUICK, tiny, run)
+    assert generate([Path("apple.txt")], QUICK, tiny, run) == run.images()
     assert sorted(bytes_of(run)) == [
         "images/erased/apple-0000.png",
         "images/original/apple-0000.png",

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import erase_sd
+from erase_sd import runtime
 from erase_sd.attacks.settings import AttackSettings
 from erase_sd.data.concept import Concept
-from erase_sd.generation.settings import GenerateSettings
+from erase_sd.generation.settings import MAX_SEED, GenerateSettings
+from erase_sd.models.presets import resolve
 from erase_sd.run import Run, run_folder
 
 
@@ -105,3 +107,25 @@ def test_a_setting_of_another_type_is_not_converted(settings: Any, message: str)
 
 def test_a_whole_number_is_a_number() -> None:
     assert GenerateSettings(guidance=7).guidance == 7
+
+
+def test_the_bounds_of_a_setting_are_allowed_and_nothing_beyond() -> None:
+    bounds = {
+        "images_per_prompt": (1, 10_000), "steps": (1, 1000), "batch": (1, 1000),
+        "guidance": (1, 100), "seed": (0, MAX_SEED - 1),
+    }  # fmt: skip
+    for name, (least, most) in bounds.items():
+        for value in (least, most):
+            assert getattr(GenerateSettings(**{name: value}), name) == value
+        for value in (least - 1, most + 1):
+            rule = f"{name}: needs {least} to {most:,}, got {value}"
+            with pytest.raises(erase_sd.SettingError) as error:
+                GenerateSettings(**{name: value})
+            assert str(error.value).replace(",", "") == rule.replace(",", "")
+
+
+def test_a_setting_that_is_given_comes_before_the_models_own() -> None:
+    own = {"steps": 3, "sampler": "ddim", "guidance": 2.0, "dtype": "fp32", "seed": 7}
+    settings: Any = GenerateSettings(**own)
+    assert settings.with_defaults_of(resolve()).items() >= own.items()
+    assert GenerateSettings().with_defaults_of(resolve())["dtype"] == runtime.precision()

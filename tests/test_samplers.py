@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ def test_each_sampler_gives_images_of_its_own_and_is_recorded_with_them(
     tiny: Models, erased_run: Run, prompts: list[Path]
 ) -> None:
     passes = {}
+    preset = replace(tiny, sampler="unipc")
     for sampler in SAMPLERS:
-        settings = GenerateSettings(steps=3, sampler=sampler, dtype="fp32")
-        records = passes[sampler] = generate(prompts, settings, tiny, erased_run)
+        chosen = None if sampler == preset.sampler else sampler
+        settings = GenerateSettings(steps=3, sampler=chosen, dtype="fp32")
+        records = passes[sampler] = generate(prompts, settings, preset, erased_run)
         assert {(r.variant, r.sampler, r.scheduler, r.dtype) for r in records} == {
             (variant, sampler, SCHEDULERS[sampler], "fp32") for variant in ("original", "erased")
         }
@@ -54,6 +57,8 @@ def test_without_a_choice_the_models_own_scheduler_runs(
     assert {(r.sampler, r.scheduler) for r in own} == {(None, "DDIMScheduler")}
     ddim = GenerateSettings(steps=3, sampler="ddim", dtype="fp32")
     assert hashes(generate(prompts, ddim, tiny, erased_run)) == hashes(own)
+    guided = generate(prompts, replace(ddim, guidance=2.0), tiny, erased_run)
+    assert not set(hashes(guided)) & set(hashes(own))
 
 
 def test_no_sampler_clips_latents_where_the_folders_own_scheduler_cannot(
@@ -107,6 +112,7 @@ def test_the_same_seed_gives_the_same_images_in_bf16(
 ) -> None:
     settings = GenerateSettings(steps=3, sampler="dpm++", dtype="bf16")
     first = generate(prompts, settings, tiny, erased_run)
+    assert {record.dtype for record in first} == {"bf16"}
     for file in (erased_run.folder / "images").rglob("*.png"):
         file.unlink()
     monkeypatch.setenv("ERASE_SD_CACHE", "another-cache")  # so that nothing is reused

@@ -16,13 +16,13 @@ from erase_sd.data.pair import CaptionPair
 from erase_sd.detection.detector import DetectorAnswer
 from erase_sd.errors import RunError, SettingError
 from erase_sd.files import hash_file, write_records
-from erase_sd.models.presets import Models
+from erase_sd.models.presets import Models, resolve
 from erase_sd.run import Run
 from erase_sd.run.measurements import Detection, DetectorRecord
 from erase_sd.run.records import ImageRecord, Origin, Variant
 from erase_sd.scoring import detections
 from erase_sd.scoring import stage as scoring
-from erase_sd.scoring.classes import classes_of
+from erase_sd.scoring.classes import checked_classes, classes_of
 from erase_sd.scoring.stage import merge, runs_with_images
 from erase_sd.scoring.table import csv_columns, note_of
 
@@ -208,6 +208,22 @@ def test_the_class_is_the_concepts_own_name_unless_an_option_names_another() -> 
         with pytest.raises(SettingError, match=r"needs concept=class, .*: fruit, hound") as error:
             classes_of(two, [text])
         assert (error.value.field, error.value.value) == ("detector_class", text)
+    with pytest.raises(SettingError, match=r"needs concept=class, .*: fruit$"):
+        classes_of(one, ["pear=apple"])
+
+
+def test_each_class_is_looked_up_and_the_users_own_detector_loaded_before_the_work_begins(
+    tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        "erase_sd.scoring.classes.detect", lambda *own, **_: loaded.append((own[0], own[2]))
+    )
+    with pytest.raises(SettingError, match="no such class") as error:
+        checked_classes(tiny, [Concept("apple"), Concept("pear")], [])
+    assert error.value.value == "pear" and not loaded
+    checked_classes(resolve(detector=tiny.detector), [Concept("pear")], ["apple"])
+    assert loaded == [(tiny.detector, ["apple"])]
 
 
 def test_the_classes_of_all_concepts_are_targets_and_none_is_retained(tiny: Models) -> None:

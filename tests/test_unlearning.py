@@ -145,6 +145,7 @@ def test_a_finished_run_finds_its_models_where_they_lie_now(tiny: Models) -> Non
     run, sources = Run(Path("runs/a")), {"clip": tiny.clips[0], "data": tiny.data}
     shutil.copytree(tiny.folder, "old")
     unlearn(short(), resolve(model="old", **sources), run)
+    assert models_of_run(run).model == "old"
     Path("old").rename("new")
     unlearn(short(), resolve(model="new", **sources), run)
     assert models_of_run(run).model == "new"
@@ -152,7 +153,10 @@ def test_a_finished_run_finds_its_models_where_they_lie_now(tiny: Models) -> Non
 
 def test_the_record_holds_the_methods_own_defaults_where_none_are_set(tiny: Models) -> None:
     run = Run(Path("runs/a"))
-    unlearn(short(learning_rate=None, retain_floor=None), tiny, run)
+    done: list[tuple[object, ...]] = []
+    settings = short(learning_rate=None, retain_floor=None)
+    unlearn(settings, tiny, run, lambda *own: done.append(own[:2]))
+    assert done[-1] == (6, 6)
     record = run.unlearned()
     assert record.concepts == (Concept("apple"),)
     assert {name: record.settings[name] for name in METHOD_DEFAULTS} == {

@@ -115,9 +115,11 @@ def test_one_batch_at_most_waits_however_slow_the_disk(
     before(monkeypatch, "generate_batch", generating)
     before(monkeypatch, "write_bytes", writing)
     done = []
-    generate(PROMPTS, QUICK, tiny, erased_run, lambda count, *_: done.append((count, written)))
+    generate(PROMPTS, QUICK, tiny, erased_run, lambda *own: done.append((*own, written)))
     assert waiting == [0, 2, 2, 1, 2, 2]
-    assert done == [(count, count) for count in (2, 4, 5, 7, 9, 10)]
+    assert done == [
+        (count, 10, "original" if count <= 5 else "erased", count) for count in (2, 4, 5, 7, 9, 10)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +265,10 @@ def test_nothing_runs_after_a_task_that_failed_and_its_error_is_the_one_that_is_
             behind.add(failing)
             for number in range(2):
                 behind.add(lambda number=number: ran.append(number))
+    with pytest.raises(KeyboardInterrupt):  # a signal is not hidden by what failed before it
+        with WriteBehind(2) as behind:
+            behind.add(failing)
+            raise KeyboardInterrupt
     assert ran == []
 
 

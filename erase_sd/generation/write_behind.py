@@ -18,7 +18,7 @@ class WriteBehind:
     up to one that waits for another process (`stopped`), so that each has done all of its work or none.
     """
 
-    def __init__(self, most: int = 1) -> None:
+    def __init__(self, most: int) -> None:
         self.stopped = threading.Event()
         """Set once nobody waits for results any more; a task that waits then raises CancelledError."""
         self._most = most

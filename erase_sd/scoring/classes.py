@@ -38,12 +38,12 @@ def checked_classes(
     """`classes_of`, checked before work that ends with detections begins.
 
     Raises ModelError if the detector cannot be loaded, and SettingError, which ends in the `remedy`, if
-    it lacks a class. A preset's own `.safetensors` is known to load; only its header is read.
+    it lacks a class. A preset's own is known to load; only its header is read.
     """
     classes, detector = classes_of(concepts, options), models.detector_file()
     targets = list(classes.values())
     try:
-        if models.overrides.get("detector") or detector.suffix != ".safetensors":
+        if models.overrides.get("detector"):
             detect(detector, [], targets, text_encoder=models.detector_text_path())
         else:
             from ..detection.yolov5 import names_in_header

@@ -125,7 +125,7 @@ def _check_method(settings: UnlearnSettings, models: Models) -> None:
             field="method", value=settings.method,
         )  # fmt: skip
     if CLIP_ONLY & needs and is_blip(models.clip_folder(0)):
-        others = (n for n, m in METHODS.items() if not (CLIP_ONLY | {"denoiser"}) & m.needs)
+        others = (n for n, m in METHODS.items() if not CLIP_ONLY & m.needs)
         raise SettingError(
             f"needs the hidden states of a CLIP; a BLIP is unlearned by {', '.join(others)}",
             field="method", value=settings.method,
