@@ -331,11 +331,11 @@ def test_uce_weighs_what_it_retains_and_holds_the_rest_by_its_ridge(apple: Task)
         retain_weight=3.0, ridge=0.5,
     )  # fmt: skip
     read, instead = cross_attention.concept_pairs(apple, denoiser, method.prompts, "dog", 3)
-    kept = cross_attention.retained_states(denoiser, apple.retain, 4).double()
+    kept = cross_attention.retained_states(denoiser, apple.retain, 4).double().cpu()
     assert len(kept) == 4 * apple.retain.ids.shape[1]
     wanted, states = method.problem(apple)
     assert torch.equal(states[0], read) and torch.equal(states[1], instead)
-    read, instead = read.double(), instead.double()
+    read, instead = read.double().cpu(), instead.double().cpu()
     retained = 3 * kept.T @ kept / len(kept)
     torch.testing.assert_close(wanted.own, read.T @ read / len(read) + retained)
     torch.testing.assert_close(wanted.toward, instead.T @ read / len(read) + retained)
