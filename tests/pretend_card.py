@@ -92,7 +92,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     )
     result = func(*args_held, **kwargs_held)
     if func._schema.is_mutable:
-        return args[0]
+        return args[0] if func._schema.returns else None
     return tree_map(
         lambda leaf: CardTensor(leaf) if on_card and isinstance(leaf, Tensor) else leaf, result
     )

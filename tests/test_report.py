@@ -242,12 +242,18 @@ def test_the_index_links_to_every_run_with_its_rates_and_shows_the_trade_off(run
     assert len(page.all("svg")) == 1 and "concept detected, %" in page.text
 
 
-def test_runs_of_different_settings_are_named_beside_their_rates(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def other(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A copy of the run, whose images can be scored without a detector."""
     monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
-    other = Run(Path("runs/other"))
-    shutil.copytree(run.folder, other.folder)
+    copy = Run(Path("runs/other"))
+    shutil.copytree(run.folder, copy.folder)
+    return copy
+
+
+def test_runs_of_different_settings_are_named_beside_their_rates(
+    run: Run, other: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     *_, index = report.write_all([run, other])
     assert "The runs differ" not in Page(index).text
     erase_sd.score()
@@ -266,11 +272,8 @@ def test_runs_of_different_settings_are_named_beside_their_rates(
 
 
 def test_runs_whose_detector_reads_its_words_with_another_text_encoder_are_named_too(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, other: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("erase_sd.scoring.detections.detect", known_answers)
-    other = Run(Path("runs/other"))
-    shutil.copytree(run.folder, other.folder)
     for own, words in ((run, "one"), (other, "another")):
         Path(words).write_text(words)
         models = dataclasses.replace(models_of_run(own), detector_text=Path(words))

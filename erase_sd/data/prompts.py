@@ -106,7 +106,8 @@ def read_prompt_file(path: Path) -> PromptFile:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
         raise error(f"not UTF-8 (byte {failure.start})") from None
-    lines = [line.strip() for line in re.split(r"\r\n?|\n", text)]  # as captions: not at U+2028
+    # `splitlines` would also split a prompt at U+2028 or a form feed.
+    lines = [line.strip() for line in re.split(r"\r\n?|\n", text)]
     texts = tuple(line for line in lines if line and not line.startswith("#"))
     if not texts:
         raise error("holds no prompt; needs at least one, each on its own line")

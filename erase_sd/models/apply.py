@@ -29,8 +29,8 @@ ONCE_PER_LAYER = re.compile(
     r"|^(down_blocks|mid_block|up_blocks)[.\d]*\."  # of a U-Net
     r"(resnets\.\d+\.conv1|attentions\.\d+\.transformer_blocks\.\d+\.norm1)\.bias$"
 )
-"""A parameter that each layer has once, and what is added to a layer does not: an IP-Adapter, a LoRA, a
-motion module."""
+"""A parameter that every layer has exactly once, and that an IP-Adapter, a LoRA or a motion module, which are
+added to a layer, lack."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 

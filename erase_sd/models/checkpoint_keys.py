@@ -94,8 +94,8 @@ def open_clip_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encoder_file(folder: Path, name: str, width: int) -> Path:
-    """A new file for the text encoder of that name: of the customary name for its width, or of both names
-    if the pipeline's other encoder is as wide and has the first."""
+    """Where to write the text encoder `name`: the customary file name for its width, with `name` appended
+    if the pipeline's other encoder is equally wide and has taken it."""
     file = folder / f"{FILE_NAMES.get(width, f'clip_{width}')}.safetensors"
     return file.with_stem(f"{file.stem}-{name}") if file.exists() else file
 

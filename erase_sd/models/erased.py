@@ -112,8 +112,11 @@ def check(folder: Path) -> ErasureRecord:
 
 
 def write_record(folder: Path, record: ErasureRecord) -> None:
-    """Writes `erase.json` of an exported erasure, with the hashes of the modules in `folder`, if it holds
-    them in folders of their names, and else of the run's, which they were made from."""
+    """Writes `erase.json` of an exported erasure.
+
+    Its hashes are those of the modules in `folder` if it holds each in a folder of that name, and otherwise
+    those of the run's modules, from which the export was made.
+    """
     files = {name: weights_file(folder / name, name) for name in record.weights_sha256}
     if all(file.is_file() for file in files.values()):
         hashes = {name: hash_file(file) for name, file in files.items()}

@@ -75,7 +75,7 @@ def depth_lines(data: ReportData, concept: str) -> list[str]:
             f"{worst.no_attack.detected} of {worst.no_attack.n}."
         )
     elif data.attacks or not (data.run.folder / "attacks.json").is_file():
-        # Of attacks that the report leaves out, `missing` says why.
+        # If attacks were left out of the report, `missing` says why.
         lines.append(f"{name} was not attacked (erase-sd attack --run {data.run.folder}).")
     return lines
 

@@ -53,9 +53,8 @@ def _score(
         "classes": classes,
     }
     with run.stage("score", settings):
-        images = (
-            run.images()
-        )  # under the lock: another process may have generated again just before
+        # Read under the lock: another process may have generated again just before.
+        images = run.images()
         _check_images(run, images)
         detections = Detections(run, models, list(classes.values()))
         records = detections.of(images, progress)
