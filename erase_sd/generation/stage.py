@@ -121,6 +121,7 @@ def _variants(
         modules={name: getattr(pipe, name) for name in erasure.weights_sha256},
         texts=texts,
     )
+    # In the pipeline's precision, so that weights it cannot hold are refused before the first image.
     unlearned = _VariantPlan(
         name="erased",
         weights=key_of(erasure.weights_sha256),
