@@ -25,6 +25,7 @@ Removed = tuple[str, list[Span]]
 MAX_CHARACTERS = 2000
 """Maximum length of a text that is parsed; no text encoder reads as many characters."""
 _CLOSING = frozenset(",.;:!?")
+_BEGIN_MEMBER = ("DET", "PRON", "NUM")
 _LEADING_TAGS = PRONOUN_TAGS - {"CD", "PRP$", "PDT"} | {"CC"}
 
 
@@ -65,6 +66,7 @@ def remove_spans(text: str, tree: Tree, spans: Sequence[Span]) -> Removed:
         return _without_nouns(text, spans)
     cuts = Cuts(tree)
     cut_mentions(cuts, mentions)
+    _replace_between(cuts)
     return _rendered(text, cuts)
 
 
@@ -81,17 +83,31 @@ def _without_nouns(text: str, spans: Sequence[Span]) -> Removed:
     return re.sub(r"\s+", " ", "".join(pieces)).strip(), list(spans)
 
 
+def _replace_between(cuts: Cuts) -> None:
+    """ "between a cup and an apple" becomes "beside a cup"."""
+    for between in cuts.kept(t for t in cuts.tree.tokens if t.lower == "between"):
+        below = between.subtree
+        lost = any(t.dep in ("pobj", "conj") and not cuts.keeps(t) for t in below)
+        left = cuts.kept(t for t in below if t.dep == "cc" or t.tag.startswith("NN"))
+        if lost and left and left[0].tag in ("NN", "NNP") and all(t.dep != "cc" for t in left):
+            cuts.replaced[between.i] = "beside"
+            cuts.drop(*(t for t in cuts.tree.tokens[: between.i][-1:] if t.lower == "in"))
+
+
 def _rendered(text: str, cuts: Cuts) -> Removed:
     """What the cuts leave, with its stray commas and pronouns removed and its articles agreeing."""
     kept = [token for token in cuts.tree.tokens if cuts.keeps(token) and not token.text.isspace()]
     for tidy in (_without_leading_words, _without_trailing_pronouns, _without_stray_commas):
         kept = tidy(kept, cuts)
     for token, following in pairwise(kept):
-        if token.lower in ("a", "an") and following.i > token.i + 1:
+        indefinite = token.lower in ("a", "an") and token.i not in cuts.replaced
+        if indefinite and following.i > token.i + 1:
             cuts.replaced[token.i] = _article(text[token.start : token.end], following)
     out, last = "", -1
     for token in kept:
-        word = cuts.replaced.get(token.i, text[token.start : token.end])
+        own = text[token.start : token.end]
+        word = cuts.replaced.get(token.i, own)
+        word = word[0].upper() + word[1:] if own[0].isupper() else word
         before = cuts.tree.tokens[token.i - 1].space if token.i else ""
         if last >= 0 and not word.startswith(" "):
             apart = token.i > last + 1 and token.text not in _CLOSING
@@ -117,15 +133,36 @@ def _removed_spans(text: str, kept: Sequence[Token], cuts: Cuts) -> list[Span]:
 
 
 def _without_leading_words(kept: list[Token], cuts: Cuts) -> list[Token]:
-    """A caption that lost its subject does not begin with a preposition or conjunction."""
+    """A scene that lost its subject does not begin with a preposition or conjunction."""
+    before = [token for token in kept if token.i <= cuts.begins_after]
+    scene = kept[len(before) :]
+    comma = [token.text for token in scene[:1]] == [","]
+    if before and comma and any(token.pos in _BEGIN_MEMBER for token in scene[1:2]):
+        scene = scene[1:]  # "a picture of an apple, a cup and a dog"
+    elif before and scene and (scene[0].text in _CLOSING or _says_how(scene[0])):
+        return before[:-1] + scene
+    if cuts.lost_subject and scene and scene[0].i > cuts.begins_after + 1:
+        scene = scene[_leading_words(scene) :]
+    return before + scene if scene else before[:-1]
+
+
+def _leading_words(tokens: Sequence[Token]) -> int:
+    """How many tokens come before the first that a scene can begin with."""
     first = 0
-    if cuts.lost_subject and kept and kept[0].i > 0:
-        function_words = ("ADP", "PART", "PUNCT", "CCONJ", "SCONJ", "AUX")
-        while first < len(kept) and kept[first].pos in function_words:
-            first += 1
-            if complex_end := _complex_preposition(kept[first : first + 3]):
-                first += complex_end
-    return kept[first:]
+    while first < len(tokens):
+        if tokens[first].pos in ("ADP", "PART", "PUNCT", "CCONJ", "SCONJ", "AUX"):
+            first += 1 + _complex_preposition(tokens[first + 1 : first + 4])
+        elif words := _adverb_or_pronoun(tokens[first : first + 2]):
+            first += words
+        else:
+            break
+    return first
+
+
+def _says_how(preposition: Token) -> bool:
+    """Whether a phrase tells of the picture and not of its scene: "by Monet", "in the style of Monet"."""
+    style = any(child.lower == "style" for child in preposition.rights)
+    return preposition.lower == "by" or (preposition.dep == "prep" and style)
 
 
 def _complex_preposition(tokens: Sequence[Token]) -> int:
@@ -137,15 +174,32 @@ def _complex_preposition(tokens: Sequence[Token]) -> int:
     return 0
 
 
+def _adverb_or_pronoun(tokens: Sequence[Token]) -> int:
+    """How many of two tokens say where or with whom, and nothing more: "next to", "each other"."""
+    word, following = tokens[0], tokens[-1]
+    adverb = word.pos in ("ADV", "ADJ") and following.pos == "ADP" and following.head is word
+    return 2 if adverb or (word.lower, following.lower) == ("each", "other") else 0
+
+
 def _without_trailing_pronouns(kept: list[Token], cuts: Cuts) -> list[Token]:
     """A conjunction or pronoun at the end has lost what it led to."""
     words = [token for token in kept if token.text not in _CLOSING]
     if not words or words[-1].i + 1 not in cuts.gone:
         return kept
     left = words
-    while len(left) > 1 and (left[-1].tag in _LEADING_TAGS or left[-1].dep == "cc"):
+    while len(left) > 1 and _leads_to_nothing(left[-1], words[len(left) :]):
         left = left[:-1]
     return [token for token in kept if token not in words or token in left]
+
+
+def _leads_to_nothing(token: Token, removed: Sequence[Token]) -> bool:
+    """Whether a word before the end, or before words that are `removed`, stands for nothing: "one of them"."""
+    preposition = token.head
+    partitive = preposition.lower == "of" and preposition.head.lower not in RELATIONAL_NOUNS
+    if token.dep == "pobj" and preposition.i < token.i and not partitive:
+        return False  # "behind her", "in front of her"
+    of_nothing = token.lower == "of" and bool(removed)
+    return of_nothing or token.tag in _LEADING_TAGS or token.dep == "cc"
 
 
 def _without_stray_commas(kept: list[Token], cuts: Cuts) -> list[Token]:

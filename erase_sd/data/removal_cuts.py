@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .syntax import (
     BE,
     BODY_PARTS,
+    CONTAINERS,
     RELATIONAL_NOUNS,
     is_dative_verb,
-    is_peer_verb,
+    needs_object,
     stands_without_object,
 )
 from .tree import Token, Tree
@@ -30,8 +31,10 @@ class Cuts:
     """Positions of the nouns of all mentions."""
     gone: set[int] = field(default_factory=set)
     replaced: dict[int, str] = field(default_factory=dict)
+    begins_after: int = -1
+    """Position of the word after which the scene is told: "of" in "a picture of", "is" in "there is"."""
     lost_subject: bool = False
-    """Whether the caption's subject is gone, so that its first preposition goes too."""
+    """Whether the scene's subject is gone, so that its first preposition goes too."""
 
     def drop(self, *tokens: Token) -> None:
         """Removes tokens."""
@@ -51,6 +54,12 @@ def subtree(tokens: Iterable[Token]) -> list[Token]:
     return [below for token in tokens for below in token.subtree]
 
 
+def begins_scene(cuts: Cuts, noun: Token) -> bool:
+    """Whether the scene begins with a noun: "an apple on ...", "there is an apple on ..."."""
+    there = noun.dep == "attr" and any(c.dep == "expl" for c in noun.head.lefts)
+    return there or noun.dep == "ROOT" or cuts.begins_after == noun.head.i
+
+
 def says_only_where(preposition: Token) -> bool:
     """Whether a preposition's phrase merely says who has the thing: "in his hand", "on it"."""
     objects = [token for token in preposition.subtree if token.dep == "pobj"]
@@ -61,6 +70,22 @@ def says_only_where(preposition: Token) -> bool:
     (first, *others) = objects
     owned = any(c.dep == "poss" and c.tag == "PRP$" for c in first.children)
     return not others and owned and first.lower.removesuffix("s") in BODY_PARTS
+
+
+def is_one_of(noun: Token, words: frozenset[str]) -> bool:
+    """Whether a noun, in singular or plural, is in a list."""
+    singular = {noun.lower, noun.lower.removesuffix("s"), noun.lower.removesuffix("es")}
+    return noun.pos == "NOUN" and bool(singular & words)
+
+
+def content_takes_over(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
+    """Whether what a container holds stays in its place, "coffee" of "a cup of coffee"; what else is said
+    of a noun with "of" goes with it."""
+    last = max(token.i for token in phrase)
+    of = [c for c in noun.rights if c.i == last + 1 and c.dep == "prep" and c.lower == "of"]
+    holds = bool(of) and is_one_of(noun, CONTAINERS)
+    cuts.drop(*(of if holds else subtree(of)))
+    return holds
 
 
 def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
@@ -75,13 +100,19 @@ def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
         preposition_lost_object(cuts, head.head)
         return
     function_word = head.pos in ("ADV", "ADP", "SCONJ", "ADJ")
-    if head.i == preposition.i - 1 and head.dep in ("advmod", "prep") and function_word:
+    labels = ("advmod", "prep", "acomp") if preposition.lower == "to" else ("advmod", "prep")
+    belongs = head.lower == "next" or (head.dep in labels and function_word)
+    if head.i == preposition.i - 1 and belongs:
         cuts.drop(head, *subtree(head.lefts))
         head = head.head
     if head.pos in _VERBS and head.lower in BE:
         _be_lost_complement(cuts, head)
-    elif is_peer_verb(head.lower) and preposition.lower in ("at", "to", "through", "upon"):
+    elif needs_object(head.lower, preposition.lower) and _no_object(head):
         remove_verb(cuts, head)
+
+
+def _no_object(verb: Token) -> bool:
+    return all(child.dep != "dobj" for child in verb.rights)
 
 
 def _be_lost_complement(cuts: Cuts, verb: Token) -> None:
@@ -96,6 +127,11 @@ def verb_lost_object(cuts: Cuts, verb: Token) -> None:
     if verb.pos not in _VERBS or stands_without_object(verb.lower):
         return
     if verb.lower in BE and any(child.dep == "expl" for child in verb.lefts):
+        following = [token for token in cuts.kept(verb.subtree) if token.i > verb.i]
+        place = any(t.pos == "NOUN" for t in following) and following[0].pos not in ("PRON", "VERB")
+        if place and verb.lefts[0].dep != "expl":
+            cuts.begins_after, cuts.lost_subject = verb.i, True
+            return  # "in a park there is an apple near a dog" becomes "in a park there is a dog"
         cuts.drop(*(child for child in verb.lefts if child.dep == "expl"))
         clause_lost_subject(cuts, verb)  # "there is an apple on a table" becomes "a table"
         return
@@ -131,6 +167,17 @@ def remove_verb(cuts: Cuts, verb: Token) -> None:
     if all(child.dep == "conj" for child in rest):
         cuts.drop(*(child for child in verb.children if child.dep == "mark"))
     _join_around(cuts, verb, bool(rest))
+    if verb.dep == "pcomp":
+        _preposition_lost_clause(cuts, verb.head)
+
+
+def _preposition_lost_clause(cuts: Cuts, preposition: Token) -> None:
+    """Removes a preposition unless a noun phrase of its clause follows: "with a man watching"."""
+    left = [token for token in cuts.kept(preposition.subtree) if token.i > preposition.i]
+    if not left:
+        preposition_lost_object(cuts, preposition)
+    elif left[0].pos in ("ADP", "ADV", "PART", "SCONJ"):
+        cuts.drop(preposition)
 
 
 def _adverbial_clause_takes_over(cuts: Cuts, verb: Token) -> bool:
@@ -184,3 +231,5 @@ def clause_lost_subject(cuts: Cuts, verb: Token) -> None:
             child.dep in ("prep", "agent") and any(c.dep == "pcomp" for c in child.children)
         ):
             cuts.drop(child)
+    if verb.dep == "pcomp":
+        _preposition_lost_clause(cuts, verb.head)

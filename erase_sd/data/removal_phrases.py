@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 from .removal_cuts import (
     Cuts,
+    begins_scene,
     clause_lost_subject,
+    content_takes_over,
+    is_one_of,
     preposition_lost_object,
     says_only_where,
     subtree,
     verb_lost_object,
 )
-from .syntax import PARTITIVE_NOUNS
+from .syntax import PARTITIVE_NOUNS, PICTURES
 from .tree import Token
 
 _BEFORE_NOUN = frozenset((
@@ -22,6 +25,7 @@ _BEFORE_NOUN = frozenset((
 ))  # fmt: skip
 """Labels of what stands before a noun in its phrase."""
 _NOUNS = ("NOUN", "PROPN")
+_DEFINITE = ("the", "this", "that", "these", "those")
 
 
 def cut_mentions(cuts: Cuts, mentions: Sequence[Sequence[Token]]) -> None:
@@ -102,23 +106,36 @@ def _modifies_noun(noun: Token) -> bool:
 
 
 def _cut_modifier(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
-    """Removes a modifier and leaves its noun; of a possessor, also its own determiner."""
+    """Removes a modifier and leaves its noun: "a tall chair's leg" becomes "the leg"."""
     cuts.drop(*mention)
-    if noun.dep == "poss":
-        cuts.drop(*(c for c in noun.children if c.dep == "case"))
-        cuts.drop(*(c for c in noun.lefts if c.dep in ("det", "amod", "nummod")))
+    if noun.dep != "poss":
+        return
+    cuts.drop(*(c for c in noun.lefts if c.dep in ("amod", "nummod")))
+    cuts.drop(*(c for c in noun.rights if c.dep == "case"))
+    for determiner in (c for c in noun.lefts if c.dep == "det" and c.lower not in _DEFINITE):
+        if noun.head.tag in ("NN", "NNP"):
+            cuts.replaced[determiner.i] = "the"
+        else:
+            cuts.drop(determiner)
 
 
 def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
     """Removes a noun phrase, and mends the coordination or the clause that it leaves."""
     phrase, head = _drop_phrase(cuts, noun, mention), noun.head
-    partitive = noun.dep == "pobj" and head.lower == "of" and _is_partitive(head.head)
+    if content_takes_over(cuts, noun, phrase):
+        return
+    of = noun.dep == "pobj" and head.lower == "of"
+    partitive = of and is_one_of(head.head, PARTITIVE_NOUNS)
     if partitive:
         cuts.drop(head, *_noun_phrase(head.head, [head.head]))
+    elif of and head.head.dep == "ROOT" and is_one_of(head.head, PICTURES):
+        cuts.begins_after = head.i
     if _coordination_closes(cuts, noun, phrase):
         return
     if partitive:
-        _cut_phrase(cuts, head.head, [head.head, head])  # "a pair of scissors"
+        _cut_phrase(cuts, head.head, [head.head, *mention])  # "a pair of scissors"
+    elif cuts.begins_after == head.i:
+        _fragment_lost_head(cuts, [*mention, *_cut_with(cuts, noun), head.head])
     elif noun.dep == "pobj":
         preposition_lost_object(cuts, head)
     elif noun.dep in ("dobj", "dative", "oprd", "attr"):
@@ -130,8 +147,7 @@ def _cut_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
         cuts.drop(*(token for token in noun.rights if token.dep == "punct"))
         clause_lost_subject(cuts, head)
     elif noun.dep in ("ROOT", "ccomp", "nsubj", "nsubjpass"):
-        for member in (noun, *_cut_with(cuts, noun)):
-            _fragment_lost_head(cuts, member)
+        _fragment_lost_head(cuts, [*mention, *_cut_with(cuts, noun)])
 
 
 def _owners(noun: Token) -> list[Token]:
@@ -148,11 +164,6 @@ def _drop_phrase(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> list[Toke
     return phrase
 
 
-def _is_partitive(noun: Token) -> bool:
-    """Whether a noun only counts or measures."""
-    return noun.pos == "NOUN" and bool({noun.lower, noun.lower[:-1]} & PARTITIVE_NOUNS)
-
-
 def _noun_phrase(noun: Token, mention: Sequence[Token]) -> list[Token]:
     """The mention with its determiners, adjectives, numbers and possessors."""
     coordinated = (*_BEFORE_NOUN, "conj", "cc")  # "red and green apples"
@@ -165,8 +176,17 @@ def _noun_phrase(noun: Token, mention: Sequence[Token]) -> list[Token]:
 
 def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
     """Joins the other members of the mention's coordination; False if it has none."""
-    members = following = [c for c in noun.rights if c.dep == "conj" and _is_noun(c)]
     first, *later = _list_of(noun)
+    joined = any(c.dep == "cc" for member in (first, *later) for c in member.rights)
+    last = max(token.i for token in phrase)
+    conjuncts = [c for c in noun.rights if c.dep == "conj"]
+    if joined and [t.text for t in cuts.tree.tokens[last + 1 : last + 2]] == [","]:
+        conjuncts += [c for c in noun.rights if c.dep == "appos" and c.subtree[0].i == last + 2]
+    # Not "trunk" of the mention "beast with a trunk", which is gone.
+    members = following = [c for c in cuts.kept(conjuncts) if _is_noun(c)]
+    begins = begins_scene(cuts, noun)
+    if begins and not joined and not any(map(_has_determiner, members)):
+        return False  # "an apple, studio lighting, 4k"
     if noun is first and any(member.i in cuts.nouns for member in later):
         following = [member for member in later if member.i not in cuts.nouns]
     in_list = noun.dep == "appos" and any(c.dep == "cc" for c in noun.rights)
@@ -177,18 +197,19 @@ def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bo
         return False
     member = following[0]
     start = min(token.i for token in (*member.lefts, member))
-    between = cuts.tree.tokens[max(token.i for token in phrase) + 1 : start]
+    between = cuts.tree.tokens[last + 1 : start]
     after = (c for token in (noun, *_cut_with(cuts, noun)) for c in token.rights if c.i < member.i)
-    where = cuts.kept(c for c in after if c.dep == "prep")
-    if noun.dep == "ROOT" and where:
-        cuts.lost_subject = True  # "an apple near a cup and a dog" becomes "a cup and a dog"
-        return True
+    if begins and cuts.kept(c for c in after if c.dep == "prep"):
+        return False  # "an apple near a cup and a dog" becomes "a cup and a dog"
     cuts.drop(*(token for token in between if token.dep in ("cc", "punct")))
     determiners = [c for c in noun.lefts if c.dep in ("det", "poss") and c.i not in cuts.nouns]
-    has_own = any(c.dep in ("det", "poss", "nummod") for c in member.lefts)
-    if determiners and not has_own and member.tag in ("NN", "NNP"):
+    if determiners and not _has_determiner(member) and member.tag in ("NN", "NNP"):
         cuts.gone.discard(determiners[0].i)  # "an apple and orange" becomes "an orange"
     return True
+
+
+def _has_determiner(noun: Token) -> bool:
+    return any(c.dep in ("det", "poss", "nummod") for c in noun.lefts)
 
 
 def _is_noun(token: Token) -> bool:
@@ -214,10 +235,14 @@ def _join_before(cuts: Cuts, noun: Token, phrase: Sequence[Token], is_last: bool
             cuts.replaced[position] = " and"
 
 
-def _fragment_lost_head(cuts: Cuts, noun: Token) -> None:
-    """A caption that is a noun phrase, "a dog running on grass", loses its noun and begins anew."""
-    for child in noun.rights:
+def _fragment_lost_head(cuts: Cuts, tokens: Sequence[Token]) -> None:
+    """A caption that is a noun phrase, "a dog running on grass", loses its noun and begins anew.
+
+    `tokens` are all words that are gone: to "fruit with a leaf", the parser may attach what follows at
+    the leaf.
+    """
+    for child in cuts.kept(c for token in tokens for c in token.rights):
         if child.dep in ("acl", "relcl") and child.pos in ("VERB", "AUX"):
             clause_lost_subject(cuts, child)
-        elif child.dep == "prep" and cuts.keeps(child):
+        elif child.dep in ("prep", "advmod"):
             cuts.lost_subject = True

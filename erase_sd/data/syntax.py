@@ -33,12 +33,14 @@ _UNSPECIFIED_OBJECT = (
 of motion by a vehicle (51.4)."""
 _PEER = ("look", "stare", "gaze", "glance", "listen")
 """Verbs that need what they are directed at (Levin 1993, 30.3)."""
+_HOLD = ("hold", "held", "cling", "clung")
+"""Verbs of holding and keeping, which need what is held (Levin 1993, 15.1)."""
 _DATIVE = ("feed", "give", "hand", "lend", "offer", "pass", "sell", "serve", "show", "throw")
 """Verbs of giving, which keep their recipient as object (dative alternation, Levin 1993, 2.1)."""
 RELATIONAL_NOUNS = frozenset((
-    "amongst", "back", "base", "bottom", "center", "centre", "corner", "direction", "edge", "end",
-    "foot", "front", "head", "inside", "left", "middle", "midst", "outside", "presence", "rear",
-    "right", "side", "top", "use",
+    "act", "action", "amongst", "back", "base", "bottom", "center", "centre", "corner", "direction",
+    "edge", "end", "foot", "front", "head", "inside", "left", "middle", "midst", "outside", "presence",
+    "process", "rear", "right", "side", "top", "use",
 ))  # fmt: skip
 """Nouns of complex prepositions, "in front of" (Quirk et al. 1985, 9.10-11)."""
 PARTITIVE_NOUNS = frozenset((
@@ -47,6 +49,16 @@ PARTITIVE_NOUNS = frozenset((
     "type", "variety",
 ))  # fmt: skip
 """Nouns that only count or measure what follows "of" (Quirk et al. 1985, 5.5-9): "a pair of scissors"."""
+PICTURES = frozenset((
+    "close-up", "closeup", "drawing", "illustration", "image", "painting", "photo", "photograph",
+    "picture", "portrait", "render", "rendering", "shot", "sketch", "view", "watercolor",
+))  # fmt: skip
+"""Nouns that a caption may begin with before it tells the scene."""
+CONTAINERS = frozenset((
+    "bag", "barrel", "basket", "bottle", "bowl", "box", "bucket", "can", "carton", "crate", "cup",
+    "glass", "jar", "jug", "mug", "pitcher", "plate", "pot", "tray", "tub", "wheelbarrow",
+))  # fmt: skip
+"""Nouns that measure what follows "of" (Quirk et al. 1985, 5.8): without the cup, "a cup of tea" is "tea"."""
 BODY_PARTS = frozenset((
     "arm", "back", "beak", "chest", "ear", "eye", "face", "finger", "foot", "hand", "head", "hip",
     "knee", "lap", "leg", "mouth", "neck", "nose", "paw", "shoulder", "tooth", "waist", "wrist",
@@ -64,9 +76,11 @@ def stands_without_object(word: str) -> bool:
     return word in _forms(_UNSPECIFIED_OBJECT)
 
 
-def is_peer_verb(word: str) -> bool:
-    """Whether a verb, in any form, means to look or listen."""
-    return word in _forms(_PEER)
+def needs_object(verb: str, preposition: str) -> bool:
+    """Whether a verb, in any form, cannot stand without the object of its preposition: "looking at"."""
+    return (verb in _forms(_PEER) and preposition in ("at", "to", "through", "upon")) or (
+        verb in _forms(_HOLD) and preposition in ("on", "onto", "to")
+    )
 
 
 def is_dative_verb(word: str) -> bool:
