@@ -92,10 +92,10 @@ def test_a_phrase_suffices_beyond_chance_only() -> None:
 
 def test_frequent_and_short_phrases_come_first_and_each_explains_more_captions() -> None:
     rows = {
-        ("a", "pippin"): range(3), ("pippin",): range(3), ("granny", "smith"): range(3, 8),
-        ("smith",): range(3, 6), ("leaf",): (3, 4, 8, 9),
+        ("a", "pippin"): range(5), ("pippin",): range(5), ("granny", "smith"): range(5, 12),
+        ("smith",): range(5, 10), ("leaf",): (5, 6, 12, 13, 14, 15),
     }  # fmt: skip
-    assert list(mining._cover(rows).items()) == [("granny smith", 5), ("pippin", 3)]
+    assert list(mining._cover(rows).items()) == [("granny smith", 7), ("pippin", 5)]
 
 
 def test_captions_are_taken_from_all_of_them() -> None:

@@ -17,8 +17,8 @@ Rows = Mapping[Phrase, Sequence[int]]
 
 MAX_WORDS = 12
 """Maximum number of words of a phrase."""
-MIN_CAPTIONS = 3
-"""Fewest captions that a phrase must occur in; one or two may be chance."""
+MIN_CAPTIONS = 5
+"""Fewest captions that a phrase must occur in; of thousands of phrases, some in fewer pass by chance."""
 MIN_LIFT = 3.0
 """Minimum ratio of a phrase's frequency in the captions to that in the others: a look-alike or a
 neighbour is about as frequent in both."""
