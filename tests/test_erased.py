@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faulty import PRETEND_CARD
 
 from erase_sd.data.concept import Concept
 from erase_sd.errors import DivergedError, EraseError, ModelError, RunError
@@ -70,6 +72,14 @@ def test_an_encoder_is_loaded_as_float32_unless_asked_otherwise(erased_run: Run)
     assert erased.load("apple", dtype=torch.float16, device="cpu").dtype == torch.float16
     assert erased.load("apple", device="meta").device.type == "meta"
     assert erased.load_all(erased_run.folder, device="meta")["text_encoder"].device.type == "meta"
+
+
+def test_the_number_of_a_gpu_is_not_ignored(erased_run: Run) -> None:
+    if torch.cuda.is_available() or PRETEND_CARD in os.environ:
+        assert erased.load("apple", device=0).device == torch.device("cuda", 0)
+    else:
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
+            erased.load("apple", device=0)
 
 
 def test_an_encoder_is_not_loaded_in_a_precision_that_its_weights_do_not_fit(huge_run: Run) -> None:

@@ -24,7 +24,7 @@ def load(
     module: str = "text_encoder",
     *,
     dtype: Precision | torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
 ) -> CLIPTextModel | UNet2DConditionModel:
     """The erased text encoder of a run, by name or folder, or with "unet" its erased U-Net; SDXL has a
     second encoder, "text_encoder_2".

@@ -195,14 +195,14 @@ def load(
     run_or_folder: str | Path,
     module: str = "text_encoder",
     dtype: runtime.Precision | torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
 ) -> CLIPTextModel | UNet2DConditionModel:
     """An erased module of a run, ready for the pipeline: `pipe.text_encoder`, or `pipe.unet`.
 
     `run_or_folder` is a run's name under `runs/`, a run folder, or a folder of an erasure, such as an
-    export to diffusers. SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless `dtype` and `device` say
-    otherwise. Raises RunError if the erasure did not change that module, or its weights are damaged, and
-    ModelError if one is not finite in that precision.
+    export to diffusers. SDXL has a second encoder, `text_encoder_2`. In float32 and on the CPU unless
+    `dtype` and `device` say otherwise. Raises RunError if the erasure did not change that module, or its
+    weights are damaged, and ModelError if one is not finite in that precision.
     """
     folder = erased_folder(run_or_folder)
     names = check(folder).weights_sha256
@@ -212,7 +212,7 @@ def load(
     load_module = load_unet if module == UNET else load_text_encoder
     place = module_folder(folder, module)
     model: Any = module_in_precision(load_module(place), precision, place)
-    return model.to(device or "cpu")
+    return model.to("cpu" if device is None else device)
 
 
 def load_all(
