@@ -351,6 +351,12 @@ def test_several_concepts_leave_a_sentence_too(caption: str, without: str) -> No
     assert remove_concepts(caption, [Concept("apple"), Concept("dog")])[0] == without
 
 
+def test_a_container_goes_with_its_content() -> None:
+    concepts = [Concept("bag"), Concept("apple")]
+    text = "A man holds a bag of apples in a park."
+    assert remove_concepts(text, concepts)[0] == "A man in a park."
+
+
 def test_many_captions_are_reduced_as_each_alone() -> None:
     apple, dog = Concept("apple"), Concept("dog")
     texts = ["an apple and a cat", "a tree", "a dog eats an apple in a park", "", "dogs run"]

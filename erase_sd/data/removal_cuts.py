@@ -83,7 +83,9 @@ def content_takes_over(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool
     of a noun with "of" goes with it."""
     last = max(token.i for token in phrase)
     of = [c for c in noun.rights if c.i == last + 1 and c.dep == "prep" and c.lower == "of"]
-    holds = bool(of) and is_one_of(noun, CONTAINERS)
+    content = [token for preposition in of for token in preposition.rights]
+    kept = bool(content) and not any(token.i in cuts.nouns for token in content)
+    holds = kept and is_one_of(noun, CONTAINERS)
     cuts.drop(*(of if holds else subtree(of)))
     return holds
 
