@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,9 +183,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
     )
 
 
-@pytest.fixture
-def erased_run(tiny: Models) -> Run:
-    """A run of `tiny` with "apple" erased, as far as later stages can tell; nothing was trained."""
+@pytest.fixture(scope="session")
+def erased_once(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `erased_run` is a copy of."""
     import dataclasses
 
     from erase_sd.data.concept import Concept
@@ -193,7 +194,7 @@ def erased_run(tiny: Models) -> Run:
     from erase_sd.models.text_encoder import load_clip
     from erase_sd.run.records import Origin
 
-    run, concept = Run(Path("runs/apple")), Concept("apple")
+    run, concept = Run(tmp_path_factory.mktemp("erased") / "apple"), Concept("apple")
     clip = load_clip(tiny.clip_folder(0), text_encoders(tiny.folder)[0])
     origin = Origin(model=tiny.fingerprint(), clip=(clip.digest,), data="0")
     weights = {n: 1.5 * p.detach() for n, p in clip.model.named_parameters() if "text_model" in n}
@@ -205,7 +206,14 @@ def erased_run(tiny: Models) -> Run:
             run.erased, {"text_encoder": weights}, tiny,
             concepts=[concept], settings=settings, origin=origin, held_out={},
         )  # fmt: skip
-    return run
+    return run.folder
+
+
+@pytest.fixture
+def erased_run(erased_once: Path) -> Run:
+    """A run of `tiny` with "apple" erased, as far as later stages can tell; nothing was trained."""
+    shutil.copytree(erased_once, "runs/apple")
+    return Run(Path("runs/apple"))
 
 
 @pytest.fixture

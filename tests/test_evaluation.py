@@ -63,11 +63,21 @@ def settings(**changes: Any) -> UnlearnSettings:
     return UnlearnSettings(**(fields | changes))
 
 
+@pytest.fixture(scope="module")
+def unlearned(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an unlearned run, and the cache that it filled."""
+    folder = tmp_path_factory.mktemp("unlearned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
+        unlearn(settings(), tiny, Run(folder / "runs/apple"))
+    return folder
+
+
 @pytest.fixture
-def run(tiny: Models) -> Run:
-    apple = Run(Path("runs/apple"))
-    unlearn(settings(), tiny, apple)
-    return apple
+def run(unlearned: Path) -> Run:
+    """A copy of the unlearned run."""
+    shutil.copytree(unlearned, Path(), dirs_exist_ok=True)
+    return Run(Path("runs/apple"))
 
 
 @pytest.fixture

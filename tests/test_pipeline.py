@@ -31,19 +31,24 @@ from erase_sd.unlearning.stage import unlearn
 QUICK = GenerateSettings(steps=2, batch=2)
 
 
+@pytest.fixture(scope="module")
+def unlearned(tiny: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an unlearned run, and the cache that it filled."""
+    folder = tmp_path_factory.mktemp("unlearned")
+    short = {"steps": 2, "forget_batch": 4, "retain_batch": 4, "retain_floor": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERASE_SD_CACHE", str(folder / "cache"))
+        settings = UnlearnSettings(concepts=(Concept("apple"),), **short)  # type: ignore[arg-type]
+        unlearn(settings, tiny, Run(folder / "runs/apple"))
+    return folder
+
+
 @pytest.fixture
-def run(tiny: Models) -> Run:
-    """An unlearned run, and `apple.txt` with three prompts."""
-    run = Run(Path("runs/apple"))
-    unlearn(
-        UnlearnSettings(
-            concepts=(Concept("apple"),), steps=2, forget_batch=4, retain_batch=4, retain_floor=0.0
-        ),
-        tiny,
-        run,
-    )
+def run(unlearned: Path) -> Run:
+    """A copy of the unlearned run, and `apple.txt` with three prompts."""
+    shutil.copytree(unlearned, Path(), dirs_exist_ok=True)
     Path("apple.txt").write_text("an apple\n\n# a remark\na dog and an apple\nan apple in a park\n")
-    return run
+    return Run(Path("runs/apple"))
 
 
 def bytes_of(run: Run) -> dict[str, bytes]:
