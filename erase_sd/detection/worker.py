@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..json_process import serve
@@ -75,11 +77,11 @@ class Detector:
     ) -> list[tuple[Detection, ...]]:
         import numpy as np
         import torch
-        import torchvision  # noqa: F401  # ultralytics uses its NMS once it is imported
         from ultralytics.data.augment import LetterBox
         from ultralytics.utils.nms import non_max_suppression
         from ultralytics.utils.ops import scale_boxes
 
+        _import_torchvision()
         square = LetterBox(new_shape=(self.size, self.size), auto=False)
         pixels = np.stack([square(image=np.asarray(image)) for image in images])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device).float().div(255)
@@ -103,6 +105,21 @@ class Detector:
             probability=round(probability, 4),
             box=(round(x1, 2), round(y1, 2), round(x2, 2), round(y2, 2)),
         )
+
+
+def _import_torchvision() -> None:
+    """Imports torchvision, whose NMS ultralytics uses once it is imported, without PyTorch's compiler.
+
+    torchvision takes one function of it, for RoI align, and importing the compiler takes a second.
+    """
+    name = "torch._dynamo.utils"
+    stand_in: Any = SimpleNamespace(is_compile_supported=lambda _: False)
+    missing = sys.modules.setdefault(name, stand_in) is stand_in
+    try:
+        import torchvision  # noqa: F401
+    finally:
+        if missing:
+            del sys.modules[name]
 
 
 class Answers:
