@@ -87,10 +87,10 @@ def random_pipeline(dtype: torch.dtype, small: bool) -> DiffusionPipeline:
     return pipe
 
 
-def random_pairs(clip: Clip, forget: int, retain: int) -> TokenizedSets:
-    """Token ids of as many captions, 8 to 20 tokens each; the other splits are as large as the
-    metrics read."""
-    forgotten, retained = (_random_pairs(clip, 512, mentions) for mentions in (True, False))
+def random_pairs(clip: Clip, forget: int, retain: int, others: int = 512) -> TokenizedSets:
+    """Token ids of as many captions, 8 to 20 tokens each; each other split has `others`, by default as
+    many as the metrics read."""
+    forgotten, retained = (_random_pairs(clip, others, mentions) for mentions in (True, False))
     return TokenizedSets(
         {
             "train": _random_pairs(clip, forget, True),

@@ -174,7 +174,7 @@ def training(clip: Clip, forget: int, retain: int, steps: int, brief: bool) -> I
             settings=settings,
             student=ClipStudent(clip, "text", runtime.dtype(settings.precision), method.needs),
             original=clip.copied(image_tower=False),
-            pairs=random_pairs(clip, 2_000, 2_000 if brief else CAPTIONS),
+            pairs=random_pairs(clip, 2_000, *((2_000, 64) if brief else (CAPTIONS, 512))),
             checkpoint=Checkpoint(Path(folder, "checkpoint.safetensors"), {}),
             log_path=Path(folder, "train.jsonl"),
             denoiser=None,
