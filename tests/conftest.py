@@ -167,7 +167,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder / "sd")  # fmt: skip
     (folder / "data").mkdir()
-    write_dataset(folder / "data", 150)
+    write_dataset(folder / "data", 100)
     captions = [c for item in read_flickr30k(folder / "data").items for c in item.captions]
     remove_concepts_from(
         captions, [Concept("apple")]

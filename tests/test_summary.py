@@ -127,7 +127,7 @@ def test_the_command_prints_a_table_without_reading_weights(
     assert not call(monkeypatch, *words)
     out = capsys.readouterr()
     assert out.err == ""
-    for cell in ("750 of 150 images", "150 of 150", "tokens per caption", "forget images",
+    for cell in ("500 of 100 images", "100 of 100", "tokens per caption", "forget images",
                  "held-out; split by erase-sd", "retain example"):  # fmt: skip
         assert cell in out.out
 
@@ -148,10 +148,10 @@ def test_the_command_prints_one_json_object(
     words = ["--concept", "apple", "--synonym", "pippin", "--clip", str(clip), "--json"]
     assert not call(monkeypatch, str(tiny.data), *words)
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["images"], summary["captions"], summary["context_length"]) == (150, 750, 32)
+    assert (summary["images"], summary["captions"], summary["context_length"]) == (100, 500, 32)
     assert summary["too_long"] == 0 < summary["shortest"] <= summary["median"] <= summary["longest"]
     assert summary["file"] == "results_20130124.token"
-    assert sum(sum(summary[s]["images"].values()) for s in ("forget", "retain")) == 150
+    assert sum(sum(summary[s]["images"].values()) for s in ("forget", "retain")) == 100
     fewer = ["--concept", "apple", "--keep-sense", "apple laptop", "--clip", str(clip), "--json"]
     assert not call(monkeypatch, str(tiny.data), *fewer)
     assert json.loads(capsys.readouterr().out)["mentions"] < summary["mentions"]
