@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import time
@@ -150,5 +151,8 @@ def test_a_comparison_s_cells_are_taken_over_from_a_killed_process(
     assert [status_of(child) for child in children] == [0, 0]
     ran = sorted(Path("ran").read_text().splitlines())
     assert ran == ["apple ga:steps=2 seed 0", "chair ga:steps=2 seed 0"]
-    assert "chair" in Path("grid/comparison.csv").read_text()
+    with Path("grid/comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["concept"] for row in rows} == {"apple", "chair"}
+    assert [row["reason"] for row in rows if row["measure"] == "failed"] == []
     assert not (Path("grid") / runner.CLAIMS).exists()

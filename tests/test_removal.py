@@ -156,6 +156,7 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
             "A dog has its paws on the keyboard.",
         ),
         ("A child sits on another man's shoulders.", "man", "A child sits on shoulders."),
+        ("A barber cuts a man's hair.", "man", "A barber cuts hair."),
         ("A pair of scissors and a book.", "scissors", "a book."),
         ("A woman using an apple laptop.", "apple", "A woman using a laptop."),
         ("A man eats a hot apple pie in a park.", "apple", "A man eats a hot pie in a park."),
@@ -199,6 +200,7 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         # What a container held stays; what else was said of the concept goes.
         ("A man with a cup of coffee in a park.", "cup", "A man with coffee in a park."),
         ("A boy rolls a ball of snow.", "ball", "A boy."),
+        ("A man jumps into the water of a lake.", "water", "A man jumps into a lake."),
         # Where one thing is left, nothing is between.
         ("A cup between a cow and an apple in a park.", "apple", "A cup beside a cow in a park."),
         ("Between an apple and a dog sits a man.", "apple", "Beside a dog sits a man."),
@@ -211,6 +213,8 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         ("A pitcher is in the middle of throwing the ball.", "ball", "A pitcher."),
         ("A girl jumps into a pool, with a man watching.", "man", "A girl jumps into a pool."),
         ("A boy runs while holding onto a bicycle.", "bicycle", "A boy runs."),
+        ("A rider holds tightly onto a horse.", "horse", "A rider holds tightly."),
+        ("A boy is outside holding a ball.", "ball", "A boy is outside."),
         ("A man holding a child on the table.", "table", "A man holding a child."),
         ("Two men in hats are next to a car.", "car", "Two men in hats."),
         (

@@ -9,6 +9,8 @@ from .syntax import (
     BE,
     BODY_PARTS,
     CONTAINERS,
+    PARTITIVE_NOUNS,
+    PLACE_ADVERBS,
     RELATIONAL_NOUNS,
     is_dative_verb,
     needs_object,
@@ -79,15 +81,22 @@ def is_one_of(noun: Token, words: frozenset[str]) -> bool:
 
 
 def content_takes_over(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
-    """Whether what a container holds stays in its place, "coffee" of "a cup of coffee"; what else is said
-    of a noun with "of" goes with it."""
+    """Whether another thing stays in a noun's place: the content of a container, "coffee" of "a cup of
+    coffee", or "the sea" of "the water of the sea". A bare noun only says of what kind it is: "of snow"."""
     last = max(token.i for token in phrase)
     of = [c for c in noun.rights if c.i == last + 1 and c.dep == "prep" and c.lower == "of"]
     content = [token for preposition in of for token in preposition.rights]
-    kept = bool(content) and not any(token.i in cuts.nouns for token in content)
-    holds = kept and is_one_of(noun, CONTAINERS)
-    cuts.drop(*(of if holds else subtree(of)))
-    return holds
+    things = [c for c in content if c.pos == "PROPN" or has_determiner(c)]
+    stays = bool(things) or (bool(content) and is_one_of(noun, CONTAINERS))
+    if any(c.i in cuts.nouns or is_one_of(c, PARTITIVE_NOUNS) for c in content):
+        stays = False
+    cuts.drop(*(of if stays else subtree(of)))
+    return stays
+
+
+def has_determiner(noun: Token) -> bool:
+    """Whether a noun has a determiner, an owner or a number."""
+    return any(c.dep in ("det", "poss", "nummod") for c in noun.lefts)
 
 
 def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
@@ -109,7 +118,7 @@ def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
         head = head.head
     if head.pos in _VERBS and head.lower in BE:
         _be_lost_complement(cuts, head)
-    elif needs_object(head.lower, preposition.lower) and _no_object(head):
+    elif needs_object(head.lower, preposition.lower, head.tag) and _no_object(head):
         remove_verb(cuts, head)
 
 
@@ -131,7 +140,7 @@ def verb_lost_object(cuts: Cuts, verb: Token) -> None:
     if verb.lower in BE and any(child.dep == "expl" for child in verb.lefts):
         following = [token for token in cuts.kept(verb.subtree) if token.i > verb.i]
         place = any(t.pos == "NOUN" for t in following) and following[0].pos not in ("PRON", "VERB")
-        if place and verb.lefts[0].dep != "expl":
+        if place and verb.lefts[0].dep == "prep":
             cuts.begins_after, cuts.lost_subject = verb.i, True
             return  # "in a park there is an apple near a dog" becomes "in a park there is a dog"
         cuts.drop(*(child for child in verb.lefts if child.dep == "expl"))
@@ -175,6 +184,8 @@ def remove_verb(cuts: Cuts, verb: Token) -> None:
 
 def _preposition_lost_clause(cuts: Cuts, preposition: Token) -> None:
     """Removes a preposition unless a noun phrase of its clause follows: "with a man watching"."""
+    if preposition.lower in PLACE_ADVERBS:
+        return
     left = [token for token in cuts.kept(preposition.subtree) if token.i > preposition.i]
     if not left:
         preposition_lost_object(cuts, preposition)

@@ -10,13 +10,14 @@ from .removal_cuts import (
     begins_scene,
     clause_lost_subject,
     content_takes_over,
+    has_determiner,
     is_one_of,
     preposition_lost_object,
     says_only_where,
     subtree,
     verb_lost_object,
 )
-from .syntax import PARTITIVE_NOUNS, PICTURES
+from .syntax import MASS_NOUNS, PARTITIVE_NOUNS, PICTURES
 from .tree import Token
 
 _BEFORE_NOUN = frozenset((
@@ -113,7 +114,7 @@ def _cut_modifier(cuts: Cuts, noun: Token, mention: Sequence[Token]) -> None:
     cuts.drop(*(c for c in noun.lefts if c.dep in ("amod", "nummod")))
     cuts.drop(*(c for c in noun.rights if c.dep == "case"))
     for determiner in (c for c in noun.lefts if c.dep == "det" and c.lower not in _DEFINITE):
-        if noun.head.tag in ("NN", "NNP"):
+        if noun.head.tag in ("NN", "NNP") and noun.head.lower not in MASS_NOUNS:
             cuts.replaced[determiner.i] = "the"
         else:
             cuts.drop(determiner)
@@ -185,7 +186,7 @@ def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bo
     # Not "trunk" of the mention "beast with a trunk", which is gone.
     members = following = [c for c in cuts.kept(conjuncts) if _is_noun(c)]
     begins = begins_scene(cuts, noun)
-    if begins and not joined and not any(map(_has_determiner, members)):
+    if begins and not joined and not any(map(has_determiner, members)):
         return False  # "an apple, studio lighting, 4k"
     if noun is first and any(member.i in cuts.nouns for member in later):
         following = [member for member in later if member.i not in cuts.nouns]
@@ -203,13 +204,9 @@ def _coordination_closes(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bo
         return False  # "an apple near a cup and a dog" becomes "a cup and a dog"
     cuts.drop(*(token for token in between if token.dep in ("cc", "punct")))
     determiners = [c for c in noun.lefts if c.dep in ("det", "poss") and c.i not in cuts.nouns]
-    if determiners and not _has_determiner(member) and member.tag in ("NN", "NNP"):
+    if determiners and not has_determiner(member) and member.tag in ("NN", "NNP"):
         cuts.gone.discard(determiners[0].i)  # "an apple and orange" becomes "an orange"
     return True
-
-
-def _has_determiner(noun: Token) -> bool:
-    return any(c.dep in ("det", "poss", "nummod") for c in noun.lefts)
 
 
 def _is_noun(token: Token) -> bool:

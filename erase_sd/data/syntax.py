@@ -33,7 +33,7 @@ _UNSPECIFIED_OBJECT = (
 of motion by a vehicle (51.4)."""
 _PEER = ("look", "stare", "gaze", "glance", "listen")
 """Verbs that need what they are directed at (Levin 1993, 30.3)."""
-_HOLD = ("hold", "held", "cling", "clung")
+_HOLDING = ("holding", "clinging")
 """Verbs of holding and keeping, which need what is held (Levin 1993, 15.1)."""
 _DATIVE = ("feed", "give", "hand", "lend", "offer", "pass", "sell", "serve", "show", "throw")
 """Verbs of giving, which keep their recipient as object (dative alternation, Levin 1993, 2.1)."""
@@ -56,9 +56,13 @@ PICTURES = frozenset((
 """Nouns that a caption may begin with before it tells the scene."""
 CONTAINERS = frozenset((
     "bag", "barrel", "basket", "bottle", "bowl", "box", "bucket", "can", "carton", "crate", "cup",
-    "glass", "jar", "jug", "mug", "pitcher", "plate", "pot", "tray", "tub", "wheelbarrow",
+    "glass", "jar", "jug", "mug", "pitcher", "plate", "pot", "table", "tray", "tub", "wheelbarrow",
 ))  # fmt: skip
 """Nouns that measure what follows "of" (Quirk et al. 1985, 5.8): without the cup, "a cup of tea" is "tea"."""
+MASS_NOUNS = frozenset(("clothing", "food", "fur", "hair", "luggage", "pressure", "skin"))
+"""Nouns without an article where nothing says whose: "cutting a man's hair"."""
+PLACE_ADVERBS = frozenset(("around", "behind", "down", "inside", "outside", "up"))
+"""What the parser may take for a preposition of a clause: "a boy is outside holding a ball"."""
 BODY_PARTS = frozenset((
     "arm", "back", "beak", "chest", "ear", "eye", "face", "finger", "foot", "hand", "head", "hip",
     "knee", "lap", "leg", "mouth", "neck", "nose", "paw", "shoulder", "tooth", "waist", "wrist",
@@ -76,11 +80,11 @@ def stands_without_object(word: str) -> bool:
     return word in _forms(_UNSPECIFIED_OBJECT)
 
 
-def needs_object(verb: str, preposition: str) -> bool:
-    """Whether a verb, in any form, cannot stand without the object of its preposition: "looking at"."""
-    return (verb in _forms(_PEER) and preposition in ("at", "to", "through", "upon")) or (
-        verb in _forms(_HOLD) and preposition in ("on", "onto", "to")
-    )
+def needs_object(verb: str, preposition: str, tag: str) -> bool:
+    """Whether a verb with this tag cannot stand without the object of its preposition: "looking at"."""
+    if verb in _HOLDING:
+        return tag == "VBG" and preposition in ("on", "onto", "to")  # "he holds on" can
+    return verb in _forms(_PEER) and preposition in ("at", "to", "through", "upon")
 
 
 def is_dative_verb(word: str) -> bool:
