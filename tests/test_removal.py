@@ -212,6 +212,8 @@ GOLD = Path(__file__).parents[2] / "shared/data/reductions"
         # A preposition goes with its clause, and a verb of holding with its preposition.
         ("A pitcher is in the middle of throwing the ball.", "ball", "A pitcher."),
         ("A girl jumps into a pool, with a man watching.", "man", "A girl jumps into a pool."),
+        ("A cat sleeps while a dog holds a ball.", "ball", "A cat sleeps and a dog."),
+        ("A man waits for a girl to open her umbrella.", "umbrella", "A man waits for a girl."),
         ("A boy runs while holding onto a bicycle.", "bicycle", "A boy runs."),
         ("A rider holds tightly onto a horse.", "horse", "A rider holds tightly."),
         ("A boy is outside holding a ball.", "ball", "A boy is outside."),

@@ -118,12 +118,10 @@ def preposition_lost_object(cuts: Cuts, preposition: Token) -> None:
         head = head.head
     if head.pos in _VERBS and head.lower in BE:
         _be_lost_complement(cuts, head)
-    elif needs_object(head.lower, preposition.lower, head.tag) and _no_object(head):
+    elif needs_object(head.lower, preposition.lower, head.tag) and "dobj" not in (
+        child.dep for child in head.rights
+    ):
         remove_verb(cuts, head)
-
-
-def _no_object(verb: Token) -> bool:
-    return all(child.dep != "dobj" for child in verb.rights)
 
 
 def _be_lost_complement(cuts: Cuts, verb: Token) -> None:
@@ -176,7 +174,11 @@ def remove_verb(cuts: Cuts, verb: Token) -> None:
         if child.dep not in (*_SUBJECTS, "mark", "cc", "punct")
     ]
     if all(child.dep == "conj" for child in rest):
-        cuts.drop(*(child for child in verb.children if child.dep == "mark"))
+        marks = [child for child in verb.lefts if child.dep == "mark"]
+        if not any(child.dep in _SUBJECTS for child in cuts.kept(verb.lefts)):
+            cuts.drop(*marks)
+        elif marks and marks[0].lower != "for":  # "a man sleeps while a dog holds a ball"
+            cuts.replaced[marks[0].i] = "and"
     _join_around(cuts, verb, bool(rest))
     if verb.dep == "pcomp":
         _preposition_lost_clause(cuts, verb.head)
