@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import subprocess
 import sys
 import types
 import zipfile
@@ -160,6 +161,21 @@ def test_an_anchor_based_file_gives_the_boxes_of_its_own_layers(
                 ]  # fmt: skip
     np.testing.assert_allclose(boxes[0].T.numpy(), expected, rtol=1e-4, atol=1e-4)
     assert boxes[0, 4:].std() > 0.01  # the maps differ
+
+
+def test_a_torchvision_that_needs_more_of_the_compiler_gets_the_compiler() -> None:
+    code = """
+import sys, types
+from erase_sd.detection import worker
+before = "torch._dynamo" in sys.modules
+worker.COMPILER = types.SimpleNamespace()  # without what torchvision takes
+worker._import_torchvision()
+import torch
+kept = torch.ops.torchvision.nms(torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([1., 0]), 0.5)
+print(before, "torch._dynamo" in sys.modules, kept.tolist())
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.split("\n")[0] == "False True [0]"
 
 
 @pytest.mark.parametrize(

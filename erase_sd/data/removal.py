@@ -84,7 +84,7 @@ def _without_nouns(text: str, spans: Sequence[Span]) -> Removed:
 
 
 def _replace_between(cuts: Cuts) -> None:
-    """ "between a cup and an apple" becomes "beside a cup"."""
+    """Where one of two things is left, it is no longer between them: "beside a cup"."""
     for between in cuts.kept(t for t in cuts.tree.tokens if t.lower == "between"):
         below = between.subtree
         lost = any(t.dep in ("pobj", "conj") and not cuts.keeps(t) for t in below)
@@ -160,7 +160,7 @@ def _leading_words(tokens: Sequence[Token]) -> int:
 
 
 def _says_how(preposition: Token) -> bool:
-    """Whether a phrase tells of the picture and not of its scene: "by Monet", "in the style of Monet"."""
+    """Whether a phrase describes the picture, not its scene: "by Monet", "in the style of Monet"."""
     style = any(child.lower == "style" for child in preposition.rights)
     return preposition.lower == "by" or (preposition.dep == "prep" and style)
 
@@ -193,7 +193,7 @@ def _without_trailing_pronouns(kept: list[Token], cuts: Cuts) -> list[Token]:
 
 
 def _leads_to_nothing(token: Token, removed: Sequence[Token]) -> bool:
-    """Whether a word before the end, or before words that are `removed`, stands for nothing: "one of them"."""
+    """Whether a last word, or one before words that are `removed`, has lost its meaning: "one of them"."""
     preposition = token.head
     partitive = preposition.lower == "of" and preposition.head.lower not in RELATIONAL_NOUNS
     if token.dep == "pobj" and preposition.i < token.i and not partitive:

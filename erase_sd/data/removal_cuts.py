@@ -34,7 +34,7 @@ class Cuts:
     gone: set[int] = field(default_factory=set)
     replaced: dict[int, str] = field(default_factory=dict)
     begins_after: int = -1
-    """Position of the word after which the scene is told: "of" in "a picture of", "is" in "there is"."""
+    """Position of the word before the scene: "of" in "a picture of", "is" in "there is"."""
     lost_subject: bool = False
     """Whether the scene's subject is gone, so that its first preposition goes too."""
 
@@ -81,8 +81,8 @@ def is_one_of(noun: Token, words: frozenset[str]) -> bool:
 
 
 def content_takes_over(cuts: Cuts, noun: Token, phrase: Sequence[Token]) -> bool:
-    """Whether another thing stays in a noun's place: the content of a container, "coffee" of "a cup of
-    coffee", or "the sea" of "the water of the sea". A bare noun only says of what kind it is: "of snow"."""
+    """Whether what follows "of" takes a noun's place: the content of a container, "a cup of coffee", or a
+    thing of its own, "the water of the sea". Anything else only describes the noun: "a ball of snow"."""
     last = max(token.i for token in phrase)
     of = [c for c in noun.rights if c.i == last + 1 and c.dep == "prep" and c.lower == "of"]
     content = [token for preposition in of for token in preposition.rights]

@@ -235,8 +235,8 @@ def _join_before(cuts: Cuts, noun: Token, phrase: Sequence[Token], is_last: bool
 def _fragment_lost_head(cuts: Cuts, tokens: Sequence[Token]) -> None:
     """A caption that is a noun phrase, "a dog running on grass", loses its noun and begins anew.
 
-    `tokens` are all words that are gone: to "fruit with a leaf", the parser may attach what follows at
-    the leaf.
+    `tokens` are all words that are gone: of "a fruit with a leaf on a table", the parser may attach the
+    table to the leaf.
     """
     for child in cuts.kept(c for token in tokens for c in token.rights):
         if child.dep in ("acl", "relcl") and child.pos in ("VERB", "AUX"):

@@ -53,7 +53,7 @@ PICTURES = frozenset((
     "close-up", "closeup", "drawing", "illustration", "image", "painting", "photo", "photograph",
     "picture", "portrait", "render", "rendering", "shot", "sketch", "view", "watercolor",
 ))  # fmt: skip
-"""Nouns that a caption may begin with before it tells the scene."""
+"""Nouns for the picture itself; its scene follows "of"."""
 CONTAINERS = frozenset((
     "bag", "barrel", "basket", "bottle", "bowl", "box", "bucket", "can", "carton", "crate", "cup",
     "glass", "jar", "jug", "mug", "pitcher", "plate", "pot", "table", "tray", "tub", "wheelbarrow",

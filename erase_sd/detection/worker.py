@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from .detector import IOU, MAX_DETECTIONS, MIN_PROBABILITY, DetectorAnswer, chec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+COMPILER: Any = SimpleNamespace(is_compile_supported=lambda _: False)
+"""Stands in for PyTorch's compiler while torchvision is imported."""
 MAX_PIXELS = 1 << 22  # per forward pass: 10 images of 640 x 640, 256 of 128 x 128
 
 
@@ -110,16 +114,16 @@ class Detector:
 def _import_torchvision() -> None:
     """Imports torchvision, whose NMS ultralytics uses once it is imported, without PyTorch's compiler.
 
-    torchvision takes one function of it, for RoI align, and importing the compiler takes a second.
+    torchvision takes one function of the compiler, for RoI align, and importing it takes a second. A
+    release of torchvision that takes more is imported with the compiler.
     """
     name = "torch._dynamo.utils"
-    stand_in: Any = SimpleNamespace(is_compile_supported=lambda _: False)
-    missing = sys.modules.setdefault(name, stand_in) is stand_in
-    try:
-        import torchvision  # noqa: F401
-    finally:
-        if missing:
-            del sys.modules[name]
+    if name not in sys.modules:
+        sys.modules[name] = COMPILER
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torchvision")
+        del sys.modules[name]
+    importlib.import_module("torchvision")
 
 
 class Answers:
